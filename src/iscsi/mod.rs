@@ -1,0 +1,16 @@
+//! iSCSI (RFC 7143), sans-IO: bytes in, events out; replies in, bytes out.
+//!
+//! Knows PDUs, negotiation, sessions and tasks. Does not know sockets, clocks, buffers, files or SCSI commands
+//! beyond their CDB bytes.
+
+pub mod chap;
+pub mod digest;
+pub mod discovery;
+pub mod framer;
+pub mod login;
+pub mod negotiate;
+pub mod params;
+pub mod pdu;
+pub mod serial;
+pub mod session;
+pub mod text_keys;

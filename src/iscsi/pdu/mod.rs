@@ -1,0 +1,33 @@
+//! PDUs (RFC 7143, 11): 48 header bytes to types and back, one file a PDU.
+//!
+//! Knows layouts. Does not know order, sessions or sockets.
+
+pub mod bhs;
+
+/// Names a task; chosen by the initiator (RFC 7143, 11.2.1.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InitiatorTaskTag(pub u32);
+
+impl InitiatorTaskTag {
+    /// "No task": NOP-Out without an answer, NOP-In that is a ping.
+    pub const RESERVED: Self = Self(0xFFFF_FFFF);
+}
+
+/// Names a transfer; chosen by the target (11.7.4, 11.8.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TargetTransferTag(pub u32);
+
+impl TargetTransferTag {
+    pub const RESERVED: Self = Self(0xFFFF_FFFF);
+}
+
+/// The eight LUN bytes as they stand in the header (SAM-5, 4.7); `scsi` gives them their meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct LunField(pub [u8; 8]);
+
+/// What every response carries of the command window (11.4.8, 11.4.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowSnapshot {
+    pub exp_cmd_sn: super::serial::CmdSn,
+    pub max_cmd_sn: super::serial::CmdSn,
+}

@@ -1,0 +1,77 @@
+//! Every bound in the program, related by compile-time assertions.
+//!
+//! Knows numbers and why they are what they are. Does not know who obeys them.
+
+/// Bytes of a data chunk: the unit of the golden cache and of task buffers.
+pub const CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes of a small buffer: PDU headers, VHD metadata, small replies.
+pub const SMALL_BYTES: usize = 8 * 1024;
+
+/// The longest SCSI transfer (VPD page B0h, MAXIMUM TRANSFER LENGTH).
+pub const TRANSFER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Data chunks one task may hold; one more than the transfer, for an unaligned start.
+pub const TASK_CHUNKS_MAX: usize = TRANSFER_BYTES_MAX / CHUNK_BYTES + 1;
+/// Extents of one resolved read or write; a longer answer is given in parts.
+pub const PLAN_EXTENTS_MAX: usize = 256;
+/// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT).
+pub const PARAMETER_BYTES_MAX: usize = 8 * 1024;
+/// Data one non-READ command may return (INQUIRY, MODE SENSE, REPORT LUNS of 256 units ...).
+pub const REPLY_BYTES_MAX: usize = 16 * 1024;
+
+/// What we declare as MaxRecvDataSegmentLength (RFC 7143, 13.12).
+pub const RECV_SEGMENT_BYTES_MAX: u32 = 256 * 1024;
+/// The most we agree to as MaxBurstLength (13.13) and FirstBurstLength (13.14).
+pub const BURST_BYTES_MAX: u32 = 1024 * 1024;
+pub const FIRST_BURST_BYTES_MAX: u32 = 256 * 1024;
+/// The longest segment we send, whatever the initiator declares: keeps a Data-In inside few chunks.
+pub const SEND_SEGMENT_BYTES_MAX: u32 = 256 * 1024;
+/// R2Ts one task may have outstanding (13.17).
+pub const OUTSTANDING_R2T_MAX: u32 = 1;
+/// Commands the CmdSN window of one session holds.
+pub const COMMAND_WINDOW: u32 = 128;
+/// Immediate commands one session may have beside the window (TMF, NOP-Out, immediate SCSI commands).
+pub const IMMEDIATE_TASKS_MAX: usize = 16;
+/// Tasks of one session.
+pub const SESSION_TASKS_MAX: usize = COMMAND_WINDOW as usize + IMMEDIATE_TASKS_MAX;
+
+/// Text of one login or text negotiation over all its PDUs (RFC 7143, 6.1 wants at least 8192 per PDU).
+pub const TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Keys in one negotiation.
+pub const TEXT_KEYS_MAX: usize = 128;
+/// Bytes of an iSCSI name (RFC 7143, 4.2.7.1).
+pub const ISCSI_NAME_BYTES_MAX: usize = 223;
+/// Login PDUs before the full-feature phase.
+pub const LOGIN_PDUS_MAX: u32 = 64;
+/// Data of a NOP-Out ping that is echoed.
+pub const PING_BYTES_MAX: usize = 32 * 1024;
+
+/// Connections of one shard.
+pub const CONNECTIONS_MAX: usize = 8192;
+/// Tasks of one shard that are being executed; more wait in their connections.
+pub const SHARD_TASKS_MAX: usize = 16 * 1024;
+/// Bytes queued for sending on one connection before it stops executing commands.
+pub const CONNECTION_SEND_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// PDUs one connection may have queued for sending.
+pub const CONNECTION_SEND_PDUS_MAX: usize = 4096;
+/// iovecs of one send: the kernel's UIO_MAXIOV.
+pub const SEND_PARTS_MAX: usize = 1024;
+/// Received buffers a blocked connection may keep before its receive is stopped.
+pub const CONNECTION_UNREAD_BUFFERS_MAX: usize = 64;
+
+/// Layers of a chain, leaf and base included.
+pub const CHAIN_DEPTH_MAX: usize = 64;
+/// VHD: the format's own limit, 2040 GiB.
+pub const VHD_SECTORS_MAX: u64 = 0xFF00_0000;
+/// Block bitmaps one layer keeps in memory.
+pub const LAYER_BITMAPS_MAX: usize = 4096;
+/// Targets of one server and units of one target.
+pub const TARGETS_MAX: usize = 65_536;
+pub const UNITS_PER_TARGET_MAX: usize = 256;
+
+const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
+const _: () = assert!(FIRST_BURST_BYTES_MAX <= BURST_BYTES_MAX);
+const _: () = assert!(BURST_BYTES_MAX as usize <= TRANSFER_BYTES_MAX);
+const _: () = assert!(RECV_SEGMENT_BYTES_MAX >= 8192 && SEND_SEGMENT_BYTES_MAX >= 512);
+const _: () = assert!(CONNECTION_SEND_BYTES_MAX >= 2 * TRANSFER_BYTES_MAX);
+const _: () = assert!(SESSION_TASKS_MAX <= SHARD_TASKS_MAX);
+const _: () = assert!(PARAMETER_BYTES_MAX <= SMALL_BYTES);

@@ -1,0 +1,256 @@
+//! Plans: where bytes live, and what must happen to them. The vocabulary between formats, cache and shard.
+//!
+//! Knows file slots, extents and the steps of a metadata commit. Does not know who computes them or who runs them.
+//!
+//! A translator (`image`) fills a plan; it never moves a byte. The shard (or a blocking tool) runs it.
+
+use crate::units::{BlockIndex, ByteOffset, SectorCount};
+
+/// A file of the shard's table. The translator never opens anything: slots are given to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileSlot(pub u32);
+
+/// A layer of the shard's `image::Images`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub u32);
+
+/// Where one run of a read comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Zero,
+    /// `immutable`: nobody writes the file while it is open, so its bytes may be cached by (file, offset).
+    File {
+        file: FileSlot,
+        offset: ByteOffset,
+        immutable: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadExtent {
+    /// Bytes, a multiple of 512.
+    pub len: u32,
+    pub source: Source,
+}
+
+/// A read resolved to extents, in order, contiguous in the virtual disk. Keeps its memory between uses.
+#[derive(Debug, Default)]
+pub struct ReadPlan {
+    pub extents: Vec<ReadExtent>,
+}
+
+impl ReadPlan {
+    pub fn with_capacity(extents: usize) -> Self {
+        Self { extents: Vec::with_capacity(extents) }
+    }
+
+    pub fn clear(&mut self) {
+        self.extents.clear();
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| u64::from(extent.len)).sum()
+    }
+
+    /// Appends, merging with the last extent when the bytes continue it. False when the plan is full
+    /// (`PLAN_EXTENTS_MAX`): the caller stops and says how far it came.
+    #[must_use]
+    pub fn push(&mut self, extent: ReadExtent) -> bool {
+        if let Some(last) = self.extents.last_mut() {
+            let follows = match (last.source, extent.source) {
+                (Source::Zero, Source::Zero) => true,
+                (
+                    Source::File { file, offset, immutable },
+                    Source::File { file: next_file, offset: next_offset, immutable: next_immutable },
+                ) => {
+                    file == next_file
+                        && immutable == next_immutable
+                        && offset.0 + u64::from(last.len) == next_offset.0
+                }
+                _ => false,
+            };
+            if follows && let Some(len) = last.len.checked_add(extent.len) {
+                last.len = len;
+                return true;
+            }
+        }
+        if self.extents.len() >= crate::limits::PLAN_EXTENTS_MAX {
+            return false;
+        }
+        self.extents.push(extent);
+        true
+    }
+}
+
+/// What a write puts into its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteKind {
+    /// The initiator's bytes.
+    Data,
+    /// Zeros (UNMAP, WRITE SAME of zeros): a hole is punched where the file system takes it.
+    Zero,
+}
+
+/// One run of a write, in order of the virtual disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteExtent {
+    File {
+        len: u32,
+        file: FileSlot,
+        offset: ByteOffset,
+    },
+    /// Nothing to do for these bytes (only for `WriteKind::Zero`: they read as zeros already).
+    Skip {
+        len: u32,
+    },
+}
+
+impl WriteExtent {
+    pub fn len(self) -> u32 {
+        match self {
+            Self::File { len, .. } | Self::Skip { len } => len,
+        }
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct WritePlan {
+    pub extents: Vec<WriteExtent>,
+}
+
+impl WritePlan {
+    pub fn with_capacity(extents: usize) -> Self {
+        Self { extents: Vec::with_capacity(extents) }
+    }
+
+    pub fn clear(&mut self) {
+        self.extents.clear();
+    }
+
+    /// As [`ReadPlan::push`].
+    #[must_use]
+    pub fn push(&mut self, extent: WriteExtent) -> bool {
+        if let Some(last) = self.extents.last_mut() {
+            match (last, extent) {
+                (WriteExtent::Skip { len }, WriteExtent::Skip { len: more }) => {
+                    if let Some(sum) = len.checked_add(more) {
+                        *len = sum;
+                        return true;
+                    }
+                }
+                (
+                    WriteExtent::File { len, file, offset },
+                    WriteExtent::File { len: more, file: next_file, offset: next_offset },
+                ) if *file == next_file && offset.0 + u64::from(*len) == next_offset.0 => {
+                    if let Some(sum) = len.checked_add(more) {
+                        *len = sum;
+                        return true;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.extents.len() >= crate::limits::PLAN_EXTENTS_MAX {
+            return false;
+        }
+        self.extents.push(extent);
+        true
+    }
+}
+
+/// A block bitmap that must be read before a range can be resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BitmapRead {
+    pub layer: LayerId,
+    pub block: BlockIndex,
+    pub file: FileSlot,
+    pub offset: ByteOffset,
+    /// At most `vhd::BITMAP_BYTES_MAX` (8 KiB for 32 MiB blocks).
+    pub len: u32,
+}
+
+/// The answer of `resolve_read`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadStep {
+    /// The plan covers the first `covered` sectors (all of them unless the plan is full).
+    Ready { covered: SectorCount },
+    /// Read this, hand it to `bitmap_loaded`, and ask again. The plan is empty.
+    NeedBitmap(BitmapRead),
+}
+
+/// The answer of `resolve_write`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteStep {
+    /// The plan covers the first `covered` sectors. With `commit`, the write is complete only when a metadata
+    /// commit that began after `data_written` has finished.
+    Ready {
+        covered: SectorCount,
+        commit: bool,
+    },
+    NeedBitmap(BitmapRead),
+    /// No block is prepared: run the layer's metadata work, then ask again. The plan is empty.
+    NeedSpace(LayerId),
+}
+
+/// Why an image takes no more writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteRefused {
+    #[error("the image is read-only")]
+    ReadOnly,
+    #[error("the range lies beyond the end of the disk")]
+    OutOfRange,
+    #[error("the image cannot grow any further (the format ends at 2 TiB)")]
+    FormatFull,
+    #[error("the file system has no space left")]
+    NoSpace,
+    #[error("an earlier metadata write or flush failed; the image is read-only until it is checked")]
+    Failed,
+}
+
+/// One file operation of a metadata commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetaOp {
+    /// Write these bytes, from the batch's byte store, at `offset`.
+    Write { offset: ByteOffset, bytes: core::ops::Range<usize> },
+    /// fdatasync: everything completed before is stable after.
+    Sync,
+    /// Make this range read as zeros (punch a hole, or write zeros where that is refused). Never grows the file.
+    Zero { offset: ByteOffset, len: u64 },
+    /// Cut or grow the file to this length.
+    SetLen { len: u64 },
+}
+
+/// Operations that may run in any order and side by side; the next batch starts when all of them are done.
+#[derive(Debug, Default)]
+pub struct MetaBatch {
+    pub ops: Vec<MetaOp>,
+    pub bytes: Vec<u8>,
+}
+
+impl MetaBatch {
+    pub fn clear(&mut self) {
+        self.ops.clear();
+        self.bytes.clear();
+    }
+
+    pub fn push_write(&mut self, offset: ByteOffset, bytes: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        self.ops.push(MetaOp::Write { offset, bytes: start..self.bytes.len() });
+    }
+}
+
+/// How a file operation failed, as far as an image cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFault {
+    NoSpace,
+    Failed,
+}
+
+/// A point in a layer's sequence of commits: a write is complete when `committed() >= its CommitSeq`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct CommitSeq(pub u64);
