@@ -1,1 +1,53 @@
-//! To be written.
+//! What an administrator touches: commands, configuration, images as files.
+//!
+//! Knows everything below it; may block, and owns all opening of files. Nothing names it but `main`.
+
+pub mod cli;
+pub mod config;
+mod error;
+mod logging;
+pub mod name;
+pub mod secrets;
+pub mod size;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+pub use error::Error;
+
+use cli::{Cli, Command};
+
+/// Runs the command line `args` (the program's name first) and says how it went.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors; clap knows the stream and the code for each.
+            let code = u8::try_from(error.exit_code()).unwrap_or(error::EXIT_USAGE);
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    logging::init(&cli.log);
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            for line in error.lines() {
+                eprintln!("goldrush: {line}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Error> {
+    match command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "goldrush", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Serve(_) | Command::Image(_) => Ok(ExitCode::FAILURE),
+    }
+}

@@ -1,0 +1,293 @@
+//! The command line: subcommands, flags and their defaults, as types.
+//!
+//! Knows what may be written on the command line. Does not know what any of it does.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::size::Size;
+
+/// The port IANA gave to iSCSI.
+pub const ISCSI_PORT: u16 = 3260;
+/// Where `serve` listens unless told otherwise.
+pub const LISTEN_DEFAULT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), ISCSI_PORT);
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (image check: findings), 2 wrong usage or \
+                          configuration (image check: could not be checked)";
+
+/// An iSCSI block server that boots diskless machines from one golden VHD.
+#[derive(Debug, Parser)]
+#[command(name = "goldrush", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub log: LogArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// How log lines are written to standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// The least important level that is logged; connection life-cycles are info
+    #[arg(long, value_enum, default_value_t = LogLevel::Info, global = true)]
+    pub log_level: LogLevel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve images to iSCSI initiators until SIGINT or SIGTERM
+    Serve(ServeArgs),
+    /// Create, describe, check and convert disk images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("source").required(true).args(["config", "golden"])))]
+pub struct ServeArgs {
+    /// Serve the targets of this TOML file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["overlays", "nodes", "listen"])]
+    pub config: Option<PathBuf>,
+    /// Without a file: the golden VHD all nodes share; it is never written
+    #[arg(long, value_name = "VHD", requires_all = ["overlays", "nodes"])]
+    pub golden: Option<PathBuf>,
+    /// The folder of the nodes' children; missing ones are created (node-001.vhd ...)
+    #[arg(long, value_name = "DIR", requires = "golden")]
+    pub overlays: Option<PathBuf>,
+    /// How many nodes: targets ...:node-001 and so on, one child each
+    #[arg(long, value_name = "N", requires = "golden", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub nodes: Option<u32>,
+    /// Where to listen without a file; may be repeated [default: 0.0.0.0:3260]
+    #[arg(long, value_name = "ADDR:PORT", requires = "golden")]
+    pub listen: Vec<SocketAddr>,
+    #[command(flatten)]
+    pub data_plane: DataPlaneArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Data plane")]
+pub struct DataPlaneArgs {
+    /// Cores to run on, one pinned thread each, such as 0-3 or 0,2 [default: all this process may use]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<CoreList>,
+    /// How long a thread looks for work before it sleeps, in microseconds
+    #[arg(long, value_name = "MICROS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub spin: u32,
+    /// The most bytes one send gathers for a connection (16K to 8M)
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = send_batch)]
+    pub send_batch: Size,
+    /// Memory for golden data over all cores; 0 leaves caching to the kernel [default: a quarter of the
+    /// available memory, at most 4G]
+    #[arg(long, value_name = "SIZE")]
+    pub golden_cache: Option<Size>,
+}
+
+fn send_batch(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse().map_err(|error: super::size::SizeError| error.to_string())?;
+    if (16 << 10..=crate::limits::CONNECTION_SEND_BYTES_MAX as u64).contains(&size.0) {
+        Ok(size)
+    } else {
+        Err(format!(
+            "{size} is out of range: 16K to {}",
+            Size(crate::limits::CONNECTION_SEND_BYTES_MAX as u64)
+        ))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Create an empty VHD, or the child of a parent VHD
+    Create(CreateArgs),
+    /// Describe an image and its chain of parents
+    Info(InfoArgs),
+    /// Check the structure of a VHD and of its parents: 0 clean, 1 findings, 2 could not be checked
+    Check(CheckArgs),
+    /// Copy an image's content into another format; a child is flattened through its parents
+    Convert(ConvertArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("origin").required(true).args(["size", "parent"])))]
+pub struct CreateArgs {
+    /// The file to create; it must not exist
+    pub path: PathBuf,
+    /// The size of the disk, a multiple of 512 bytes, at most 2040G
+    #[arg(long)]
+    pub size: Option<Size>,
+    /// Create a differencing child of this VHD, which is opened read-only and never written
+    #[arg(long, value_name = "VHD", conflicts_with = "kind")]
+    pub parent: Option<PathBuf>,
+    /// Whether blocks are allocated when they are written, or all of them now [default: dynamic]
+    #[arg(long = "type", value_enum, value_name = "TYPE")]
+    pub kind: Option<DiskKind>,
+    /// The unit of allocation, a power of two from 512K to 32M [default: 2M, or the parent's]
+    #[arg(long)]
+    pub block_size: Option<Size>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DiskKind {
+    Fixed,
+    Dynamic,
+}
+
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    pub path: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    pub path: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// The image to read: a VHD by its footer, otherwise raw
+    pub source: PathBuf,
+    /// The file to write; it appears under this name only when it is complete
+    pub destination: PathBuf,
+    /// The format to write [default: by the destination's ending: .vhd is vhd, all else raw]
+    #[arg(long, value_enum)]
+    pub format: Option<ImageFormat>,
+    /// The kind of VHD to write [default: dynamic]
+    #[arg(long = "type", value_enum, value_name = "TYPE")]
+    pub kind: Option<DiskKind>,
+    /// The unit of allocation of a dynamic VHD, a power of two from 512K to 32M [default: 2M]
+    #[arg(long)]
+    pub block_size: Option<Size>,
+    /// Replace an existing destination
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    Raw,
+    Vhd,
+}
+
+/// A set of processor cores: `0-3`, `0,2`, `0-1,6`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreList(pub Vec<usize>);
+
+/// The highest core number a Linux CPU set holds, plus one.
+const CORES_MAX: usize = 1024;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" is no list of cores below 1024: write numbers and ranges, such as 0-3 or 0,2")]
+pub struct CoreListError {
+    text: String,
+}
+
+impl FromStr for CoreList {
+    type Err = CoreListError;
+
+    fn from_str(text: &str) -> Result<Self, CoreListError> {
+        let wrong = || CoreListError { text: text.to_owned() };
+        let core = |digits: &str| match digits.parse::<usize>() {
+            Ok(core) if core < CORES_MAX => Ok(core),
+            _ => Err(wrong()),
+        };
+        let mut cores = BTreeSet::new();
+        for item in text.split(',') {
+            match item.split_once('-') {
+                Some((first, last)) => {
+                    let (first, last) = (core(first)?, core(last)?);
+                    if first > last {
+                        return Err(wrong());
+                    }
+                    cores.extend(first..=last);
+                }
+                None => {
+                    cores.insert(core(item)?);
+                }
+            }
+        }
+        Ok(Self(cores.into_iter().collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn core_lists_are_numbers_and_ranges() {
+        assert_eq!("0-3".parse(), Ok(CoreList(vec![0, 1, 2, 3])));
+        assert_eq!("6,0-1,1".parse(), Ok(CoreList(vec![0, 1, 6])));
+        for text in ["", "a", "3-1", "1-", "-1", "0,,1", "1024", "0-99999999999"] {
+            assert!(text.parse::<CoreList>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn serve_needs_exactly_one_source() {
+        assert!(parse("goldrush serve").is_err());
+        assert!(parse("goldrush serve --config a --golden b --overlays c --nodes 1").is_err());
+        assert!(parse("goldrush serve --golden b --nodes 1").is_err());
+        assert!(parse("goldrush serve --config a --listen 127.0.0.1:1").is_err());
+        assert!(parse("goldrush serve --golden b --overlays c --nodes 0").is_err());
+        assert!(parse("goldrush serve --golden b --overlays c --nodes 2 --listen [::1]:0").is_ok());
+        assert!(parse("goldrush serve --config a --cores 0-1 --spin 20 --send-batch 64K").is_ok());
+        assert!(parse("goldrush serve --config a --send-batch 1K").is_err());
+    }
+
+    #[test]
+    fn create_needs_a_size_or_a_parent() {
+        assert!(parse("goldrush image create a.vhd").is_err());
+        assert!(parse("goldrush image create a.vhd --size 1G --parent b.vhd").is_err());
+        assert!(parse("goldrush image create a.vhd --parent b.vhd --type fixed").is_err());
+        assert!(parse("goldrush image create a.vhd --size 1G --type fixed").is_ok());
+    }
+
+    #[test]
+    fn log_flags_may_follow_the_subcommand() {
+        let cli = parse("goldrush serve --config a --log-format json --log-level debug").unwrap();
+        assert_eq!((cli.log.log_format, cli.log.log_level), (LogFormat::Json, LogLevel::Debug));
+    }
+}

@@ -1,0 +1,533 @@
+//! The configuration: TOML to typed values, refused as a whole when anything in it is wrong.
+//!
+//! Knows keys, their bounds and the lines they stand on. Does not know images: files are opened by `catalog`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::cli::LISTEN_DEFAULT;
+use super::name;
+use super::secrets::{self, Secret};
+use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
+use crate::units::BlockSize;
+
+/// The longest configuration file: a room of 65,536 nodes fits.
+const CONFIG_BYTES_MAX: u64 = 64 << 20;
+/// The longest CHAP name.
+const CHAP_NAME_BYTES_MAX: usize = 255;
+/// Listening addresses of one server.
+const LISTEN_MAX: usize = 64;
+
+/// Everything `serve` must know, from a file or from the command line.
+#[derive(Debug)]
+pub struct Config {
+    pub listen: Vec<SocketAddr>,
+    /// Folders in which parents of images may lie.
+    pub image_roots: Vec<PathBuf>,
+    /// Refuse what is otherwise only warned about: a changed parent, a secret others may read.
+    pub strict: bool,
+    pub targets: Vec<TargetConfig>,
+}
+
+#[derive(Debug)]
+pub struct TargetConfig {
+    /// Canonical: lower case.
+    pub name: String,
+    pub origin: Origin,
+    /// Who may log in; `None` admits every initiator.
+    pub initiators: Option<Vec<String>>,
+    pub chap: Option<ChapConfig>,
+    pub units: Vec<UnitConfig>,
+}
+
+/// How initiators prove themselves, and with `mutual` how the target does in return.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChapConfig {
+    pub inward: Credential,
+    pub mutual: Option<Credential>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    pub user: String,
+    pub secret: Secret,
+}
+
+#[derive(Debug)]
+pub struct UnitConfig {
+    pub lun: u16,
+    pub path: PathBuf,
+    pub origin: Origin,
+    pub readonly: bool,
+    pub block_size: BlockSize,
+}
+
+/// Where something was written, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    CommandLine,
+    File { path: Arc<Path>, line: usize },
+}
+
+impl fmt::Display for Origin {
+    /// `FILE:LINE`, or a name for the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine => f.write_str("command line"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+        }
+    }
+}
+
+/// One thing that is wrong with a configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}: {reason}")]
+pub struct ConfigError {
+    pub origin: Origin,
+    pub reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    listen: Option<Spanned<Vec<Spanned<String>>>>,
+    image_roots: Option<Vec<Spanned<PathBuf>>>,
+    #[serde(default)]
+    strict: bool,
+    #[serde(default)]
+    target: Vec<Spanned<RawTarget>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTarget {
+    name: Spanned<String>,
+    initiators: Option<Spanned<Vec<Spanned<String>>>>,
+    chap: Option<Spanned<RawChap>>,
+    block_size: Option<Spanned<i64>>,
+    #[serde(default)]
+    lun: Vec<Spanned<RawLun>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawChap {
+    user: Spanned<String>,
+    secret_file: Spanned<PathBuf>,
+    mutual: Option<RawMutual>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMutual {
+    user: Spanned<String>,
+    secret_file: Spanned<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLun {
+    lun: Spanned<i64>,
+    path: Spanned<PathBuf>,
+    #[serde(default)]
+    readonly: bool,
+    block_size: Option<Spanned<i64>>,
+}
+
+/// Reads and checks a configuration file. All that is wrong with it comes back, in order of the file; a syntax
+/// or type error hides what follows it.
+pub fn load(path: &Path) -> Result<Config, Vec<ConfigError>> {
+    let refuse = |reason: String| {
+        vec![ConfigError { origin: Origin::File { path: Arc::from(path), line: 1 }, reason }]
+    };
+    let metadata = std::fs::metadata(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    if !metadata.is_file() {
+        return Err(refuse("is not a regular file".to_owned()));
+    }
+    if metadata.len() > CONFIG_BYTES_MAX {
+        return Err(refuse(format!("is longer than {CONFIG_BYTES_MAX} bytes")));
+    }
+    let bytes = std::fs::read(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line =
+            1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        vec![ConfigError {
+            origin: Origin::File { path: Arc::from(path), line },
+            reason: "is not UTF-8 text".to_owned(),
+        }]
+    })?;
+    parse(path, &text)
+}
+
+/// As [`load`], with the text at hand. Relative paths in it start at `path`'s folder.
+pub fn parse(path: &Path, text: &str) -> Result<Config, Vec<ConfigError>> {
+    let mut reader = Reader::new(path, text);
+    let raw: RawConfig = toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        vec![ConfigError { origin: reader.origin_at(at), reason: one_line(error.message()) }]
+    })?;
+    let config = reader.config(raw);
+    if reader.errors.is_empty() { Ok(config) } else { Err(reader.errors) }
+}
+
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Turns raw values into typed ones and collects what is wrong with them.
+struct Reader<'a> {
+    path: Arc<Path>,
+    folder: PathBuf,
+    text: &'a str,
+    strict: bool,
+    errors: Vec<ConfigError>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(path: &Path, text: &'a str) -> Self {
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        Self { path: Arc::from(path), folder, text, strict: false, errors: Vec::new() }
+    }
+
+    fn origin_at(&self, offset: usize) -> Origin {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        Origin::File { path: self.path.clone(), line: 1 + before.iter().filter(|b| **b == b'\n').count() }
+    }
+
+    fn origin<T>(&self, value: &Spanned<T>) -> Origin {
+        self.origin_at(value.span().start)
+    }
+
+    fn line<T>(&self, value: &Spanned<T>) -> usize {
+        match self.origin(value) {
+            Origin::File { line, .. } => line,
+            Origin::CommandLine => 0,
+        }
+    }
+
+    fn refuse<T>(&mut self, at: &Spanned<T>, reason: String) {
+        let origin = self.origin(at);
+        self.errors.push(ConfigError { origin, reason });
+    }
+
+    fn config(&mut self, raw: RawConfig) -> Config {
+        self.strict = raw.strict;
+        let listen = self.listen(raw.listen);
+        let mut image_roots = Vec::new();
+        let given = raw.image_roots.is_some();
+        for root in raw.image_roots.unwrap_or_default() {
+            let folder = self.folder.join(root.get_ref());
+            if folder.is_dir() {
+                image_roots.push(folder);
+            } else {
+                self.refuse(&root, format!("image root {} is not a folder", folder.display()));
+            }
+        }
+        let mut targets: Vec<TargetConfig> = Vec::new();
+        let mut lines: HashMap<String, usize> = HashMap::new();
+        if raw.target.len() > TARGETS_MAX {
+            self.refuse(&raw.target[TARGETS_MAX], format!("there are more than {TARGETS_MAX} targets"));
+        }
+        for target in raw.target.into_iter().take(TARGETS_MAX) {
+            let Some(name) = self.target_name(&target.get_ref().name) else { continue };
+            let line = self.line(&target.get_ref().name);
+            if let Some(first) = lines.insert(name.clone(), line) {
+                let at = target.into_inner().name;
+                self.refuse(
+                    &at,
+                    format!("target {name} stands a second time; it is on line {first} already"),
+                );
+                lines.insert(name, first);
+                continue;
+            }
+            targets.push(self.target(name, target));
+        }
+        if targets.is_empty() && self.errors.is_empty() {
+            let origin = self.origin_at(0);
+            self.errors.push(ConfigError { origin, reason: "there is no [[target]] to serve".to_owned() });
+        }
+        if !given {
+            image_roots.push(self.folder.clone());
+            let folders =
+                targets.iter().flat_map(|target| &target.units).filter_map(|unit| unit.path.parent());
+            let mut folders: Vec<PathBuf> = folders.map(Path::to_owned).collect();
+            folders.sort();
+            folders.dedup();
+            image_roots.extend(folders);
+        }
+        Config { listen, image_roots, strict: raw.strict, targets }
+    }
+
+    fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {
+        let Some(raw) = raw else { return vec![LISTEN_DEFAULT] };
+        if raw.get_ref().is_empty() {
+            self.refuse(
+                &raw,
+                "listen is empty: name an address, or remove the key to listen on 0.0.0.0:3260".into(),
+            );
+        }
+        if raw.get_ref().len() > LISTEN_MAX {
+            self.refuse(&raw, format!("listen has more than {LISTEN_MAX} addresses"));
+            return Vec::new();
+        }
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for text in raw.into_inner() {
+            match text.get_ref().parse::<SocketAddr>() {
+                // Port 0 asks for any free port: two of those are two ports.
+                Ok(address) if address.port() != 0 && addresses.contains(&address) => {
+                    self.refuse(&text, format!("listen address {address} stands twice"));
+                }
+                Ok(address) => addresses.push(address),
+                Err(_) => {
+                    let reason = format!(
+                        "\"{}\" is no listen address: write ADDRESS:PORT with a numeric address, such as 0.0.0.0:3260 or [::]:3260",
+                        text.get_ref()
+                    );
+                    self.refuse(&text, reason);
+                }
+            }
+        }
+        addresses
+    }
+
+    fn target_name(&mut self, raw: &Spanned<String>) -> Option<String> {
+        match name::target_name(raw.get_ref()) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                self.refuse(raw, format!("\"{}\" is no target name: {error}", raw.get_ref()));
+                None
+            }
+        }
+    }
+
+    fn target(&mut self, name: String, raw: Spanned<RawTarget>) -> TargetConfig {
+        let origin = self.origin(&raw.get_ref().name);
+        if raw.get_ref().lun.is_empty() {
+            self.refuse(&raw.get_ref().name, format!("target {name} has no [[target.lun]]"));
+        }
+        let raw = raw.into_inner();
+        let initiators = raw.initiators.map(|list| self.initiators(list));
+        let chap = raw.chap.and_then(|chap| self.chap(chap));
+        let block_size = raw.block_size.map(|value| self.block_size(&value)).unwrap_or_default();
+        let mut units: Vec<UnitConfig> = Vec::new();
+        let mut lines: HashMap<u16, usize> = HashMap::new();
+        for lun in raw.lun {
+            let line = self.line(&lun.get_ref().lun);
+            let Some(unit) = self.unit(lun, block_size, &lines) else { continue };
+            lines.insert(unit.lun, line);
+            units.push(unit);
+        }
+        units.sort_by_key(|unit| unit.lun);
+        TargetConfig { name, origin, initiators, chap, units }
+    }
+
+    fn initiators(&mut self, raw: Spanned<Vec<Spanned<String>>>) -> Vec<String> {
+        if raw.get_ref().is_empty() {
+            self.refuse(
+                &raw,
+                "initiators is empty and would admit nobody: remove the key to admit all".to_owned(),
+            );
+        }
+        let mut names = Vec::new();
+        for text in raw.into_inner() {
+            match name::initiator_name(text.get_ref()) {
+                Ok(name) => names.push(name),
+                Err(error) => {
+                    self.refuse(&text, format!("\"{}\" is no initiator name: {error}", text.get_ref()));
+                }
+            }
+        }
+        names
+    }
+
+    fn chap(&mut self, raw: Spanned<RawChap>) -> Option<ChapConfig> {
+        let raw = raw.into_inner();
+        let inward = self.credential(&raw.user, &raw.secret_file);
+        let Some(mutual) = raw.mutual else { return Some(ChapConfig { inward: inward?, mutual: None }) };
+        let outward = self.credential(&mutual.user, &mutual.secret_file);
+        let (inward, outward) = (inward?, outward?);
+        if inward.secret == outward.secret {
+            let reason = "the mutual secret must differ from the initiator's (RFC 7143, 9.2.1)".to_owned();
+            self.refuse(&mutual.secret_file, reason);
+            return None;
+        }
+        Some(ChapConfig { inward, mutual: Some(outward) })
+    }
+
+    fn credential(&mut self, user: &Spanned<String>, file: &Spanned<PathBuf>) -> Option<Credential> {
+        let name = user.get_ref();
+        if name.is_empty() || name.len() > CHAP_NAME_BYTES_MAX || name.contains(|c: char| c.is_control()) {
+            let reason = format!("the CHAP user must be one line of 1 to {CHAP_NAME_BYTES_MAX} bytes");
+            self.refuse(user, reason);
+            return None;
+        }
+        let path = self.folder.join(file.get_ref());
+        match secrets::load(&path, self.strict) {
+            Ok(loaded) => {
+                if loaded.world_readable {
+                    tracing::warn!(secret = %path.display(), "every user may read this secret: run chmod 600 on it");
+                }
+                Some(Credential { user: name.clone(), secret: loaded.secret })
+            }
+            Err(error) => {
+                self.refuse(file, format!("{}: {error}", path.display()));
+                None
+            }
+        }
+    }
+
+    fn block_size(&mut self, raw: &Spanned<i64>) -> BlockSize {
+        let size = u32::try_from(*raw.get_ref()).ok().and_then(BlockSize::from_bytes);
+        size.unwrap_or_else(|| {
+            self.refuse(raw, format!("block_size {} is neither 512 nor 4096", raw.get_ref()));
+            BlockSize::default()
+        })
+    }
+
+    fn unit(
+        &mut self,
+        raw: Spanned<RawLun>,
+        default_block: BlockSize,
+        lines: &HashMap<u16, usize>,
+    ) -> Option<UnitConfig> {
+        let raw = raw.into_inner();
+        let lun = *raw.lun.get_ref();
+        let block_size = raw.block_size.map_or(default_block, |value| self.block_size(&value));
+        let Some(lun) = u16::try_from(lun).ok().filter(|lun| usize::from(*lun) < UNITS_PER_TARGET_MAX) else {
+            let reason = format!("LUN {lun} is out of range: 0 to {}", UNITS_PER_TARGET_MAX - 1);
+            self.refuse(&raw.lun, reason);
+            return None;
+        };
+        if let Some(first) = lines.get(&lun) {
+            self.refuse(
+                &raw.lun,
+                format!("LUN {lun} stands twice in this target; it is on line {first} already"),
+            );
+            return None;
+        }
+        let path = self.folder.join(raw.path.get_ref());
+        let origin = self.origin(&raw.path);
+        match std::fs::metadata(&path) {
+            Ok(_) => Some(UnitConfig { lun, path, origin, readonly: raw.readonly, block_size }),
+            Err(error) => {
+                self.refuse(&raw.path, format!("image {} cannot be opened: {error}", path.display()));
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+listen = ["127.0.0.1:0", "[::1]:3260"]
+image_roots = ["."]
+[[target]]
+name = "iqn.2026-11.io.goldrush:Node-001"
+initiators = ["iqn.2010-04.org.ipxe:node-001"]
+chap = { user = "node-001", secret_file = "secret", mutual = { user = "room", secret_file = "mutual" } }
+block_size = 4096
+  [[target.lun]]
+  lun = 1
+  path = "image"
+  readonly = true
+  [[target.lun]]
+  lun = 0
+  path = "image"
+  block_size = 512
+"#;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("image"), [0; 512]).unwrap();
+        std::fs::write(folder.path().join("secret"), "a secret of the node").unwrap();
+        std::fs::write(folder.path().join("mutual"), "a secret of the room").unwrap();
+        folder
+    }
+
+    /// What `text` in a file `c.toml` is answered: `line: reason` for each error.
+    fn errors(folder: &Path, text: &str) -> Vec<String> {
+        let prefix = format!("{}:", folder.join("c.toml").display());
+        let errors = parse(&folder.join("c.toml"), text).map(|_| ()).unwrap_err();
+        errors.iter().map(|error| error.to_string().strip_prefix(&prefix).unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn every_key_reaches_the_typed_configuration() {
+        let folder = folder();
+        let config = parse(&folder.path().join("c.toml"), GOOD).unwrap();
+        assert_eq!(config.listen, ["127.0.0.1:0".parse().unwrap(), "[::1]:3260".parse().unwrap()]);
+        let target = &config.targets[0];
+        assert_eq!(target.name, "iqn.2026-11.io.goldrush:node-001");
+        assert_eq!(target.initiators.as_deref(), Some(&["iqn.2010-04.org.ipxe:node-001".to_owned()][..]));
+        let chap = target.chap.as_ref().unwrap();
+        assert_eq!(
+            (chap.inward.user.as_str(), chap.inward.secret.bytes()),
+            ("node-001", &b"a secret of the node"[..])
+        );
+        assert_eq!(chap.mutual.as_ref().unwrap().user, "room");
+        let units: Vec<_> =
+            target.units.iter().map(|unit| (unit.lun, unit.readonly, unit.block_size)).collect();
+        assert_eq!(units, [(0, false, BlockSize::B512), (1, true, BlockSize::B4096)]);
+    }
+
+    #[test]
+    fn all_errors_of_a_file_are_told_with_their_lines() {
+        let folder = folder();
+        let text =
+            GOOD.replace("[::1]:3260", "localhost").replace("lun = 1", "lun = 256").replace("4096", "513");
+        assert_eq!(
+            errors(folder.path(), &text),
+            [
+                "2: \"localhost\" is no listen address: write ADDRESS:PORT with a numeric address, such as 0.0.0.0:3260 or [::]:3260",
+                "8: block_size 513 is neither 512 nor 4096",
+                "10: LUN 256 is out of range: 0 to 255",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_repeated_target_names_the_first_line() {
+        let folder = folder();
+        let target = GOOD.split("[[target]]").nth(1).unwrap();
+        let text = format!("[[target]]{target}[[target]]{target}");
+        assert_eq!(
+            errors(folder.path(), &text),
+            ["15: target iqn.2026-11.io.goldrush:node-001 stands a second time; it is on line 2 already"]
+        );
+    }
+
+    #[test]
+    fn roots_default_to_the_folders_in_use() {
+        let folder = folder();
+        std::fs::create_dir(folder.path().join("deep")).unwrap();
+        std::fs::write(folder.path().join("deep/image"), [0; 512]).unwrap();
+        let text = "[[target]]\nname = \"iqn.2026-11.io.goldrush:a\"\n[[target.lun]]\nlun = 0\npath = \"deep/image\"\n";
+        let config = parse(&folder.path().join("c.toml"), text).unwrap();
+        assert_eq!(config.image_roots, [folder.path().to_owned(), folder.path().join("deep")]);
+        assert_eq!(config.listen, [LISTEN_DEFAULT]);
+    }
+
+    #[test]
+    fn no_bytes_make_the_parser_panic() {
+        let folder = folder();
+        for cut in 0..GOOD.len() {
+            let _ = parse(&folder.path().join("c.toml"), &GOOD[..cut]);
+            let _ = parse(
+                &folder.path().join("c.toml"),
+                &format!("{}\u{0}\u{ffff}{}", &GOOD[..cut], &GOOD[cut..]),
+            );
+        }
+    }
+}

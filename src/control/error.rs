@@ -1,0 +1,46 @@
+//! What a command ends with when it does not succeed, and the exit code for it.
+//!
+//! Knows kinds of failure. Does not know who fails.
+
+use std::path::PathBuf;
+
+use super::config::ConfigError;
+
+/// The operation failed, or a check found something.
+pub(super) const EXIT_FAILED: u8 = 1;
+/// The command line or the configuration is wrong; for `image check`: no verdict could be reached.
+pub(super) const EXIT_USAGE: u8 = 2;
+
+/// Why a command did not do what it was asked. Each line of it is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}", first(.0))]
+    Config(Vec<ConfigError>),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{path}: {doing} failed: {source}", path = .path.display())]
+    Io { path: PathBuf, doing: &'static str, source: std::io::Error },
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn first(errors: &[ConfigError]) -> String {
+    errors.first().map(ToString::to_string).unwrap_or_default()
+}
+
+impl Error {
+    /// One sentence for each thing that is wrong.
+    pub(super) fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Config(errors) => errors.iter().map(ToString::to_string).collect(),
+            other => vec![other.to_string()],
+        }
+    }
+
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Usage(_) => EXIT_USAGE,
+            Self::Io { .. } | Self::Failed(_) => EXIT_FAILED,
+        }
+    }
+}
