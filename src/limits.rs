@@ -62,6 +62,15 @@ pub const CONNECTION_UNREAD_BUFFERS_MAX: usize = 64;
 pub const CHAIN_DEPTH_MAX: usize = 64;
 /// VHD: the format's own limit, 2040 GiB.
 pub const VHD_SECTORS_MAX: u64 = 0xFF00_0000;
+/// VHD: table entries of the largest disk with the smallest blocks we write (512 KiB): 16 MiB of memory.
+pub const VHD_BLOCKS_MAX: u64 = VHD_SECTORS_MAX / 1024;
+/// VHD: a table entry is a 32-bit sector number, so a file ends below 2 TiB.
+pub const VHD_FILE_BYTES_MAX: u64 = 1 << 41;
+/// Bytes of the largest block bitmap (32 MiB blocks).
+pub const BITMAP_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of blocks an image prepares ahead of its writes, and the fewest and most blocks that is.
+pub const EXTEND_BYTES: u64 = 32 * 1024 * 1024;
+pub const EXTEND_BLOCKS_MAX: u64 = 64;
 /// Block bitmaps one layer keeps in memory.
 pub const LAYER_BITMAPS_MAX: usize = 4096;
 /// Targets of one server and units of one target.
@@ -75,3 +84,4 @@ const _: () = assert!(RECV_SEGMENT_BYTES_MAX >= 8192 && SEND_SEGMENT_BYTES_MAX >
 const _: () = assert!(CONNECTION_SEND_BYTES_MAX >= 2 * TRANSFER_BYTES_MAX);
 const _: () = assert!(SESSION_TASKS_MAX <= SHARD_TASKS_MAX);
 const _: () = assert!(PARAMETER_BYTES_MAX <= SMALL_BYTES);
+const _: () = assert!(BITMAP_BYTES_MAX <= SMALL_BYTES);

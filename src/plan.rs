@@ -169,14 +169,17 @@ pub struct BitmapRead {
     pub block: BlockIndex,
     pub file: FileSlot,
     pub offset: ByteOffset,
-    /// At most `vhd::BITMAP_BYTES_MAX` (8 KiB for 32 MiB blocks).
+    /// At most `limits::BITMAP_BYTES_MAX` (8 KiB for 32 MiB blocks).
     pub len: u32,
+    /// When it was asked for: bytes read before the layer forgot a newer bitmap are not taken.
+    pub ticket: u64,
 }
 
 /// The answer of `resolve_read`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadStep {
-    /// The plan covers the first `covered` sectors (all of them unless the plan is full).
+    /// The plan covers the first `covered` sectors: at least one, and all of them unless the plan is full or a
+    /// bitmap is needed further on.
     Ready { covered: SectorCount },
     /// Read this, hand it to `bitmap_loaded`, and ask again. The plan is empty.
     NeedBitmap(BitmapRead),
@@ -185,7 +188,7 @@ pub enum ReadStep {
 /// The answer of `resolve_write`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteStep {
-    /// The plan covers the first `covered` sectors. With `commit`, the write is complete only when a metadata
+    /// The plan covers the first `covered` sectors (as for reads; also cut where space is needed). With `commit`, the write is complete only when a metadata
     /// commit that began after `data_written` has finished.
     Ready {
         covered: SectorCount,

@@ -1,0 +1,87 @@
+//! A layer: one file of a chain.
+//!
+//! Knows which formats there are (a closed set: an enum, no trait object). Does not know its neighbours.
+
+use crate::plan::FileSlot;
+use crate::units::{ByteOffset, SECTOR_BYTES, SectorCount};
+use crate::vhd::{DiskType, OpenMode, Run, VhdImage};
+
+/// One file of a chain, in the format it has.
+#[derive(Debug)]
+pub enum Layer {
+    Raw(RawLayer),
+    Vhd(VhdLayer),
+}
+
+/// A file that is the disk, byte for byte.
+#[derive(Debug)]
+pub struct RawLayer {
+    pub(super) file: FileSlot,
+    pub(super) sectors: SectorCount,
+    pub(super) writable: bool,
+}
+
+#[derive(Debug)]
+pub struct VhdLayer {
+    pub(super) file: FileSlot,
+    pub(super) image: VhdImage,
+    pub(super) writable: bool,
+}
+
+impl Layer {
+    /// A raw file of `sectors`. A layer that is not `writable` promises that nobody changes the file meanwhile.
+    pub fn raw(file: FileSlot, sectors: SectorCount, writable: bool) -> Self {
+        Self::Raw(RawLayer { file, sectors, writable })
+    }
+
+    /// An open VHD. It is writable when it was opened so; a read-only one promises that nobody changes the file.
+    pub fn vhd(file: FileSlot, image: VhdImage) -> Self {
+        let writable = image.mode() == OpenMode::Writable;
+        Self::Vhd(VhdLayer { file, image, writable })
+    }
+
+    pub fn sectors(&self) -> SectorCount {
+        match self {
+            Self::Raw(raw) => raw.sectors,
+            Self::Vhd(vhd) => vhd.image.sectors(),
+        }
+    }
+
+    pub fn file(&self) -> FileSlot {
+        match self {
+            Self::Raw(raw) => raw.file,
+            Self::Vhd(vhd) => vhd.file,
+        }
+    }
+
+    pub fn is_writable(&self) -> bool {
+        match self {
+            Self::Raw(raw) => raw.writable,
+            Self::Vhd(vhd) => vhd.writable,
+        }
+    }
+
+    /// True when absent sectors are the parent's.
+    pub fn needs_parent(&self) -> bool {
+        matches!(self, Self::Vhd(vhd) if vhd.image.disk_type() == DiskType::Differencing)
+    }
+
+    /// The VHD of this layer.
+    pub fn as_vhd(&self) -> Option<&VhdImage> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Vhd(vhd) => Some(&vhd.image),
+        }
+    }
+
+    /// As [`VhdImage::run_at`].
+    pub(super) fn run_at(&mut self, sector: u64, max: u64) -> Run {
+        match self {
+            Self::Vhd(vhd) => vhd.image.run_at(sector, max),
+            Self::Raw(raw) => match raw.sectors.0.saturating_sub(sector).min(max) {
+                0 => Run::Absent { sectors: max },
+                sectors => Run::Present { offset: ByteOffset(sector.saturating_mul(SECTOR_BYTES)), sectors },
+            },
+        }
+    }
+}
