@@ -38,6 +38,12 @@ pub const SESSION_TASKS_MAX: usize = COMMAND_WINDOW as usize + IMMEDIATE_TASKS_M
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Keys in one negotiation.
 pub const TEXT_KEYS_MAX: usize = 128;
+/// The longest data segment of a login PDU, either way: nothing else is declared yet (RFC 7143, 13.12).
+pub const LOGIN_SEGMENT_BYTES_MAX: u32 = 8192;
+/// Bytes of a key's name (6.1).
+pub const TEXT_KEY_BYTES_MAX: usize = 63;
+/// Bytes of a CHAP challenge or response, decoded (RFC 7143, 12.1.3).
+pub const CHAP_BINARY_BYTES_MAX: usize = 1024;
 /// Bytes of an iSCSI name (RFC 7143, 4.2.7.1).
 pub const ISCSI_NAME_BYTES_MAX: usize = 223;
 /// Login PDUs before the full-feature phase.
@@ -80,6 +86,7 @@ pub const UNITS_PER_TARGET_MAX: usize = 256;
 const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= BURST_BYTES_MAX);
 const _: () = assert!(BURST_BYTES_MAX as usize <= TRANSFER_BYTES_MAX);
+const _: () = assert!(TEXT_BYTES_MAX >= LOGIN_SEGMENT_BYTES_MAX as usize);
 const _: () = assert!(RECV_SEGMENT_BYTES_MAX >= 8192 && SEND_SEGMENT_BYTES_MAX >= 512);
 const _: () = assert!(CONNECTION_SEND_BYTES_MAX >= 2 * TRANSFER_BYTES_MAX);
 const _: () = assert!(SESSION_TASKS_MAX <= SHARD_TASKS_MAX);

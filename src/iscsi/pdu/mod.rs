@@ -3,6 +3,11 @@
 //! Knows layouts. Does not know order, sessions or sockets.
 
 pub mod bhs;
+pub mod login;
+pub mod logout;
+pub mod opcode;
+pub mod reject;
+pub mod text;
 
 /// Names a task; chosen by the initiator (RFC 7143, 11.2.1.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
