@@ -64,6 +64,11 @@ pub const SEND_PARTS_MAX: usize = 1024;
 /// Received buffers a blocked connection may keep before its receive is stopped.
 pub const CONNECTION_UNREAD_BUFFERS_MAX: usize = 64;
 
+/// Files one shard holds open.
+pub const SHARD_FILES_MAX: usize = 16 * 1024;
+/// File operations (and cancels, shutdowns, closes) one shard has in the kernel; more wait in its queue.
+pub const SHARD_FILE_OPS_MAX: usize = 4096;
+
 /// Layers of a chain, leaf and base included.
 pub const CHAIN_DEPTH_MAX: usize = 64;
 /// VHD: the format's own limit, 2040 GiB.

@@ -1,1 +1,42 @@
-//! To be written.
+//! The ring: [`io::Io`](crate::io::Io) over io_uring, one per shard thread, and the system calls around it.
+//!
+//! Knows the kernel: rings, file descriptors, limits, signals, cores. Does not know what the bytes mean, nor who
+//! asked for them.
+//!
+//! | file        | holds                                                                     |
+//! |-------------|---------------------------------------------------------------------------|
+//! | `uring_io`  | [`UringIo`]: submit, wait, sockets in and out, and the way out (drop)     |
+//! | `start`     | an [`Op`](crate::io::Op) becomes a submission                             |
+//! | `complete`  | a completion of the kernel becomes a [`Completion`](crate::io::Completion)|
+//! | `inflight`  | what the kernel still owns: the two contracts of this module              |
+//! | `ring`      | setup, registration, `io_uring_enter`                                     |
+//! | `rx`        | the provided buffers multishot receives fill                              |
+//! | `send`      | the iovec lists of sends in flight                                        |
+//! | `tables`    | slots of sockets, listeners and files                                     |
+//! | `waker`     | waking a ring from another thread                                         |
+//! | [`probe`]   | may we use io_uring here, and if not, why not, in one sentence            |
+//! | [`host`]    | cores, limits, listeners, signals                                         |
+
+mod complete;
+mod config;
+pub mod host;
+mod inflight;
+pub mod probe;
+mod ring;
+mod rx;
+mod send;
+mod start;
+mod tables;
+mod uring_io;
+mod waker;
+
+pub use config::{Registered, RingReport, UringConfig, UringError};
+pub use uring_io::UringIo;
+pub use waker::UringWaker;
+
+use crate::io::Errno;
+
+/// `result` of a completion or of a raw call: negative is an error number.
+fn count_or_errno(result: i32) -> Result<u32, Errno> {
+    u32::try_from(result).map_err(|_| Errno(result.wrapping_neg()))
+}
