@@ -17,7 +17,7 @@ pub struct Images {
 }
 
 /// One run of a chain.
-enum ChainRun {
+pub(super) enum ChainRun {
     Extent { source: Source, sectors: u64 },
     NeedBitmap(BitmapRead),
 }
@@ -77,7 +77,7 @@ impl Images {
     }
 
     /// Walks from the first of `layers` towards the base until one has the sector. At most `max` sectors, at least 1.
-    fn run(&mut self, layers: &[LayerId], sector: u64, max: u64) -> ChainRun {
+    pub(super) fn run(&mut self, layers: &[LayerId], sector: u64, max: u64) -> ChainRun {
         let mut sectors = max;
         for id in layers {
             let Some(layer) = self.layer_mut(*id) else { break };

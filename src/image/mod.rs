@@ -6,6 +6,7 @@
 pub mod chain;
 pub mod images;
 pub mod layer;
+mod write;
 
 pub use chain::{Chain, ChainError};
 pub use images::Images;

@@ -45,6 +45,8 @@ pub(super) struct BitmapEntry {
     /// What the file holds, and what reads see.
     pub(super) set: BlockBitmap,
     pub(super) writes: Option<Box<PendingBits>>,
+    /// The block has no table entry yet: no file could give this bitmap back.
+    pub(super) reserved: bool,
     /// The file's bitmap was changed since it was loaded: older bytes of it must not come back.
     modified: bool,
     /// Second chance of the clock hand.
@@ -69,13 +71,15 @@ impl BitmapEntry {
             writes.committing.clear();
             self.modified = true;
         }
+        self.reserved = false;
     }
 
     /// Nothing of it would be lost by forgetting it.
     pub(super) fn is_idle(&self) -> bool {
-        self.writes.as_ref().is_none_or(|writes| {
+        let idle = |writes: &PendingBits| {
             writes.in_flight == 0 && writes.pending.is_clear() && writes.committing.is_clear()
-        })
+        };
+        !self.reserved && self.writes.as_deref().is_none_or(idle)
     }
 }
 
@@ -119,21 +123,22 @@ impl BitmapTable {
         if self.entries.len() >= self.capacity {
             self.forget_one();
         }
-        self.entries.entry(block.0).or_insert(BitmapEntry { set, writes: None, modified: false, used: true })
+        self.entries.entry(block.0).or_insert(BitmapEntry {
+            set,
+            writes: None,
+            reserved: false,
+            modified: false,
+            used: true,
+        })
     }
 
-    pub(super) fn remove(&mut self, block: BlockIndex) {
-        if let Some(entry) = self.entries.remove(&block.0) {
-            self.forgotten(&entry);
-        }
+    /// Drops the bitmap of a full block: it is not asked for again.
+    pub(super) fn remove_full(&mut self, block: BlockIndex) {
+        self.entries.remove(&block.0);
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    fn forgotten(&mut self, entry: &BitmapEntry) {
-        if entry.modified {
+    fn remove(&mut self, block: BlockIndex) {
+        if self.entries.remove(&block.0).is_some_and(|entry| entry.modified) {
             self.fence = self.ticket;
         }
     }
@@ -172,7 +177,7 @@ mod tests {
         for block in 4..6 {
             table.insert(BlockIndex(block), bitmap(1));
         }
-        assert_eq!(table.len(), 4);
+        assert_eq!(table.entries.len(), 4);
         assert!(table.get(BlockIndex(1)).is_some() && table.get(BlockIndex(3)).is_some());
     }
 
@@ -182,7 +187,7 @@ mod tests {
         for block in 0..5 {
             table.insert(BlockIndex(block), bitmap(1)).writes(64).in_flight = 1;
         }
-        assert_eq!(table.len(), 5);
+        assert_eq!(table.entries.len(), 5);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! is not in memory is asked for.
 
 use super::DiskType;
-use super::bat::Bat;
+use super::allocate::Writer;
+use super::bat::{Bat, FileRange};
 use super::bitmap_table::{BitmapTable, BlockSet};
 use super::block_bitmap::BlockBitmap;
 use super::footer::Footer;
@@ -118,8 +119,10 @@ pub(super) struct Sparse {
     /// Blocks whose every sector is present: bits are never cleared, so their bitmaps need not be kept.
     pub(super) full: BlockSet,
     pub(super) differencing: bool,
-    /// The end of header, table and locators.
-    pub(super) metadata_end: u64,
+    /// Footer copy, header, table and the locators we understand.
+    pub(super) metadata: Vec<FileRange>,
+    /// Of a writable image.
+    pub(super) writer: Option<Writer>,
 }
 
 impl VhdImage {

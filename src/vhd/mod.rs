@@ -4,9 +4,12 @@
 //! know files, rings, SCSI or chains: it is fed bytes and answers with offsets.
 #![doc = include_str!("FORMAT.md")]
 
+pub mod allocate;
 pub mod bat;
 mod bitmap_table;
 pub mod block_bitmap;
+pub mod check;
+mod commit;
 pub mod create;
 pub mod dynamic_header;
 pub mod error;
@@ -16,7 +19,10 @@ pub mod image;
 pub mod layout;
 pub mod open;
 pub mod parent_locator;
+mod repair;
+mod space;
 
+pub use allocate::WriteRun;
 pub use error::{Structure, VhdError, VhdErrorKind};
 pub use image::{BitmapRequest, OpenMode, ParentInfo, Run, Statistics, VhdImage, Warning};
 pub use open::{OpenError, open_with};

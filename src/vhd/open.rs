@@ -2,14 +2,17 @@
 //!
 //! Knows the order of the checks and bounds every allocation by the file. Does not know files: the caller reads.
 
+use super::allocate::Writer;
 use super::bat::{Bat, ENTRY_BYTES, FileRange};
 use super::bitmap_table::{BitmapTable, BlockSet};
+use super::create::CREATOR;
 use super::dynamic_header::{DynamicHeader, LocatorEntry};
 use super::error::{Structure, VhdError, VhdErrorKind};
 use super::footer::Footer;
 use super::image::{Body, OpenMode, ParentInfo, Sparse, VhdImage, Warning};
 use super::layout::Layout;
 use super::parent_locator::{self, LOCATOR_BYTES_MAX, ParentCandidate, ParentOrigin};
+use super::space::Space;
 use super::{DiskType, FOOTER_BYTES, HEADER_BYTES};
 use crate::limits::{LAYER_BITMAPS_MAX, VHD_BLOCKS_MAX};
 use crate::units::SECTOR_BYTES;
@@ -183,8 +186,10 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     file.fill(table.start, &mut entries)?;
     let bat = Bat::from_bytes(&entries);
     bat.validate(&layout, FileRange { start: FOOTER_BYTES as u64, end: data_end }, &metadata)?;
-    let metadata_end = metadata.iter().map(|range| range.end).max().unwrap_or(0);
     let differencing = parent.is_some();
+    let writer = (mode == OpenMode::Writable).then(|| {
+        Writer::new(Space::new(data_end, floor(&footer, &header, &layout, &bat, &metadata, data_end)))
+    });
     let sparse = Sparse {
         layout,
         full: BlockSet::new(layout.blocks),
@@ -192,7 +197,8 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
         allocated: bat.allocated().count() as u64,
         bat,
         differencing,
-        metadata_end,
+        metadata,
+        writer,
     };
     Ok(VhdImage {
         footer,
@@ -203,6 +209,31 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
         warnings,
         body: Body::Sparse(Box::new(sparse)),
     })
+}
+
+/// The end of everything that may belong to somebody: blocks, metadata, locators we do not understand.
+///
+/// In a file of another creator that has no block yet, all that lies before the footer: vhd-util keeps a map there
+/// that nothing refers to.
+fn floor(
+    footer: &Footer,
+    header: &DynamicHeader,
+    layout: &Layout,
+    bat: &Bat,
+    metadata: &[FileRange],
+    data_end: u64,
+) -> u64 {
+    let blocks = bat.end(layout) * SECTOR_BYTES;
+    if blocks == 0 && footer.creator_app != CREATOR {
+        return data_end;
+    }
+    let locators = header.locators.iter().filter(|entry| entry.code != [0; 4]);
+    let locator_ends = locators.map(|entry| {
+        let space = u64::from(entry.data_len.max(entry.data_space));
+        entry.data_offset.saturating_add(space).min(data_end)
+    });
+    let metadata_end = metadata.iter().map(|range| range.end).chain(locator_ends).max().unwrap_or(0);
+    metadata_end.next_multiple_of(SECTOR_BYTES).max(blocks)
 }
 
 fn header_place(footer: &Footer, data_end: u64) -> Result<FileRange, VhdError> {

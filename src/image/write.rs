@@ -1,0 +1,205 @@
+//! Writes to a chain: they go to the leaf, and only to the leaf.
+//!
+//! Knows when a write of zeros changes nothing, and which parts of a write need a commit. Does not know the order in
+//! which a leaf changes its file: that is the leaf's metadata machine, which passes through here.
+
+use super::images::{ChainRun, EXTENT_SECTORS_MAX, Images, bitmap_read};
+use super::{Chain, Layer};
+use crate::plan::{
+    CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, Source, WriteExtent, WriteKind, WritePlan,
+    WriteRefused, WriteStep,
+};
+use crate::units::{ByteOffset, SECTOR_BYTES, Sector, SectorCount, SectorRange};
+use crate::vhd::{VhdImage, WriteRun};
+
+/// What stopped a plan before its end.
+enum Stop {
+    Step(WriteStep),
+    /// Enough for one step.
+    Cut,
+}
+
+/// How far a plan has come.
+struct Progress {
+    at: u64,
+    commit: bool,
+    skips: bool,
+}
+
+impl Images {
+    /// Says where the bytes of a write go. `plan` is cleared first.
+    ///
+    /// A step with `commit` has only file extents. After it, each of its `covered` sectors is reported exactly once,
+    /// in any parts: [`Self::data_written`] when the extents are written, [`Self::write_abandoned`] when not. A step
+    /// without `commit` is complete when its extents are written, and is not reported.
+    ///
+    /// # Errors
+    /// Why the write cannot be done; nothing was reserved for it.
+    pub fn resolve_write(
+        &mut self,
+        chain: &Chain,
+        range: SectorRange,
+        kind: WriteKind,
+        plan: &mut WritePlan,
+    ) -> Result<WriteStep, WriteRefused> {
+        plan.clear();
+        if range.end().0 > chain.sectors().0 {
+            return Err(WriteRefused::OutOfRange);
+        }
+        let mut progress = Progress { at: range.start().0, commit: false, skips: false };
+        while progress.at < range.end().0 {
+            match self.resolve_write_run(chain, range.end().0, kind, &mut progress, plan) {
+                Ok(()) => {}
+                Err(Ok(Stop::Step(step))) if plan.extents.is_empty() => return Ok(step),
+                Err(Err(refused)) if plan.extents.is_empty() => return Err(refused),
+                // What was resolved so far goes first; the rest is asked for again.
+                Err(_) => break,
+            }
+        }
+        let covered = SectorCount(progress.at - range.start().0);
+        if !progress.commit {
+            self.write_abandoned(chain, range.take(covered));
+        }
+        Ok(WriteStep::Ready { covered, commit: progress.commit })
+    }
+
+    /// One run of the write, at `progress.at`.
+    fn resolve_write_run(
+        &mut self,
+        chain: &Chain,
+        end: u64,
+        kind: WriteKind,
+        progress: &mut Progress,
+        plan: &mut WritePlan,
+    ) -> Result<(), Result<Stop, WriteRefused>> {
+        let at = progress.at;
+        let leaf = chain.leaf();
+        let stop = |step| Err(Ok(Stop::Step(step)));
+        let max = (end - at).min(EXTENT_SECTORS_MAX);
+        let (file, run) = self.leaf_run(leaf, at, max).map_err(Err)?;
+        let (extent, sectors) = match run {
+            WriteRun::NeedBitmap(request) => {
+                return stop(WriteStep::NeedBitmap(bitmap_read(leaf, file, request)));
+            }
+            WriteRun::NeedMetadata => return stop(WriteStep::NeedSpace(leaf)),
+            WriteRun::InPlace { offset, sectors, commit } => {
+                if commit && progress.skips {
+                    return Err(Ok(Stop::Cut));
+                }
+                progress.commit |= commit;
+                (WriteExtent::File { len: bytes(sectors), file, offset }, sectors)
+            }
+            WriteRun::Unallocated { sectors } => {
+                if kind == WriteKind::Zero && self.parents_read_zero(chain, at, sectors)? {
+                    if progress.commit {
+                        return Err(Ok(Stop::Cut));
+                    }
+                    progress.skips = true;
+                    (WriteExtent::Skip { len: bytes(sectors) }, sectors)
+                } else {
+                    let image = self.vhd_mut(leaf).ok_or(Err(WriteRefused::ReadOnly))?;
+                    return match image.reserve(at) {
+                        Ok(true) => Ok(()),
+                        Ok(false) => stop(WriteStep::NeedSpace(leaf)),
+                        Err(refused) => Err(Err(refused)),
+                    };
+                }
+            }
+        };
+        if !plan.push(extent) {
+            return Err(Ok(Stop::Cut));
+        }
+        if let (WriteExtent::File { .. }, Some(image)) = (extent, self.vhd_mut(leaf)) {
+            // At once: the next run may make room for another block's bitmap.
+            image.write_resolved(SectorRange::between(Sector(at), Sector(at + sectors)));
+        }
+        progress.at += sectors;
+        Ok(())
+    }
+
+    fn leaf_run(&mut self, leaf: LayerId, at: u64, max: u64) -> Result<(FileSlot, WriteRun), WriteRefused> {
+        match self.layer_mut(leaf) {
+            Some(Layer::Vhd(vhd)) => Ok((vhd.file, vhd.image.write_run_at(at, max)?)),
+            Some(Layer::Raw(raw)) if raw.writable => {
+                let offset = ByteOffset(at * SECTOR_BYTES);
+                Ok((raw.file, WriteRun::InPlace { offset, sectors: max, commit: false }))
+            }
+            _ => Err(WriteRefused::ReadOnly),
+        }
+    }
+
+    /// True when no parent has any of these sectors.
+    fn parents_read_zero(
+        &mut self,
+        chain: &Chain,
+        at: u64,
+        sectors: u64,
+    ) -> Result<bool, Result<Stop, WriteRefused>> {
+        let parents = chain.layers().get(1..).unwrap_or_default();
+        let mut done = 0;
+        while done < sectors {
+            match self.run(parents, at + done, sectors - done) {
+                ChainRun::NeedBitmap(read) => return Err(Ok(Stop::Step(WriteStep::NeedBitmap(read)))),
+                ChainRun::Extent { source: Source::File { .. }, .. } => return Ok(false),
+                ChainRun::Extent { source: Source::Zero, sectors: zeros } => done += zeros,
+            }
+        }
+        Ok(true)
+    }
+
+    /// The data of `range` (a resolved write whose step said `commit`, or a part of it) is in the file. The write is
+    /// complete when [`Self::committed`] reaches the answer, and never when [`Self::is_failed`].
+    pub fn data_written(&mut self, chain: &Chain, range: SectorRange) -> CommitSeq {
+        self.vhd_mut(chain.leaf()).map_or(CommitSeq(0), |image| image.data_written(range))
+    }
+
+    /// A resolved write whose step said `commit`, or a part of it, was not done or failed.
+    pub fn write_abandoned(&mut self, chain: &Chain, range: SectorRange) {
+        if let Some(image) = self.vhd_mut(chain.leaf()) {
+            image.write_abandoned(range);
+        }
+    }
+
+    /// The next file operations of a leaf's metadata. False: nothing to do now, or a batch is being run.
+    pub fn next_meta_batch(&mut self, layer: LayerId, batch: &mut MetaBatch) -> bool {
+        batch.clear();
+        self.vhd_mut(layer).is_some_and(|image| image.next_meta_batch(batch))
+    }
+
+    /// All operations of the batch have ended; `result` is the first failure among them.
+    pub fn meta_batch_done(&mut self, layer: LayerId, result: Result<(), IoFault>) {
+        if let Some(image) = self.vhd_mut(layer) {
+            image.meta_batch_done(result);
+        }
+    }
+
+    /// The last finished commit of a layer.
+    pub fn committed(&self, layer: LayerId) -> CommitSeq {
+        self.layer(layer).and_then(Layer::as_vhd).map_or(CommitSeq(0), VhdImage::committed)
+    }
+
+    /// The layer takes no more writes, and writes that wait for a commit have failed. Reads go on.
+    pub fn is_failed(&self, layer: LayerId) -> bool {
+        self.layer(layer).and_then(Layer::as_vhd).is_some_and(VhdImage::is_failed)
+    }
+
+    /// Refuses further writes and lets the metadata batches finish the file: the footer moves down to the last block
+    /// and the unused end is cut. Call when no write is in flight; then run batches until there is none.
+    pub fn begin_close(&mut self, layer: LayerId) {
+        if let Some(image) = self.vhd_mut(layer) {
+            image.begin_close();
+        }
+    }
+
+    fn vhd_mut(&mut self, layer: LayerId) -> Option<&mut VhdImage> {
+        match self.layer_mut(layer)? {
+            Layer::Raw(_) => None,
+            Layer::Vhd(vhd) => Some(&mut vhd.image),
+        }
+    }
+}
+
+/// Runs are at most `EXTENT_SECTORS_MAX` long, so their bytes fit.
+fn bytes(sectors: u64) -> u32 {
+    (sectors * SECTOR_BYTES) as u32
+}
