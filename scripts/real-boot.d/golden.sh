@@ -43,6 +43,8 @@ ensure_golden() {
     mv "$WORK/golden.build/vmlinuz" "$GOLDEN_KERNEL"
     mv "$WORK/golden.build/golden.raw" "$GOLDEN_RAW"
     rm -rf "$WORK/golden.build"
+    # Images of older recipes; a run that began before this one may still hold a young one.
+    find "$WORK" -maxdepth 1 -name 'golden-*.*' -mtime +1 -delete
     exec 8>&-
     note "golden image built in $((SECONDS - started)) s: $GOLDEN_RAW"
 }

@@ -43,34 +43,26 @@ choose_accelerator() {
     printf '%s %s\n' "$boot_id" "$ACCELERATOR" >"$memo"
 }
 
-write_ipxe_script() { # node number, directory
-    local node
-    node=$(node_name "$1")
-    mkdir -p "$2"
+# 10.0.2.2 is this machine's loopback, seen through QEMU's user networking. iPXE of 2019 cannot power off, so on
+# failure it says so and we end QEMU.
+write_ipxe_script() { # directory, initiator name, target name, user, secret; no user without CHAP
+    mkdir -p "$1"
     {
-        printf '#!ipxe\nset initiator-iqn %s\n' "$(initiator_name "$1")"
-        if [[ $CHAP == yes ]]; then
-            printf 'set username %s\nset password %s\n' "$node" "$(<"$RUN/secrets/$node")"
-        fi
-        # 10.0.2.2 is this machine's loopback, seen through QEMU's user networking. iPXE of 2019 cannot power
-        # off, so on failure it says so and we end QEMU.
-        printf 'sanboot iscsi:10.0.2.2::%s:%x:%s || echo %s ${errno}\n' \
-            "$PORT" "$LUN" "$(target_name "$1")" "$FAIL_MARK"
-    } >"$2/boot.ipxe"
+        printf '#!ipxe\nset initiator-iqn %s\n' "$2"
+        [[ -z $4 ]] || printf 'set username %s\nset password %s\n' "$4" "$5"
+        printf 'sanboot iscsi:10.0.2.2::%s:%x:%s || echo %s ${errno}\n' "$PORT" "$LUN" "$3" "$FAIL_MARK"
+    } >"$1/boot.ipxe"
 }
 
-start_guest() { # node number, boot number
-    local i=$1 boot=$2 node mac log tftp
+# Starts QEMU with boot.ipxe of $RUN/tftp/NAME.
+start_guest() { # index, name, log without its ending
+    local i=$1 name=$2 mac
     local -a command
-    node=$(node_name "$i")
-    tftp=$RUN/tftp/$node
-    log=$RUN/$node-boot$boot.serial
-    write_ipxe_script "$i" "$tftp"
     printf -v mac '52:54:00:67:%02x:%02x' $((i / 256)) $((i % 256))
-    command=(qemu-system-x86_64 -name "$node" -smp 1 -nodefaults -nographic -monitor none -no-reboot
-        -chardev "file,id=serial,path=$log" -serial chardev:serial
-        -smbios "type=1,serial=$node:$MODE"
-        -netdev "user,id=net,tftp=$tftp,bootfile=boot.ipxe" -boot n)
+    command=(qemu-system-x86_64 -name "$name" -smp 1 -nodefaults -nographic -monitor none -no-reboot
+        -chardev "file,id=serial,path=$3.serial" -serial chardev:serial
+        -smbios "type=1,serial=$name:$MODE"
+        -netdev "user,id=net,tftp=$RUN/tftp/$name,bootfile=boot.ipxe" -boot n)
     if [[ $ACCELERATOR == kvm ]]; then
         command+=(-accel kvm -cpu 'host,-arch-capabilities')
     else
@@ -82,14 +74,62 @@ start_guest() { # node number, boot number
     else
         command+=(-m 256 -device "virtio-net-pci,netdev=net,mac=$mac")
     fi
-    : >"$log"
-    printf '%q ' "${command[@]}" >"$RUN/$node.command"
-    "${command[@]}" >/dev/null 2>"$RUN/$node-boot$boot.qemu" </dev/null &
-    GUEST_PID[$i]=$!
-    GUEST_LOG[$i]=$log
-    GUEST_START[$i]=$EPOCHREALTIME
-    GUEST_STATE[$i]=booting
-    GUEST_SECONDS[$i]=- GUEST_CPU[$i]=- GUEST_WHY[$i]=''
+    : >"$3.serial"
+    printf '%q ' "${command[@]}" >"$3.command"
+    "${command[@]}" >/dev/null 2>"$3.qemu" </dev/null &
+    GUEST_PID[i]=$!
+    GUEST_LOG[i]=$3.serial
+    GUEST_START[i]=$EPOCHREALTIME
+    GUEST_DEADLINE[i]=$((SECONDS + TIMEOUT))
+    GUEST_STATE[i]=booting
+    GUEST_SECONDS[i]=-
+    GUEST_CPU[i]=-
+    GUEST_WHY[i]=''
+}
+
+start_node() { # node number, boot number
+    local node user='' secret=''
+    node=$(node_name "$1")
+    if [[ $CHAP == yes ]]; then
+        user=$node
+        secret=$(<"$RUN/secrets/$node")
+    fi
+    write_ipxe_script "$RUN/tftp/$node" "$(initiator_name "$1")" "$(target_name "$1")" "$user" "$secret"
+    start_guest "$1" "$node" "$RUN/$node-boot$2"
+}
+
+# A target that lets everybody in would pass every boot. So first two guests that must be refused try the disk
+# of node 1: a stranger by name and, with CHAP, one with the right name and a wrong secret.
+refuse_intruders() {
+    local name i=$NODES log user='' secret=''
+    local -a names=(stranger)
+    if [[ $CHAP == yes ]]; then
+        names+=(wrong-secret)
+        user=$(node_name 1)
+        secret=$(<"$RUN/secrets/$user")
+    fi
+    for name in "${names[@]}"; do
+        i=$((i + 1))
+        log=$RUN/$name
+        if [[ $name == stranger ]]; then
+            write_ipxe_script "$RUN/tftp/$name" 'iqn.2010-04.org.ipxe:stranger' "$(target_name 1)" "$user" "$secret"
+        else
+            write_ipxe_script "$RUN/tftp/$name" "$(initiator_name 1)" "$(target_name 1)" "$user" 'not-the-secret'
+        fi
+        start_guest "$i" "$name" "$log"
+        until grep -a -q "$FAIL_MARK" "$log.serial"; do
+            if grep -a -q 'Registered SAN device' "$log.serial"; then
+                fault "$TARGET let guest '$name' log in to $(target_name 1); see $log.serial and $RUN/server.log"
+                break
+            elif ! kill -0 "${GUEST_PID[i]}" 2>/dev/null || ((SECONDS >= GUEST_DEADLINE[i])); then
+                fault "guest '$name' was neither refused nor let in, last line: '$(last_line "$log.serial")'; see $log.serial"
+                break
+            fi
+            sleep 0.5
+        done
+        end_guest "$i"
+    done
+    ((${#FAULTS[@]})) || note "refused as they must be: ${names[*]}"
 }
 
 seconds_since() { # EPOCHREALTIME then: seconds with one decimal
@@ -128,13 +168,13 @@ guest_fails() { # node number, why
 watch_guest() { # node number
     local i=$1 pid=${GUEST_PID[$1]} log=${GUEST_LOG[$1]} alive=yes cpu
     kill -0 "$pid" 2>/dev/null || alive=no
-    if cpu=$(cpu_seconds "$pid"); then GUEST_CPU[$i]=$cpu; fi
-    case ${GUEST_STATE[$i]} in
+    if cpu=$(cpu_seconds "$pid"); then GUEST_CPU[i]=$cpu; fi
+    case ${GUEST_STATE[i]} in
     booting)
         if grep -a -q 'GOLDRUSH-BOOT .* end' "$log"; then
-            GUEST_SECONDS[$i]=$(seconds_since "${GUEST_START[$i]}")
-            GUEST_STATE[$i]=reported
-            GUEST_DEADLINE[$i]=$((SECONDS + OFF_LIMIT))
+            GUEST_SECONDS[i]=$(seconds_since "${GUEST_START[i]}")
+            GUEST_STATE[i]=reported
+            GUEST_DEADLINE[i]=$((SECONDS + OFF_LIMIT))
         elif grep -a -q "$FAIL_MARK" "$log"; then
             guest_fails "$i" "iPXE could not boot from the target: '$(last_line "$log")'"
         elif grep -a -q 'Kernel panic' "$log"; then
@@ -147,9 +187,9 @@ watch_guest() { # node number
         ;;
     reported)
         if [[ $alive == no ]]; then
-            wait "$pid" 2>/dev/null || GUEST_WHY[$i]="QEMU ended with exit status $?"
-            GUEST_PID[$i]=''
-            GUEST_STATE[$i]=done
+            wait "$pid" 2>/dev/null || GUEST_WHY[i]="QEMU ended with exit status $?"
+            GUEST_PID[i]=''
+            GUEST_STATE[i]=done
         elif ((SECONDS >= GUEST_DEADLINE[i])); then
             guest_fails "$i" "reported, but did not power off within $OFF_LIMIT s, last line: '$(last_line "$log")'"
         fi
@@ -162,13 +202,12 @@ boot_all() { # boot number
     local boot=$1 i busy
     note "boot $boot of $BOOTS: $NODES guest(s), $FIRMWARE, $ACCELERATOR, at most $TIMEOUT s each"
     for ((i = 1; i <= NODES; i++)); do
-        start_guest "$i" "$boot"
-        GUEST_DEADLINE[$i]=$((SECONDS + TIMEOUT))
+        start_node "$i" "$boot"
     done
     while :; do
         busy=0
         for ((i = 1; i <= NODES; i++)); do
-            [[ ${GUEST_STATE[$i]} == booting || ${GUEST_STATE[$i]} == reported ]] || continue
+            [[ ${GUEST_STATE[i]} == booting || ${GUEST_STATE[i]} == reported ]] || continue
             watch_guest "$i"
             busy=1
         done
@@ -191,7 +230,7 @@ judge() { # node number, boot number
     local -A field=()
     node=$(node_name "$i")
     ((boot > 1)) || earlier=first
-    [[ -z ${GUEST_WHY[$i]} ]] || fault "$node boot $boot: ${GUEST_WHY[$i]}; see $log"
+    [[ -z ${GUEST_WHY[i]} ]] || fault "$node boot $boot: ${GUEST_WHY[i]}; see $log"
     report=$(tr -d '\r\000' <"$log" | grep -a -o 'GOLDRUSH-BOOT .* end' | tail -n 1) || true
     for word in $report; do
         [[ $word != *=* ]] || field[${word%%=*}]=${word#*=}
@@ -210,11 +249,11 @@ judge() { # node number, boot number
         expect "$i" "$boot" 'root below an iSCSI session' yes "${field[session]:-}"
         expect "$i" "$boot" 'the target name in the iBFT' "$(target_name "$i")" "${field[target]:-}"
         expect "$i" "$boot" 'the initiator name in the iBFT' "$(initiator_name "$i")" "${field[initiator]:-}"
-    elif [[ -z ${GUEST_WHY[$i]} ]]; then
+    elif [[ -z ${GUEST_WHY[i]} ]]; then
         fault "$node boot $boot: no report; see $log"
     fi
     ((errors == 0)) || fault "$node boot $boot: $errors I/O error line(s) in the guest; see $log"
-    ROWS+=("$(printf '%s\t' "$node" "$FIRMWARE" "$CHAP" "$boot" "${GUEST_SECONDS[$i]}" "${GUEST_CPU[$i]}" \
+    ROWS+=("$(printf '%s\t' "$node" "$FIRMWARE" "$CHAP" "$boot" "${GUEST_SECONDS[i]}" "${GUEST_CPU[i]}" \
         "${field[boots]:--}" "${field[earlier]:--}" "${field[golden]:--}" "${field[reread]:--}" \
         "${field[session]:--}" "$errors" "${field[connerr]:--}")")
 }
