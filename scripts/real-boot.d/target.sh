@@ -27,9 +27,10 @@ choose_port() {
 make_secrets() {
     local i
     [[ $CHAP == yes ]] || return 0
-    mkdir -p "$RUN/secrets"
+    mkdir -p -m 700 "$RUN/secrets"
     for ((i = 1; i <= NODES; i++)); do
         head -c 8 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$RUN/secrets/$(node_name "$i")"
+        chmod 600 "$RUN/secrets/$(node_name "$i")"
     done
 }
 
@@ -146,13 +147,18 @@ goldrush_stop() {
 }
 
 goldrush_verify() {
-    local i node child raw=$RUN/child.raw
+    local i node child status raw=$RUN/child.raw
     verify_golden
     for ((i = 1; i <= NODES; i++)); do
         node=$(node_name "$i")
         child=$RUN/overlays/$node.vhd
-        goldrush_image check "$child" ||
-            fault "goldrush image check found damage in $child: '$(tail -n 1 "$RUN/image.log")'; see $RUN/image.log"
+        status=0
+        goldrush_image check "$child" || status=$?
+        case $status in
+        0) ;;
+        1) fault "goldrush image check found damage in $child: '$(tail -n 1 "$RUN/image.log")'; see $RUN/image.log" ;;
+        *) fault "goldrush image check could not check $child: '$(tail -n 1 "$RUN/image.log")'; see $RUN/image.log" ;;
+        esac
         rm -f "$raw"
         if goldrush_image convert "$child" "$raw" --format raw; then
             verify_file_system "$node" "$raw"
