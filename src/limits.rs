@@ -15,8 +15,19 @@ pub const TASK_CHUNKS_MAX: usize = TRANSFER_BYTES_MAX / CHUNK_BYTES + 1;
 pub const PLAN_EXTENTS_MAX: usize = 256;
 /// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT).
 pub const PARAMETER_BYTES_MAX: usize = 8 * 1024;
-/// Data one non-READ command may return (INQUIRY, MODE SENSE, REPORT LUNS of 256 units ...).
-pub const REPLY_BYTES_MAX: usize = 16 * 1024;
+/// Data one non-READ command may return (INQUIRY, REPORT LUNS of 256 units, READ FULL STATUS of all registrants):
+/// one chunk.
+pub const REPLY_BYTES_MAX: usize = CHUNK_BYTES;
+/// What initiators are told is best (VPD page B0h, OPTIMAL TRANSFER LENGTH): one burst.
+pub const TRANSFER_OPTIMAL_BYTES: usize = 1024 * 1024;
+/// The longest WRITE SAME (VPD page B0h).
+pub const WRITE_SAME_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The longest COMPARE AND WRITE, each half (VPD page B0h).
+pub const COMPARE_AND_WRITE_BYTES_MAX: usize = 64 * 1024;
+/// All ranges of one UNMAP together (VPD page B0h).
+pub const UNMAP_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Ranges of one UNMAP (VPD page B0h).
+pub const UNMAP_DESCRIPTORS_MAX: u32 = 256;
 
 /// What we declare as MaxRecvDataSegmentLength (RFC 7143, 13.12).
 pub const RECV_SEGMENT_BYTES_MAX: u32 = 256 * 1024;
@@ -87,6 +98,12 @@ pub const LAYER_BITMAPS_MAX: usize = 4096;
 /// Targets of one server and units of one target.
 pub const TARGETS_MAX: usize = 65_536;
 pub const UNITS_PER_TARGET_MAX: usize = 256;
+/// I_T nexuses (sessions) of one target.
+pub const NEXUSES_PER_TARGET_MAX: usize = 256;
+/// Persistent reservation registrants of one unit; they outlive sessions.
+pub const REGISTRANTS_PER_UNIT_MAX: usize = 240;
+/// One registrant in READ FULL STATUS: descriptor, TransportID header, `name,i,0x` and ISID, padding.
+pub const REGISTRANT_BYTES_MAX: usize = 24 + 4 + (ISCSI_NAME_BYTES_MAX + 5 + 12 + 4) / 4 * 4;
 
 const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= BURST_BYTES_MAX);
@@ -97,3 +114,8 @@ const _: () = assert!(CONNECTION_SEND_BYTES_MAX >= 2 * TRANSFER_BYTES_MAX);
 const _: () = assert!(SESSION_TASKS_MAX <= SHARD_TASKS_MAX);
 const _: () = assert!(PARAMETER_BYTES_MAX <= SMALL_BYTES);
 const _: () = assert!(BITMAP_BYTES_MAX <= SMALL_BYTES);
+const _: () = assert!(8 + REGISTRANTS_PER_UNIT_MAX * REGISTRANT_BYTES_MAX <= REPLY_BYTES_MAX);
+const _: () = assert!(8 + 16 * UNMAP_DESCRIPTORS_MAX as usize <= PARAMETER_BYTES_MAX);
+const _: () = assert!(8 + 8 * UNITS_PER_TARGET_MAX <= REPLY_BYTES_MAX);
+const _: () = assert!(2 * COMPARE_AND_WRITE_BYTES_MAX <= TRANSFER_BYTES_MAX);
+const _: () = assert!(TRANSFER_OPTIMAL_BYTES <= TRANSFER_BYTES_MAX);

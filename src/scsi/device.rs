@@ -1,0 +1,348 @@
+//! A SCSI target device: the units behind one iSCSI target name, and the I_T nexuses that may use them.
+//!
+//! Knows who is attached, which LUN is which unit, and what a wrong LUN gets. Does not know sessions (a nexus is a
+//! slot that the shard gives) nor images.
+
+use super::attention::UnitAttention;
+use super::cdb::{self, Command};
+use super::identity::{SERIAL_BYTES_MAX, UnitIdentity};
+use super::inquiry::{self, Peripheral};
+use super::lun::{Lun, REPORT_LUNS_WELL_KNOWN};
+use super::opcodes::{self, Operation};
+use super::reply::{UnitFault, UnitIndex, UnitPlan, UnitReply};
+use super::report_luns;
+use super::sense::{Sense, SenseFormat};
+use super::status::ScsiStatus;
+use super::unit::{LogicalUnit, Surroundings};
+use crate::limits;
+use crate::units::{BlockSize, Lba};
+
+/// An I_T nexus of one device: a slot below `limits::NEXUSES_PER_TARGET_MAX`, re-used after it is detached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nexus(pub u32);
+
+impl Nexus {
+    pub(super) const fn slot(self) -> usize {
+        self.0 as usize
+    }
+
+    pub(super) fn from_slot(slot: usize) -> Option<Self> {
+        u32::try_from(slot).ok().map(Self)
+    }
+}
+
+/// The initiator's end of a nexus: its iSCSI name and the ISID of the session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct InitiatorPort {
+    pub name: String,
+    pub isid: [u8; 6],
+}
+
+impl core::fmt::Display for InitiatorPort {
+    /// The name of a SCSI initiator port in iSCSI: `name,i,0x` and the ISID (RFC 7143, 4.4.1).
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{},i,0x", self.name)?;
+        self.isid.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The target's end of every nexus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TargetPort {
+    pub(super) target_name: String,
+    /// `target,t,0x` and the portal group tag.
+    pub(super) name: String,
+    /// Relative target port and target port group identifier; never zero.
+    pub(super) relative_id: u16,
+}
+
+impl TargetPort {
+    pub(super) fn new(target_name: &str, portal_group: u16) -> Self {
+        Self {
+            target_name: target_name.to_owned(),
+            name: format!("{target_name},t,0x{portal_group:04x}"),
+            relative_id: portal_group.max(1),
+        }
+    }
+}
+
+/// One unit, as it is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitConfig {
+    pub identity: UnitIdentity,
+    pub block_size: BlockSize,
+    /// Logical blocks; at least one.
+    pub blocks: u64,
+    /// Logical blocks in a physical block, as an exponent of two: 3 is 512e, at most 15.
+    pub physical_exponent: u8,
+    pub read_only: bool,
+    /// Thin provisioned: UNMAP exists, and unmapped blocks read as zeros.
+    pub thin: bool,
+    /// The medium can be ejected.
+    pub removable: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    pub target_name: String,
+    /// Target portal group tag.
+    pub portal_group: u16,
+    pub units: Vec<UnitConfig>,
+}
+
+/// Why a device cannot be set up, or a nexus not attached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    #[error("target {target} has {count} LUNs; at most {} fit", limits::UNITS_PER_TARGET_MAX)]
+    TooManyUnits { target: String, count: usize },
+    #[error("target {target} has LUN {} twice; give each unit its own number", .lun.number())]
+    DuplicateLun { target: String, lun: Lun },
+    #[error("LUN {} of target {target} has no blocks; its image must hold at least one logical block", .lun.number())]
+    NoBlocks { target: String, lun: Lun },
+    #[error("LUN {} of target {target}: a physical block of 2^{exponent} logical blocks is too large; use 0 to 15", .lun.number())]
+    PhysicalBlock { target: String, lun: Lun, exponent: u8 },
+    #[error(
+        "LUN {} of target {target}: a serial number is 1 to {} printable ASCII characters",
+        .lun.number(), SERIAL_BYTES_MAX
+    )]
+    Serial { target: String, lun: Lun },
+    #[error("nexus slot {slot} is beyond the {} of a target", limits::NEXUSES_PER_TARGET_MAX)]
+    NexusSlot { slot: u32 },
+}
+
+/// One iSCSI target's units and nexuses.
+#[derive(Debug)]
+pub struct Device {
+    target_port: TargetPort,
+    /// Sorted by LUN; a `UnitIndex` is a place here.
+    units: Vec<LogicalUnit>,
+    ports: Vec<Option<InitiatorPort>>,
+}
+
+impl Device {
+    /// Units keep the order of their LUNs, whatever the order of `config.units`: see [`Device::unit`].
+    ///
+    /// # Errors
+    /// One sentence about the first unit that cannot be.
+    pub fn new(config: DeviceConfig) -> Result<Self, DeviceError> {
+        let DeviceConfig { target_name, portal_group, mut units } = config;
+        if units.len() > limits::UNITS_PER_TARGET_MAX {
+            return Err(DeviceError::TooManyUnits { target: target_name, count: units.len() });
+        }
+        units.sort_by_key(|unit| unit.identity.lun);
+        for (place, unit) in units.iter().enumerate() {
+            check_unit(&target_name, unit)?;
+            if place > 0 && units[place - 1].identity.lun == unit.identity.lun {
+                return Err(DeviceError::DuplicateLun { target: target_name, lun: unit.identity.lun });
+            }
+        }
+        let indexed = units.iter().zip(0..).map(|(unit, index)| LogicalUnit::new(UnitIndex(index), unit));
+        Ok(Self {
+            target_port: TargetPort::new(&target_name, portal_group),
+            units: indexed.collect(),
+            ports: Vec::new(),
+        })
+    }
+
+    /// A new I_T nexus; what was in the slot before is detached. Every unit tells it of a reset first (29h/00h).
+    ///
+    /// # Errors
+    /// The slot is beyond `limits::NEXUSES_PER_TARGET_MAX`.
+    pub fn attach(&mut self, nexus: Nexus, port: InitiatorPort) -> Result<(), DeviceError> {
+        if nexus.slot() >= limits::NEXUSES_PER_TARGET_MAX {
+            return Err(DeviceError::NexusSlot { slot: nexus.0 });
+        }
+        self.detach(nexus);
+        if self.ports.len() <= nexus.slot() {
+            self.ports.resize(nexus.slot() + 1, None);
+        }
+        self.units.iter_mut().for_each(|unit| unit.attach(nexus, &port));
+        self.ports[nexus.slot()] = Some(port);
+        Ok(())
+    }
+
+    /// I_T nexus loss: legacy reservations, PREVENT and unit attentions of the nexus go; registrations stay.
+    pub fn detach(&mut self, nexus: Nexus) {
+        if let Some(port) = self.ports.get_mut(nexus.slot())
+            && port.take().is_some()
+        {
+            self.units.iter_mut().for_each(|unit| unit.detach(nexus));
+        }
+    }
+
+    /// The unit a LUN field names.
+    pub fn unit(&self, lun_field: [u8; 8]) -> Option<UnitIndex> {
+        let lun = Lun::from_field(lun_field).ok()?;
+        // Nearly every target has few units, and LUN 0 comes first.
+        let place = self.units.iter().position(|unit| unit.lun() == lun)?;
+        u32::try_from(place).ok().map(UnitIndex)
+    }
+
+    /// The LUN of a unit.
+    pub fn lun(&self, unit: UnitIndex) -> Option<Lun> {
+        self.units.get(unit.0 as usize).map(LogicalUnit::lun)
+    }
+
+    pub fn units(&self) -> impl Iterator<Item = UnitIndex> + use<> {
+        (0..self.units.len() as u32).map(UnitIndex)
+    }
+
+    /// The size of a unit's logical blocks.
+    pub fn block_size(&self, unit: UnitIndex) -> Option<BlockSize> {
+        self.units.get(unit.0 as usize).map(|unit| unit.geometry().block_size)
+    }
+
+    /// Decides everything about a command that needs no data. A nexus that is not attached gets BUSY.
+    pub fn plan(&mut self, nexus: Nexus, lun_field: [u8; 8], cdb: &[u8]) -> UnitPlan {
+        if !self.is_attached(nexus) {
+            return UnitPlan::Done(UnitReply::status(ScsiStatus::Busy));
+        }
+        // The list spans units, so it is not a unit's to give; it answers whatever unit attention is pending.
+        if cdb.first() == Some(&0xA0)
+            && let Some(plan) = self.report_luns(nexus, lun_field, cdb)
+        {
+            return plan;
+        }
+        let Some(index) = self.unit(lun_field) else {
+            return UnitPlan::Done(absent(cdb));
+        };
+        let around = Surroundings { target_port: &self.target_port, ports: &self.ports };
+        match self.units.get_mut(index.0 as usize) {
+            Some(unit) => unit.plan(nexus, cdb, around),
+            None => UnitPlan::Done(absent(cdb)),
+        }
+    }
+
+    /// The parameter list of a [`UnitPlan::Parameter`] has come.
+    pub fn parameter(&mut self, nexus: Nexus, lun_field: [u8; 8], cdb: &[u8], list: &[u8]) -> UnitPlan {
+        if !self.is_attached(nexus) {
+            return UnitPlan::Done(UnitReply::status(ScsiStatus::Busy));
+        }
+        let index = self.unit(lun_field);
+        let around = Surroundings { target_port: &self.target_port, ports: &self.ports };
+        match index.and_then(|index| self.units.get_mut(index.0 as usize)) {
+            Some(unit) => unit.parameter(nexus, cdb, list, around),
+            None => UnitPlan::Done(absent(cdb)),
+        }
+    }
+
+    /// What a planned operation that failed answers. `lba`: the block in error, where known.
+    pub fn io_failed(&self, unit: UnitIndex, fault: UnitFault, lba: Option<Lba>) -> UnitReply {
+        let sense = match fault {
+            UnitFault::Read => Sense::UNRECOVERED_READ_ERROR,
+            UnitFault::Write => Sense::WRITE_ERROR,
+            UnitFault::NoSpace => Sense::SPACE_ALLOCATION_FAILED,
+            UnitFault::ReadOnly => Sense::WRITE_PROTECTED,
+            UnitFault::Miscompare { offset } => Sense::MISCOMPARE.with_information(offset),
+            UnitFault::DataOutLength => Sense::INVALID_DATA_OUT_LENGTH,
+            UnitFault::Internal => Sense::INTERNAL_TARGET_FAILURE,
+        };
+        let with_lba = match (lba, sense.information) {
+            (Some(lba), None) => sense.at(lba),
+            _ => sense,
+        };
+        match self.units.get(unit.0 as usize) {
+            Some(unit) => unit.check(with_lba),
+            None => UnitReply::check(with_lba),
+        }
+    }
+
+    /// LOGICAL UNIT RESET. Everyone but `by` hears of it (SAM-5, 6.3.3).
+    pub fn reset_unit(&mut self, unit: UnitIndex, by: Option<Nexus>) {
+        if let Some(unit) = self.units.get_mut(unit.0 as usize) {
+            unit.reset(by, UnitAttention::UnitReset);
+        }
+    }
+
+    /// Target reset, warm or cold: every unit.
+    pub fn reset(&mut self, by: Option<Nexus>) {
+        self.units.iter_mut().for_each(|unit| unit.reset(by, UnitAttention::TargetReset));
+    }
+
+    /// Commands of `victim` ended because another initiator cleared the task set; with TAS zero they get no status,
+    /// so it hears of it this way (2Fh/00h).
+    pub fn aborted_by_other(&mut self, victim: Nexus, unit: UnitIndex) {
+        if let Some(unit) = self.units.get_mut(unit.0 as usize) {
+            unit.raise(victim, UnitAttention::CommandsCleared);
+        }
+    }
+
+    /// The image behind a unit has another size now; zero is ignored.
+    pub fn capacity_changed(&mut self, unit: UnitIndex, blocks: u64) {
+        if let Some(unit) = self.units.get_mut(unit.0 as usize)
+            && blocks > 0
+        {
+            unit.set_blocks(blocks);
+        }
+    }
+
+    fn is_attached(&self, nexus: Nexus) -> bool {
+        matches!(self.ports.get(nexus.slot()), Some(Some(_)))
+    }
+
+    /// REPORT LUNS of LUN 0, which answers even when there is no unit 0, of the well known unit, and of every unit.
+    /// `None`: the address or the CDB is wrong, and the usual way of refusing it applies.
+    fn report_luns(&mut self, nexus: Nexus, lun_field: [u8; 8], cdb: &[u8]) -> Option<UnitPlan> {
+        let answers = lun_field == REPORT_LUNS_WELL_KNOWN
+            || Lun::from_field(lun_field) == Ok(Lun::ZERO)
+            || self.unit(lun_field).is_some();
+        let padded = cdb::padded(cdb);
+        let row = opcodes::find(&padded, true).ok()?;
+        if !answers || cdb.len() < row.cdb_len() {
+            return None;
+        }
+        let command = row.check(&padded).and_then(|()| cdb::decode(row, &padded));
+        let (select, allocation) = match command {
+            Ok(Command::ReportLuns { select, allocation }) => (select, allocation),
+            Ok(_) => return None,
+            Err(_) if self.unit(lun_field).is_some() => return None,
+            Err(sense) => return Some(UnitPlan::Done(UnitReply::check(sense))),
+        };
+        let changed = UnitAttention::ReportedLunsChanged;
+        self.units.iter_mut().for_each(|unit| unit.clear_attention(nexus, changed));
+        let data = report_luns::report(select, self.units.iter().map(LogicalUnit::lun));
+        Some(UnitPlan::Done(UnitReply::data(data, allocation)))
+    }
+}
+
+fn check_unit(target_name: &str, unit: &UnitConfig) -> Result<(), DeviceError> {
+    let (target, lun) = (target_name.to_owned(), unit.identity.lun);
+    if unit.blocks == 0 {
+        return Err(DeviceError::NoBlocks { target, lun });
+    }
+    if unit.physical_exponent > 15 {
+        return Err(DeviceError::PhysicalBlock { target, lun, exponent: unit.physical_exponent });
+    }
+    let printable = |serial: &String| {
+        (1..=SERIAL_BYTES_MAX).contains(&serial.len())
+            && serial.bytes().all(|byte| (0x20..0x7F).contains(&byte))
+    };
+    if unit.identity.serial.as_ref().is_some_and(|serial| !printable(serial)) {
+        return Err(DeviceError::Serial { target, lun });
+    }
+    Ok(())
+}
+
+/// What a LUN without a unit answers (SPC-4, 6.6.1 and 6.39): INQUIRY says so in its data, REQUEST SENSE in the sense
+/// data it returns, everything else in its status.
+fn absent(cdb: &[u8]) -> UnitReply {
+    let padded = cdb::padded(cdb);
+    let decoded = opcodes::find(&padded, true)
+        .and_then(|row| row.check(&padded).map(|()| row))
+        .and_then(|row| cdb::decode(row, &padded).map(|command| (row.operation, command)));
+    match decoded {
+        Ok((Operation::Inquiry, Command::Inquiry { page: None, allocation })) => {
+            UnitReply::data(inquiry::standard(Peripheral::Absent), allocation)
+        }
+        Ok((Operation::Inquiry, Command::Inquiry { page: Some(0), allocation })) => {
+            UnitReply::data(vec![0x7F, 0, 0, 1, 0], allocation)
+        }
+        Ok((Operation::Inquiry, _)) => UnitReply::check(Sense::cdb_field(2, 7)),
+        Ok((Operation::RequestSense, Command::RequestSense { descriptor, allocation })) => {
+            let format = if descriptor { SenseFormat::Descriptor } else { SenseFormat::Fixed };
+            let sense = Sense::LOGICAL_UNIT_NOT_SUPPORTED.in_format(format);
+            UnitReply::data(sense.encode().as_slice().to_vec(), allocation)
+        }
+        _ => UnitReply::check(Sense::LOGICAL_UNIT_NOT_SUPPORTED),
+    }
+}

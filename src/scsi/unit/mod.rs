@@ -1,0 +1,272 @@
+//! A logical unit: its state, and which commands get as far as being carried out.
+//!
+//! Knows one unit's modes, reservations, medium and what each I_T nexus has pending. Does not know other units, how
+//! a nexus came to be (`device`), nor how data moves: it answers with plans.
+//!
+//! A command passes, in this order (SAM-5, 5.3.3): resets not yet reported, RESERVATION CONFLICT, other unit
+//! attentions, fields nobody supports, the medium, write protection; then [`execute`] or [`parameter`].
+
+mod execute;
+mod parameter;
+
+use super::attention::{Attentions, UnitAttention};
+use super::capacity::Geometry;
+use super::cdb::{self, CDB_BYTES_MAX, Command};
+use super::device::{InitiatorPort, Nexus, TargetPort, UnitConfig};
+use super::identity::UnitNames;
+use super::lun::Lun;
+use super::mode::ModeValues;
+use super::opcodes::{self, Access, Opcode, Operation};
+use super::reply::{UnitIndex, UnitPlan, UnitReply};
+use super::reservation::{Refusal, Reservations, Role, conflicts};
+use super::sense::Sense;
+use super::status::ScsiStatus;
+
+/// What one I_T nexus has at this unit.
+#[derive(Clone, Copy, Debug, Default)]
+struct NexusState {
+    attached: bool,
+    attentions: Attentions,
+    /// It sent PREVENT: the medium stays.
+    prevents: bool,
+    /// A copy of what `Reservations::role` says, so that READ and WRITE compare no names.
+    role: Role,
+}
+
+/// What a unit sees of its device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Surroundings<'a> {
+    pub(super) target_port: &'a TargetPort,
+    /// Initiator ports by nexus slot.
+    pub(super) ports: &'a [Option<InitiatorPort>],
+}
+
+#[derive(Debug)]
+pub(super) struct LogicalUnit {
+    index: UnitIndex,
+    lun: Lun,
+    names: UnitNames,
+    geometry: Geometry,
+    read_only: bool,
+    removable: bool,
+    ejected: bool,
+    modes: ModeValues,
+    reservations: Reservations,
+    /// The holder of a legacy RESERVE.
+    legacy: Option<Nexus>,
+    nexuses: Vec<NexusState>,
+}
+
+impl LogicalUnit {
+    pub(super) fn new(index: UnitIndex, config: &UnitConfig) -> Self {
+        Self {
+            index,
+            lun: config.identity.lun,
+            names: UnitNames::new(&config.identity),
+            geometry: Geometry {
+                blocks: config.blocks,
+                block_size: config.block_size,
+                physical_exponent: config.physical_exponent,
+                thin: config.thin,
+            },
+            read_only: config.read_only,
+            removable: config.removable,
+            ejected: false,
+            modes: ModeValues::default(),
+            reservations: Reservations::default(),
+            legacy: None,
+            nexuses: Vec::new(),
+        }
+    }
+
+    pub(super) const fn lun(&self) -> Lun {
+        self.lun
+    }
+
+    pub(super) const fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    pub(super) fn set_blocks(&mut self, blocks: u64) {
+        if self.geometry.blocks != blocks {
+            self.geometry.blocks = blocks;
+            self.raise_except(None, UnitAttention::CapacityChanged);
+        }
+    }
+
+    /// Decides about a command. Nothing is allocated for commands that move blocks.
+    pub(super) fn plan(&mut self, nexus: Nexus, bytes: &[u8], around: Surroundings<'_>) -> UnitPlan {
+        let cdb = cdb::padded(bytes);
+        let result = match self.admit(nexus, bytes.len(), &cdb) {
+            Ok(row) => cdb::decode(row, &cdb)
+                .map_err(Refusal::Check)
+                .and_then(|command| self.execute(nexus, command, around)),
+            Err(refusal) => Err(refusal),
+        };
+        result.unwrap_or_else(|refusal| UnitPlan::Done(self.refuse(refusal)))
+    }
+
+    /// Goes on with a command whose parameter list has come. It was admitted when it was planned.
+    pub(super) fn parameter(
+        &mut self,
+        nexus: Nexus,
+        bytes: &[u8],
+        list: &[u8],
+        around: Surroundings<'_>,
+    ) -> UnitPlan {
+        let cdb = cdb::padded(bytes);
+        opcodes::find(&cdb, self.geometry.thin)
+            .and_then(|row| cdb::decode(row, &cdb))
+            .map_err(Refusal::Check)
+            .and_then(|command| self.execute_list(nexus, command, list, around))
+            .unwrap_or_else(|refusal| UnitPlan::Done(self.refuse(refusal)))
+    }
+
+    /// CHECK CONDITION in the sense format the initiator chose.
+    pub(super) fn check(&self, sense: Sense) -> UnitReply {
+        UnitReply::check(sense.in_format(self.modes.sense_format()))
+    }
+
+    fn refuse(&self, refusal: Refusal) -> UnitReply {
+        match refusal {
+            Refusal::Conflict => UnitReply::status(ScsiStatus::ReservationConflict),
+            Refusal::Check(sense) => self.check(sense),
+        }
+    }
+
+    fn admit(
+        &mut self,
+        nexus: Nexus,
+        len: usize,
+        cdb: &[u8; CDB_BYTES_MAX],
+    ) -> Result<&'static Opcode, Refusal> {
+        let found = opcodes::find(cdb, self.geometry.thin);
+        // These three answer in spite of a pending unit attention (SAM-5, 5.14.2).
+        let exempt = matches!(
+            found.map(|row| row.operation),
+            Ok(Operation::Inquiry | Operation::ReportLuns | Operation::RequestSense)
+        );
+        let attentions = self.attentions(nexus);
+        if !exempt
+            && !attentions.is_empty()
+            && let Some(attention) = attentions.take_reset()
+        {
+            return Err(Refusal::Check(attention.sense()));
+        }
+        let row = if len == 0 { Err(Sense::INVALID_OPCODE) } else { found }.map_err(Refusal::Check)?;
+        if len < row.cdb_len() {
+            return Err(Refusal::Check(Sense::cdb_field(len as u16, 7)));
+        }
+        if self.conflict(nexus, row, cdb) {
+            return Err(Refusal::Conflict);
+        }
+        if !exempt && let Some(attention) = self.attentions(nexus).take() {
+            return Err(Refusal::Check(attention.sense()));
+        }
+        row.check(cdb).map_err(Refusal::Check)?;
+        if row.needs_medium && self.ejected {
+            return Err(Refusal::Check(Sense::MEDIUM_NOT_PRESENT));
+        }
+        if row.writes {
+            self.check_writable().map_err(Refusal::Check)?;
+        }
+        Ok(row)
+    }
+
+    fn check_writable(&self) -> Result<(), Sense> {
+        if self.read_only {
+            Err(Sense::WRITE_PROTECTED)
+        } else if self.modes.write_protect {
+            Err(Sense::SOFTWARE_WRITE_PROTECTED)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn conflict(&self, nexus: Nexus, row: &Opcode, cdb: &[u8; CDB_BYTES_MAX]) -> bool {
+        let access = match row.access {
+            // START set and POWER CONDITION zero.
+            Access::StartStop if cdb[4] & 0xF1 == 0x01 => Access::Any,
+            Access::Prevent if cdb[4] & 0x03 == 0 => Access::Any,
+            Access::StartStop | Access::Prevent => Access::Write,
+            other => other,
+        };
+        if let Some(owner) = self.legacy {
+            return match access {
+                Access::Persistent => true,
+                Access::Any | Access::Legacy => false,
+                _ => owner != nexus,
+            };
+        }
+        match self.reservations.kind() {
+            Some(kind) => conflicts(kind, self.role(nexus), access),
+            None => false,
+        }
+    }
+
+    fn role(&self, nexus: Nexus) -> Role {
+        self.nexuses.get(nexus.slot()).map_or(Role::Stranger, |state| state.role)
+    }
+
+    /// The pending conditions of an attached nexus; the device lets no other in.
+    fn attentions(&mut self, nexus: Nexus) -> &mut Attentions {
+        &mut self.state(nexus).attentions
+    }
+
+    fn state(&mut self, nexus: Nexus) -> &mut NexusState {
+        let slot = nexus.slot();
+        if slot >= self.nexuses.len() {
+            self.nexuses.resize(slot + 1, NexusState::default());
+        }
+        &mut self.nexuses[slot]
+    }
+
+    pub(super) fn attach(&mut self, nexus: Nexus, port: &InitiatorPort) {
+        let role = self.reservations.role(port);
+        let mut attentions = Attentions::NONE;
+        attentions.raise(UnitAttention::PowerOnOrReset);
+        *self.state(nexus) = NexusState { attached: true, attentions, prevents: false, role };
+    }
+
+    /// I_T nexus loss (SAM-5, 6.3.4): what was the nexus's alone goes, registrations stay.
+    pub(super) fn detach(&mut self, nexus: Nexus) {
+        *self.state(nexus) = NexusState::default();
+        if self.legacy == Some(nexus) {
+            self.legacy = None;
+        }
+    }
+
+    /// Logical unit or target reset (SAM-5, 6.3.2 and 6.3.3): modes go back to their defaults, legacy reservations
+    /// and PREVENT end, persistent reservations stay.
+    pub(super) fn reset(&mut self, except: Option<Nexus>, attention: UnitAttention) {
+        self.legacy = None;
+        self.modes = ModeValues::default();
+        self.nexuses.iter_mut().for_each(|state| state.prevents = false);
+        self.raise_except(except, attention);
+    }
+
+    pub(super) fn raise(&mut self, nexus: Nexus, attention: UnitAttention) {
+        if let Some(state) = self.nexuses.get_mut(nexus.slot()).filter(|state| state.attached) {
+            state.attentions.raise(attention);
+        }
+    }
+
+    pub(super) fn raise_except(&mut self, except: Option<Nexus>, attention: UnitAttention) {
+        for (slot, state) in self.nexuses.iter_mut().enumerate().filter(|(_, state)| state.attached) {
+            if except.is_none_or(|nexus| nexus.slot() != slot) {
+                state.attentions.raise(attention);
+            }
+        }
+    }
+
+    pub(super) fn clear_attention(&mut self, nexus: Nexus, attention: UnitAttention) {
+        self.attentions(nexus).clear(attention);
+    }
+
+    /// Registrations changed: the copies in the nexus states follow.
+    fn refresh_roles(&mut self, ports: &[Option<InitiatorPort>]) {
+        for (state, port) in self.nexuses.iter_mut().zip(ports) {
+            state.role = port.as_ref().map_or(Role::Stranger, |port| self.reservations.role(port));
+        }
+    }
+}
