@@ -45,6 +45,15 @@ pub const IMMEDIATE_TASKS_MAX: usize = 16;
 /// Tasks of one session.
 pub const SESSION_TASKS_MAX: usize = COMMAND_WINDOW as usize + IMMEDIATE_TASKS_MAX;
 
+/// Control data of requests that came ahead of their turn, per session; beyond it they count as not received.
+pub const HELD_BYTES_MAX: usize = 64 * 1024;
+/// Answers one session may have waiting: every task and place of the window, and some Rejects.
+pub const SESSION_ANSWERS_MAX: usize = 2 * SESSION_TASKS_MAX + 64;
+/// Seconds a write may wait for its next Data-Out before the session is closed.
+pub const DATA_OUT_STALL_S: u64 = 60;
+/// Sense bytes of one response (SPC-4, 4.5.1).
+pub const SENSE_BYTES_MAX: usize = 252;
+
 /// Text of one login or text negotiation over all its PDUs (RFC 7143, 6.1 wants at least 8192 per PDU).
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Keys in one negotiation.

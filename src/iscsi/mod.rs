@@ -4,6 +4,9 @@
 //! beyond their CDB bytes.
 
 pub mod chap;
+pub mod command_window;
+pub mod data_in_sequence;
+pub mod data_out_sequence;
 pub mod digest;
 pub mod discovery;
 pub mod framer;
@@ -13,4 +16,5 @@ pub mod params;
 pub mod pdu;
 pub mod serial;
 pub mod session;
+pub mod task;
 pub mod text_keys;

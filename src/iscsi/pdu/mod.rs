@@ -2,11 +2,19 @@
 //!
 //! Knows layouts. Does not know order, sessions or sockets.
 
+pub mod async_msg;
 pub mod bhs;
+pub mod data_in;
+pub mod data_out;
 pub mod login;
 pub mod logout;
+pub mod nop;
 pub mod opcode;
+pub mod r2t;
 pub mod reject;
+pub mod scsi_command;
+pub mod scsi_response;
+pub mod task_mgmt;
 pub mod text;
 
 /// Names a task; chosen by the initiator (RFC 7143, 11.2.1.8).
@@ -36,3 +44,16 @@ pub struct WindowSnapshot {
     pub exp_cmd_sn: super::serial::CmdSn,
     pub max_cmd_sn: super::serial::CmdSn,
 }
+
+impl WindowSnapshot {
+    /// Bytes 28 and 32 of every response.
+    fn encode(self, bhs: &mut bhs::Bhs) {
+        bhs.put_u32(28, self.exp_cmd_sn.0);
+        bhs.put_u32(32, self.max_cmd_sn.0);
+    }
+}
+
+/// A header field that no such PDU may have; names it. Answered by Reject "invalid PDU field" (11.17.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the header has an invalid {0}")]
+pub struct FieldError(pub &'static str);

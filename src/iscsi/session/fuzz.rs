@@ -1,0 +1,264 @@
+//! Fuzzing of a session: any bytes become requests, a trivial executor answers, invariants are checked.
+//!
+//! Knows what must hold whatever an initiator sends. Does not know what is right for a well-formed exchange
+//! (`tests`).
+
+use super::{
+    Keepalive, OutData, OutPdu, PayloadSink, Session, SessionEvent, SessionKind, SessionStart, TaskId,
+    TaskReply,
+};
+use crate::clock::{Duration, Instant};
+use crate::iscsi::params::{Cid, NegotiatedParams};
+use crate::iscsi::pdu::bhs::Bhs;
+use crate::iscsi::pdu::opcode::ResponseOpcode;
+use crate::iscsi::pdu::task_mgmt::ManagementResponse;
+use crate::iscsi::serial::{CmdSn, StatSn};
+use crate::limits;
+
+/// Bytes of input one request takes.
+const STEP_BYTES: usize = 16;
+/// Tags repeat often enough to collide.
+const TAGS: u32 = 8;
+
+/// What the checks remember between PDUs.
+struct Checker {
+    next_stat_sn: StatSn,
+    max_cmd_sn: Option<CmdSn>,
+    exp_cmd_sn: Option<CmdSn>,
+    transfer_tag: u32,
+}
+
+/// Feeds `input` to a session in full-feature phase. The first byte chooses its parameters, then each 16 bytes
+/// are one request: opcode and flags, tag, command number, lengths, and how the executor and the sender behave.
+/// Panics when an invariant does not hold.
+pub fn fuzz_session(input: &[u8]) {
+    let Some((&choice, steps)) = input.split_first() else { return };
+    let mut session = Session::new(start(choice));
+    let mut checker =
+        Checker { next_stat_sn: StatSn(1), max_cmd_sn: None, exp_cmd_sn: None, transfer_tag: u32::MAX };
+    let mut open: Vec<TaskId> = Vec::new();
+    let mut now = Instant(0);
+    for step in steps.chunks_exact(STEP_BYTES) {
+        now = now.after(Duration::from_millis(u64::from(step[15]) * 8));
+        let bhs = request(step, &checker);
+        session.handle_header(&bhs, additional(step), now);
+        execute(&mut session, step[14], &mut open);
+        let control = sink(&mut session, &bhs, &mut open);
+        if step[13] & 0x1F == 0x1F {
+            session.handle_data_digest_error(now);
+        } else {
+            session.handle_end(&control, now);
+        }
+        execute(&mut session, step[14], &mut open);
+        if step[14] & 0x80 == 0 {
+            drain(&mut session, &mut checker, &mut open, now);
+        }
+        session.handle_timeout(now);
+        assert!(session.tasks().count() <= limits::SESSION_TASKS_MAX);
+    }
+    for task in core::mem::take(&mut open) {
+        session.complete(task, TaskReply::good(0));
+    }
+    drain(&mut session, &mut checker, &mut open, now);
+}
+
+fn start(choice: u8) -> SessionStart {
+    SessionStart {
+        kind: if choice & 0x0F == 0x0F { SessionKind::Discovery } else { SessionKind::Normal },
+        params: NegotiatedParams {
+            initial_r2t: choice & 0x10 != 0,
+            immediate_data: choice & 0x20 == 0,
+            max_send_segment: 512 << (choice >> 6),
+            max_burst: 2048,
+            first_burst: 1024,
+            ..NegotiatedParams::default()
+        },
+        cid: Cid(0),
+        next_stat_sn: StatSn(1),
+        exp_cmd_sn: CmdSn(1),
+        keepalive: Some(Keepalive { idle: Duration::from_secs(5), answer: Duration::from_secs(5) }),
+        now: Instant(0),
+    }
+}
+
+/// A request that is often plausible: small tags, numbers near the expected ones, the last transfer tag.
+fn request(step: &[u8], checker: &Checker) -> Bhs {
+    let mut bhs = Bhs::default();
+    bhs.0[0] = step[0];
+    bhs.0[1] = step[1];
+    bhs.0[4] = if step[13] & 0x60 == 0x60 { 4 } else { 0 };
+    bhs.set_data_len(u32::from(step[2]) * 8 & !7);
+    bhs.put_u32(16, if step[3] == 0xFF { u32::MAX } else { u32::from(step[3]) % TAGS });
+    let transfer_tag = match step[4] {
+        0..=0x7F => checker.transfer_tag,
+        0x80..=0xEF => u32::MAX,
+        other => u32::from(other),
+    };
+    match bhs.opcode() {
+        0x01 => bhs.put_u32(20, u32::from(step[5]) * 64),
+        0x02 => bhs.put_u32(20, u32::from(step[5]) % TAGS),
+        0x06 => bhs.put_u32(20, u32::from(step[5] & 1)),
+        _ => bhs.put_u32(20, transfer_tag),
+    }
+    let expected = checker.exp_cmd_sn.unwrap_or(CmdSn(1));
+    bhs.put_u32(24, expected.0.wrapping_add(u32::from(step[6] >> 5)));
+    bhs.put_u32(28, checker.next_stat_sn.0);
+    bhs.put_u32(32, expected.0.wrapping_add(u32::from(step[7] & 3)).wrapping_sub(1));
+    bhs.put_u32(36, u32::from(step[8] & 3));
+    bhs.put_u32(40, u32::from(step[9]) * 64);
+    bhs
+}
+
+fn additional(step: &[u8]) -> &[u8] {
+    if step[13] & 0x60 == 0x60 { step } else { &[] }
+}
+
+/// Answers every event somehow; `how` decides.
+fn execute(session: &mut Session, how: u8, open: &mut Vec<TaskId>) {
+    while let Some(event) = session.poll_event() {
+        match event {
+            SessionEvent::Command { task, write_len, .. } => {
+                open.push(task);
+                assert!(open.len() <= limits::SESSION_TASKS_MAX);
+                match how & 7 {
+                    0 => {}
+                    1 => finish(session, task, how, open),
+                    _ if write_len > 0 => session.accept_data_out(task, u32::from(how) * 64),
+                    _ => finish(session, task, how, open),
+                }
+            }
+            SessionEvent::DataComplete { task, .. } => {
+                assert!(open.contains(&task), "data of a task that is gone");
+                if how & 8 == 0 {
+                    finish(session, task, how, open);
+                }
+            }
+            SessionEvent::DataFailed { task } => {
+                assert!(open.contains(&task), "failure of a task that is gone");
+                open.retain(|other| *other != task);
+            }
+            SessionEvent::Management { task_tag, lun, .. } => {
+                let affected: Vec<TaskId> =
+                    session.tasks().filter(|(_, of, ..)| *of == lun).map(|(id, ..)| id).collect();
+                for task in affected {
+                    session.abort_task(task);
+                    open.retain(|other| *other != task);
+                }
+                session.complete_management(task_tag, ManagementResponse::FunctionComplete);
+            }
+            SessionEvent::SendTargets { .. } => session.send_targets_reply(&[b'x'; 1500]),
+            SessionEvent::Logout { .. } | SessionEvent::Close(_) => {}
+        }
+    }
+}
+
+fn finish(session: &mut Session, task: TaskId, how: u8, open: &[TaskId]) {
+    assert!(open.contains(&task));
+    let sense = [0x70; 18];
+    let sense = if how & 0x10 == 0 { &sense[..0] } else { &sense[..] };
+    session.complete(task, TaskReply { status: how & 0x12, sense, data_in: u32::from(how) * 128 });
+}
+
+/// Plays the shard's part between header and end; gives what it collected.
+fn sink(session: &mut Session, bhs: &Bhs, open: &mut Vec<TaskId>) -> Vec<u8> {
+    for _ in 0..2 {
+        match session.sink() {
+            PayloadSink::Discard => return Vec::new(),
+            PayloadSink::Control { keep } => {
+                assert!(keep <= bhs.data_len());
+                return vec![b'a'; keep as usize];
+            }
+            PayloadSink::Task { task, offset, len } => {
+                assert!(open.contains(&task) && len > 0 && len <= bhs.data_len());
+                assert!(offset.checked_add(len).is_some_and(|end| end <= 255 * 64), "beyond the write");
+                return Vec::new();
+            }
+            PayloadSink::Wait { task } => session.accept_data_out(task, 1024),
+        }
+    }
+    panic!("the session waits for a shard that has decided");
+}
+
+fn drain(session: &mut Session, checker: &mut Checker, open: &mut Vec<TaskId>, now: Instant) {
+    while let Some(pdu) = session.poll_output(now) {
+        checker.check(&pdu);
+        if let OutData::Task { task, .. } = pdu.data {
+            assert!(open.contains(&task), "data-in of a task that is gone");
+        }
+        if let Some(task) = pdu.finished {
+            assert!(open.contains(&task), "finished twice");
+            open.retain(|other| *other != task);
+        }
+    }
+}
+
+impl Checker {
+    /// StatSN has no gaps; ExpCmdSN and MaxCmdSN never go back.
+    fn check(&mut self, pdu: &OutPdu) {
+        let bhs = &pdu.header;
+        let opcode = ResponseOpcode::from_byte(bhs.opcode()).expect("a target's opcode");
+        let takes_stat_sn = match opcode {
+            ResponseOpcode::DataIn => bhs.0[1] & 1 != 0,
+            ResponseOpcode::R2t => false,
+            ResponseOpcode::NopIn => bhs.u32_at(16) != u32::MAX,
+            _ => true,
+        };
+        if takes_stat_sn {
+            assert_eq!(StatSn(bhs.u32_at(24)), self.next_stat_sn.take());
+        }
+        if matches!(opcode, ResponseOpcode::R2t | ResponseOpcode::Text | ResponseOpcode::NopIn) {
+            self.transfer_tag = bhs.u32_at(20);
+        }
+        let (exp, max) = (CmdSn(bhs.u32_at(28)), CmdSn(bhs.u32_at(32)));
+        assert!(self.exp_cmd_sn.is_none_or(|earlier| !exp.before(earlier)), "ExpCmdSN went back");
+        assert!(self.max_cmd_sn.is_none_or(|earlier| !max.before(earlier)), "MaxCmdSN went back");
+        (self.exp_cmd_sn, self.max_cmd_sn) = (Some(exp), Some(max));
+        let len = match &pdu.data {
+            OutData::None => 0,
+            OutData::Task { len, .. } => *len,
+            OutData::Inline(bytes) => bytes.len() as u32,
+        };
+        assert_eq!(bhs.data_len(), len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn no_bytes_break_a_session(input in proptest::collection::vec(any::<u8>(), 0..1600)) {
+            fuzz_session(&input);
+        }
+
+        /// Opcodes and flags that mean something, so that the interesting states are reached.
+        #[test]
+        fn no_plausible_requests_break_a_session(
+            choice: u8,
+            steps in proptest::collection::vec(
+                (
+                    prop_oneof![Just(1u8), Just(1), Just(5), Just(5), Just(0), Just(2), Just(4), Just(0x41), Just(0x42), Just(6)],
+                    prop_oneof![Just(0xA0u8), Just(0x20), Just(0xC0), Just(0x80), Just(0x81), Just(0x85), Just(0x00)],
+                    any::<[u8; 14]>(),
+                ),
+                0..120,
+            )
+        ) {
+            let mut input = vec![choice];
+            for (opcode, flags, mut rest) in steps {
+                // Mostly in order, mostly in place.
+                if rest[12] & 7 != 0 { rest[4] = 0; }
+                rest[11] &= 0x3F;
+                if rest[12] & 0x38 != 0 { rest[6] = 0; rest[7] = 0; }
+                input.extend_from_slice(&[opcode, flags]);
+                input.extend_from_slice(&rest);
+            }
+            fuzz_session(&input);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Text Request and Response (RFC 7143, 11.10, 11.11): SendTargets, and what may be renegotiated after login.
+//!
+//! Knows how text is spread over PDUs in both directions. Does not know targets: the shard writes the list.
+//!
+//! | exchange  | request without TTT       | request with our TTT                                          |
+//! |-----------|---------------------------|---------------------------------------------------------------|
+//! | Idle      | collects                  | Reject                                                        |
+//! | Collecting| starts anew               | collects; with C asks for more, else answers                  |
+//! | Asked     | Reject until the shard has answered | the same                                            |
+//! | Sending   | starts anew               | the next piece of the answer; the last one ends the exchange  |
+
+use super::output::Answer;
+use super::{Session, SessionEvent, SessionKind};
+use crate::iscsi::command_window::Place;
+use crate::iscsi::pdu::bhs::Bhs;
+use crate::iscsi::pdu::reject::RejectReason;
+use crate::iscsi::pdu::text::TextRequest;
+use crate::iscsi::pdu::{InitiatorTaskTag, TargetTransferTag};
+use crate::iscsi::text_keys::{TextCollector, TextKeys, parse_number, write_pair};
+use crate::limits;
+
+/// The one text exchange a connection may have (11.10.3).
+#[derive(Debug, Default)]
+pub(super) enum TextExchange {
+    #[default]
+    Idle,
+    Collecting {
+        task_tag: InitiatorTaskTag,
+        transfer_tag: TargetTransferTag,
+        text: TextCollector,
+    },
+    /// The shard is asked for targets; what other keys had to be answered comes first.
+    Asked {
+        task_tag: InitiatorTaskTag,
+        place: Place,
+        answer: Vec<u8>,
+        is_final: bool,
+    },
+    Sending {
+        task_tag: InitiatorTaskTag,
+        transfer_tag: TargetTransferTag,
+        answer: Vec<u8>,
+    },
+}
+
+impl Session {
+    pub(super) fn take_text(&mut self, bhs: &Bhs, data: &[u8], place: Place) {
+        let request = TextRequest::decode(bhs);
+        let is_first = request.transfer_tag == TargetTransferTag::RESERVED;
+        match core::mem::take(&mut self.text) {
+            _ if request.is_final && request.text_continues => {
+                self.refuse_text(RejectReason::InvalidPduField, place);
+            }
+            asked @ TextExchange::Asked { .. } => {
+                self.text = asked;
+                self.refuse_text(RejectReason::ProtocolError, place);
+            }
+            _ if is_first => self.collect_text(&request, TextCollector::default(), data, place),
+            TextExchange::Collecting { task_tag, transfer_tag, text }
+                if task_tag == request.task_tag && transfer_tag == request.transfer_tag =>
+            {
+                self.collect_text(&request, text, data, place);
+            }
+            TextExchange::Sending { task_tag, transfer_tag, answer }
+                if task_tag == request.task_tag
+                    && transfer_tag == request.transfer_tag
+                    && data.is_empty() =>
+            {
+                self.send_text(task_tag, answer, request.is_final, place);
+            }
+            other => {
+                self.text = other;
+                self.refuse_text(RejectReason::InvalidPduField, place);
+            }
+        }
+    }
+
+    fn refuse_text(&mut self, reason: RejectReason, place: Place) {
+        self.window.revoke(place);
+        self.reject(reason);
+    }
+
+    fn collect_text(&mut self, request: &TextRequest, mut text: TextCollector, data: &[u8], place: Place) {
+        if text.push(data).is_err() {
+            return self.refuse_text(RejectReason::LongOperationReject, place);
+        }
+        if request.text_continues {
+            let transfer_tag = self.take_transfer_tag();
+            self.text = TextExchange::Collecting { task_tag: request.task_tag, transfer_tag, text };
+            return self.answer_text(request.task_tag, transfer_tag, false, Vec::new(), place);
+        }
+        match text.finish() {
+            Ok(keys) => self.answer_keys(request, &keys, place),
+            Err(_) => self.refuse_text(RejectReason::ProtocolError, place),
+        }
+    }
+
+    fn answer_keys(&mut self, request: &TextRequest, keys: &TextKeys, place: Place) {
+        let mut answer = Vec::new();
+        let mut wanted_targets = None;
+        for (key, value) in keys.iter() {
+            match key {
+                "SendTargets" if wanted_targets.is_none() && self.may_list(value) => {
+                    wanted_targets = Some(value.to_owned());
+                }
+                "SendTargets" => write_pair(&mut answer, key, "Reject"),
+                // Declared, not negotiated: taken without an answer (13.12).
+                "MaxRecvDataSegmentLength" => match parse_number(value) {
+                    Some(len @ 512..=0xFF_FFFF) => {
+                        self.params.max_send_segment = (len as u32).min(limits::SEND_SEGMENT_BYTES_MAX);
+                    }
+                    _ => write_pair(&mut answer, key, "Reject"),
+                },
+                "InitiatorAlias" => {}
+                _ if is_login_only(key) => write_pair(&mut answer, key, "Reject"),
+                _ => write_pair(&mut answer, key, "NotUnderstood"),
+            }
+        }
+        let task_tag = request.task_tag;
+        match wanted_targets {
+            Some(value) => {
+                self.text = TextExchange::Asked { task_tag, place, answer, is_final: request.is_final };
+                self.events.push_back(SessionEvent::SendTargets { value });
+            }
+            None => self.send_text(task_tag, answer, request.is_final, place),
+        }
+    }
+
+    /// `All` only where targets are to be discovered (RFC 7143, 4.3 and appendix C).
+    fn may_list(&self, value: &str) -> bool {
+        self.kind == SessionKind::Discovery || value != "All"
+    }
+
+    /// The shard's answer to [`SessionEvent::SendTargets`]: `TargetName=` and `TargetAddress=` pairs, each
+    /// ended by NUL. Sent in as many Text Responses as the initiator's segment length makes of it.
+    pub fn send_targets_reply(&mut self, text: &[u8]) {
+        match core::mem::take(&mut self.text) {
+            TextExchange::Asked { task_tag, place, mut answer, is_final } => {
+                answer.extend_from_slice(text);
+                self.send_text(task_tag, answer, is_final, place);
+            }
+            other => self.text = other,
+        }
+    }
+
+    /// Sends the next piece of an answer. `is_final` is the request's: a response is never final before the
+    /// initiator is (11.11.1).
+    fn send_text(&mut self, task_tag: InitiatorTaskTag, mut answer: Vec<u8>, is_final: bool, place: Place) {
+        let rest = answer.split_off(answer.len().min(self.params.max_send_segment as usize));
+        if rest.is_empty() && is_final {
+            self.text = TextExchange::Idle;
+            return self.answer_text(task_tag, TargetTransferTag::RESERVED, false, answer, place);
+        }
+        let transfer_tag = self.take_transfer_tag();
+        let continues = !rest.is_empty();
+        self.text = if continues {
+            TextExchange::Sending { task_tag, transfer_tag, answer: rest }
+        } else {
+            TextExchange::Collecting { task_tag, transfer_tag, text: TextCollector::default() }
+        };
+        self.answer_text(task_tag, transfer_tag, continues, answer, place);
+    }
+
+    fn answer_text(
+        &mut self,
+        task_tag: InitiatorTaskTag,
+        transfer_tag: TargetTransferTag,
+        text_continues: bool,
+        data: Vec<u8>,
+        place: Place,
+    ) {
+        let is_final = transfer_tag == TargetTransferTag::RESERVED;
+        let data = data.into_boxed_slice();
+        self.answer(Answer::Text { task_tag, transfer_tag, is_final, text_continues, data }, Some(place));
+    }
+}
+
+/// Keys that only login may negotiate (13; "use: LO or IO").
+fn is_login_only(key: &str) -> bool {
+    matches!(
+        key,
+        "HeaderDigest"
+            | "DataDigest"
+            | "MaxConnections"
+            | "InitiatorName"
+            | "TargetName"
+            | "SessionType"
+            | "AuthMethod"
+            | "InitialR2T"
+            | "ImmediateData"
+            | "MaxBurstLength"
+            | "FirstBurstLength"
+            | "DefaultTime2Wait"
+            | "DefaultTime2Retain"
+            | "MaxOutstandingR2T"
+            | "DataPDUInOrder"
+            | "DataSequenceInOrder"
+            | "ErrorRecoveryLevel"
+            | "IFMarker"
+            | "OFMarker"
+            | "IFMarkInt"
+            | "OFMarkInt"
+            | "TaskReporting"
+            | "iSCSIProtocolLevel"
+    )
+}
