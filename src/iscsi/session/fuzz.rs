@@ -56,7 +56,7 @@ pub fn fuzz_session(input: &[u8]) {
         session.handle_timeout(now);
         assert!(session.tasks().count() <= limits::SESSION_TASKS_MAX);
     }
-    for task in core::mem::take(&mut open) {
+    for task in open.clone() {
         session.complete(task, TaskReply::good(0));
     }
     drain(&mut session, &mut checker, &mut open, now);
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(3000))]
+        #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn no_bytes_break_a_session(input in proptest::collection::vec(any::<u8>(), 0..1600)) {
