@@ -11,6 +11,7 @@ pub mod digest;
 pub mod discovery;
 pub mod framer;
 pub mod login;
+pub mod name;
 pub mod negotiate;
 pub mod params;
 pub mod pdu;

@@ -1,0 +1,3 @@
+//! The login machine against scripted initiators.
+//!
+//! Knows what real initiators send. Does not know the machine's inside.
