@@ -12,6 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::cli::LISTEN_DEFAULT;
+use super::file::folder_of;
 use super::name;
 use super::secrets::{self, Secret};
 use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
@@ -191,10 +192,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(path: &Path, text: &'a str) -> Self {
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder.to_owned(),
-            _ => PathBuf::from("."),
-        };
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         Self { path: Arc::from(path), folder, text, strict: false, errors: Vec::new() }
     }
 

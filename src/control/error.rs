@@ -2,9 +2,10 @@
 //!
 //! Knows kinds of failure. Does not know who fails.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::config::ConfigError;
+use super::open_image::OpenError;
 
 /// The operation failed, or a check found something.
 pub(super) const EXIT_FAILED: u8 = 1;
@@ -18,6 +19,8 @@ pub enum Error {
     Config(Vec<ConfigError>),
     #[error("{0}")]
     Usage(String),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error("{path}: {doing} failed: {source}", path = .path.display())]
     Io { path: PathBuf, doing: &'static str, source: std::io::Error },
     #[error("{0}")]
@@ -29,6 +32,12 @@ fn first(errors: &[ConfigError]) -> String {
 }
 
 impl Error {
+    /// For `map_err`: what was being done to `path`.
+    pub(super) fn io(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, doing, source }
+    }
+
     /// One sentence for each thing that is wrong.
     pub(super) fn lines(&self) -> Vec<String> {
         match self {
@@ -40,7 +49,7 @@ impl Error {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage(_) => EXIT_USAGE,
-            Self::Io { .. } | Self::Failed(_) => EXIT_FAILED,
+            Self::Open(_) | Self::Io { .. } | Self::Failed(_) => EXIT_FAILED,
         }
     }
 }

@@ -2,12 +2,19 @@
 //!
 //! Knows everything below it; may block, and owns all opening of files. Nothing names it but `main`.
 
+pub mod catalog;
 pub mod cli;
 pub mod config;
 mod error;
+pub mod file;
+mod image_create;
+pub mod launch;
 mod logging;
 pub mod name;
+pub mod open_image;
+mod overlay;
 pub mod secrets;
+mod serve;
 pub mod size;
 
 use std::ffi::OsString;
@@ -17,7 +24,7 @@ use clap::{CommandFactory, Parser};
 
 pub use error::Error;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, ImageCommand};
 
 /// Runs the command line `args` (the program's name first) and says how it went.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -48,6 +55,8 @@ fn run(command: Command) -> Result<ExitCode, Error> {
             clap_complete::generate(shell, &mut Cli::command(), "goldrush", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Serve(_) | Command::Image(_) => Ok(ExitCode::FAILURE),
+        Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(_) => Ok(ExitCode::FAILURE),
     }
 }

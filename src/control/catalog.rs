@@ -1,0 +1,107 @@
+//! The catalog: every target of a server with its images open, or every reason why not.
+//!
+//! Knows which files serve which units. Immutable once made, plain data, and sent to the threads that serve it. Does
+//! not know sessions or rings.
+
+use std::collections::HashMap;
+
+use super::config::{ChapConfig, Config, ConfigError, Origin, TargetConfig, UnitConfig};
+use super::file::{Access, FileIdentity};
+use super::open_image::{OpenError, OpenedChain, Opener};
+use crate::units::BlockSize;
+
+/// All targets, in order of the configuration.
+#[derive(Debug)]
+pub struct Catalog {
+    pub targets: Vec<TargetSpec>,
+}
+
+#[derive(Debug)]
+pub struct TargetSpec {
+    /// Canonical: lower case.
+    pub name: String,
+    /// Canonical names; `None` admits every initiator.
+    pub initiators: Option<Vec<String>>,
+    pub chap: Option<ChapConfig>,
+    /// Ascending by LUN.
+    pub units: Vec<UnitSpec>,
+}
+
+#[derive(Debug)]
+pub struct UnitSpec {
+    pub lun: u16,
+    pub readonly: bool,
+    pub block_size: BlockSize,
+    pub chain: OpenedChain,
+}
+
+impl Catalog {
+    /// Opens and locks every image. All that is wrong comes back, each with the place that named the image.
+    pub fn open(config: &Config) -> Result<Self, Vec<ConfigError>> {
+        raise_file_limit();
+        let opener = Opener::confined(&config.image_roots, config.strict);
+        let mut opener = opener
+            .map_err(|error| vec![ConfigError { origin: Origin::CommandLine, reason: error.to_string() }])?;
+        let mut catalog = Self { targets: Vec::with_capacity(config.targets.len()) };
+        let mut users = HashMap::new();
+        let mut errors = Vec::new();
+        for target in &config.targets {
+            catalog.targets.push(open_target(target, &mut opener, &mut users, &mut errors));
+        }
+        if errors.is_empty() { Ok(catalog) } else { Err(errors) }
+    }
+}
+
+fn open_target(
+    target: &TargetConfig,
+    opener: &mut Opener,
+    users: &mut HashMap<FileIdentity, Origin>,
+    errors: &mut Vec<ConfigError>,
+) -> TargetSpec {
+    let mut units = Vec::with_capacity(target.units.len());
+    for unit in &target.units {
+        match open_unit(unit, opener, users) {
+            Ok(unit) => units.push(unit),
+            Err(reason) => errors.push(ConfigError { origin: unit.origin.clone(), reason }),
+        }
+    }
+    let (name, initiators, chap) = (target.name.clone(), target.initiators.clone(), target.chap.clone());
+    TargetSpec { name, initiators, chap, units }
+}
+
+fn open_unit(
+    unit: &UnitConfig,
+    opener: &mut Opener,
+    users: &mut HashMap<FileIdentity, Origin>,
+) -> Result<UnitSpec, String> {
+    let access = if unit.readonly { Access::ReadOnly } else { Access::Writable };
+    let chain = opener.open_chain(&unit.path, access).map_err(|error| match error {
+        OpenError::Shared { path } => {
+            let user = super::file::identity_of(&path).ok().and_then(|identity| users.get(&identity));
+            let user = user.map_or_else(|| "another image of this server".to_owned(), ToString::to_string);
+            format!("{} is used by {user} already: an image that is written has one user", path.display())
+        }
+        other => other.to_string(),
+    })?;
+    for layer in chain.layers() {
+        users.entry(layer.file().identity()).or_insert_with(|| unit.origin.clone());
+    }
+    let sectors = chain.sectors().0;
+    if !sectors.is_multiple_of(unit.block_size.sectors()) {
+        return Err(format!(
+            "{}: the disk has {sectors} sectors of 512 bytes, no whole number of 4096-byte blocks: use block_size 512",
+            unit.path.display()
+        ));
+    }
+    let UnitConfig { lun, readonly, block_size, .. } = *unit;
+    Ok(UnitSpec { lun, readonly, block_size, chain })
+}
+
+/// A child each, a socket each: the soft limit of 1024 files is soon met. Best effort; opening says what fails.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}

@@ -1,0 +1,235 @@
+//! Image files on disk: opened, identified, locked.
+//!
+//! Knows which kinds of file may hold an image and who else has one open. Does not know formats.
+
+use std::fs::{File, FileType, OpenOptions, TryLockError};
+use std::io::{self, Seek};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+/// What a file is, whatever its name: two paths with one identity are one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileIdentity {
+    pub device: u64,
+    pub inode: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    ReadOnly,
+    Writable,
+}
+
+/// Whether an open image keeps others away while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locking {
+    /// Exclusive for a writer, shared for readers, until the file is closed.
+    Hold,
+    /// None: for a look at an image that may be in use.
+    Ignore,
+}
+
+/// Why a file cannot be used as an image.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("{path} cannot be opened: {source}", path = .path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{path} is a {what}: an image is a regular file or a block device", path = .path.display())]
+    Kind { path: PathBuf, what: &'static str },
+    #[error("{path} is in use by another process: stop it first, or use a copy of the image", path = .path.display())]
+    InUse { path: PathBuf },
+    #[error("{path} cannot be locked: {source}", path = .path.display())]
+    Lock { path: PathBuf, source: io::Error },
+}
+
+/// An image file, open until this is dropped; so is its lock.
+#[derive(Debug)]
+pub struct OpenedFile {
+    file: File,
+    path: PathBuf,
+    identity: FileIdentity,
+    len: u64,
+    access: Access,
+    block_device: bool,
+    /// Seconds since 1970.
+    modified: i64,
+}
+
+impl OpenedFile {
+    /// Opens `path`, following symbolic links, and locks it. A FIFO is refused without waiting for its other end.
+    pub fn open(path: &Path, access: Access, locking: Locking) -> Result<Self, FileError> {
+        let failed = |source| FileError::Open { path: path.to_owned(), source };
+        refuse_kind(path, std::fs::metadata(path).map_err(failed)?.file_type())?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(access == Access::Writable)
+            .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed())
+            .open(path)
+            .map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        // Again: between the two looks the name may have been given to something else.
+        refuse_kind(path, metadata.file_type())?;
+        let block_device = metadata.file_type().is_block_device();
+        let len =
+            if block_device { file.seek(io::SeekFrom::End(0)).map_err(failed)? } else { metadata.len() };
+        let identity = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
+        let opened = Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            len,
+            access,
+            block_device,
+            modified: metadata.mtime(),
+        };
+        if locking == Locking::Hold {
+            opened.lock()?;
+        }
+        Ok(opened)
+    }
+
+    fn lock(&self) -> Result<(), FileError> {
+        let locked = match self.access {
+            Access::Writable => self.file.try_lock(),
+            Access::ReadOnly => self.file.try_lock_shared(),
+        };
+        locked.map_err(|error| match error {
+            TryLockError::WouldBlock => FileError::InUse { path: self.path.clone() },
+            TryLockError::Error(source) => FileError::Lock { path: self.path.clone(), source },
+        })
+    }
+
+    /// True when another process holds the file so that we could not read it undisturbed.
+    pub fn is_in_use(&self) -> bool {
+        let in_use = matches!(self.file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        // A lock that was got is given back; closing the file would do so as well.
+        let _ = self.file.unlock();
+        in_use
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The path by which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// Bytes when it was opened.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.access == Access::Writable
+    }
+
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// The modification time in seconds since 1970; 0 for all before.
+    pub fn modified(&self) -> u64 {
+        u64::try_from(self.modified).unwrap_or(0)
+    }
+
+    /// Bytes the file occupies on its file system.
+    pub fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks().saturating_mul(512))
+    }
+
+    /// Fills `bytes`, all of them.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
+    }
+}
+
+/// The identity of what `path` names, links followed.
+pub(super) fn identity_of(path: &Path) -> io::Result<FileIdentity> {
+    let metadata = std::fs::metadata(path)?;
+    Ok(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
+}
+
+/// The folder a path lies in; `.` for a bare name.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn refuse_kind(path: &Path, kind: FileType) -> Result<(), FileError> {
+    let what = if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    } else if kind.is_dir() {
+        "folder"
+    } else if kind.is_fifo() {
+        "FIFO"
+    } else if kind.is_socket() {
+        "socket"
+    } else {
+        "character device"
+    };
+    Err(FileError::Kind { path: path.to_owned(), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_writer_keeps_everybody_away_and_readers_keep_writers_away() {
+        let image = image();
+        let open = |access| OpenedFile::open(image.path(), access, Locking::Hold);
+        let writer = open(Access::Writable).unwrap();
+        assert!(matches!(open(Access::ReadOnly), Err(FileError::InUse { .. })));
+        assert!(matches!(open(Access::Writable), Err(FileError::InUse { .. })));
+        let look = OpenedFile::open(image.path(), Access::ReadOnly, Locking::Ignore).unwrap();
+        assert!(look.is_in_use());
+        drop(writer);
+        assert!(!look.is_in_use());
+        let _readers = (open(Access::ReadOnly).unwrap(), open(Access::ReadOnly).unwrap());
+        assert!(matches!(open(Access::Writable), Err(FileError::InUse { .. })));
+    }
+
+    #[test]
+    fn what_is_no_image_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |path: &Path| OpenedFile::open(path, Access::ReadOnly, Locking::Hold);
+        assert!(matches!(open(folder.path()), Err(FileError::Kind { what: "folder", .. })));
+        assert!(matches!(open(Path::new("/dev/null")), Err(FileError::Kind { .. })));
+        assert!(matches!(open(&folder.path().join("none")), Err(FileError::Open { .. })));
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        assert!(matches!(open(&fifo), Err(FileError::Kind { what: "FIFO", .. })));
+    }
+
+    #[test]
+    fn two_names_of_one_file_have_one_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        std::fs::write(&one, [0; 512]).unwrap();
+        std::os::unix::fs::symlink(&one, &two).unwrap();
+        let opened = OpenedFile::open(&one, Access::ReadOnly, Locking::Ignore).unwrap();
+        assert_eq!(identity_of(&two).unwrap(), opened.identity());
+        assert_eq!((opened.len(), opened.is_block_device()), (512, false));
+    }
+}

@@ -1,0 +1,403 @@
+//! From a path to a chain: detects the format, finds parents, refuses what does not fit.
+//!
+//! Knows where a parent may lie and how a child proves whose child it is. Does not know how a format is parsed
+//! (`vhd`) nor who will run the plans.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::file::{Access, FileError, FileIdentity, Locking, OpenedFile, identity_of};
+use crate::image::{Chain, ChainError, Images, Layer};
+use crate::limits::CHAIN_DEPTH_MAX;
+use crate::plan::{FileSlot, LayerId};
+use crate::units::{SECTOR_BYTES, SectorCount};
+use crate::vhd::create::timestamp_from_unix;
+use crate::vhd::parent_locator::{ParentCandidate, PathShape};
+use crate::vhd::{self, DiskType, FOOTER_BYTES, OpenMode, VhdError, VhdImage};
+
+/// Seconds two time stamps may differ and still be the same moment: file systems round to two.
+const TIMESTAMP_SLACK_S: u32 = 2;
+
+/// Why an image or one of its parents did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path}: {source}", path = .path.display())]
+    Vhd { path: PathBuf, source: VhdError },
+    #[error("{path}: reading {len} bytes at byte {offset} failed: {source}", path = .path.display())]
+    Read { path: PathBuf, offset: u64, len: usize, source: io::Error },
+    #[error(
+        "{path}: {len} bytes are no whole number of 512-byte sectors and no VHD footer ends them: the file is cut \
+         off or no disk image", path = .path.display()
+    )]
+    RawSize { path: PathBuf, len: u64 },
+    #[error("{path}: its parent was not found at {tried}: put it there", path = .path.display())]
+    ParentNotFound { path: PathBuf, tried: String },
+    #[error("{path}: its parent {parent} lies outside the image roots, the folders parents may lie in", path = .path.display(), parent = .parent.display())]
+    ParentOutside { path: PathBuf, parent: PathBuf },
+    #[error("{path}: its parent {parent} is no regular file", path = .path.display(), parent = .parent.display())]
+    ParentKind { path: PathBuf, parent: PathBuf },
+    #[error(
+        "{path}: its parent should have the unique id {wanted}, {parent} has {found}: this is another image",
+        path = .path.display(), parent = .parent.display()
+    )]
+    ParentId { path: PathBuf, parent: PathBuf, wanted: Uuid, found: Uuid },
+    #[error("{path}: its parent {parent} is not a VHD", path = .path.display(), parent = .parent.display())]
+    ParentNotVhd { path: PathBuf, parent: PathBuf },
+    #[error(
+        "{path}: its parent {parent} was changed after the child was made (time stamps differ): restore the parent, \
+         or leave strict mode", path = .path.display(), parent = .parent.display()
+    )]
+    ParentChanged { path: PathBuf, parent: PathBuf },
+    #[error("{path}: it is its own ancestor through {parent}: the parent links form a circle", path = .path.display(), parent = .parent.display())]
+    Cycle { path: PathBuf, parent: PathBuf },
+    #[error("{path}: the chain of parents is longer than {CHAIN_DEPTH_MAX} images: merge some of them", path = .path.display())]
+    TooDeep { path: PathBuf },
+    #[error("{path} is written by one unit and used by another: a writable image has one user", path = .path.display())]
+    Shared { path: PathBuf },
+    #[error("{path}: {source}", path = .path.display())]
+    Chain { path: PathBuf, source: ChainError },
+    #[error("image root {path} cannot be resolved: {source}", path = .path.display())]
+    Root { path: PathBuf, source: io::Error },
+}
+
+/// How the bytes of a file are to be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Raw,
+    Vhd,
+}
+
+/// One file of a chain with what is known of its content.
+#[derive(Debug)]
+pub struct OpenedLayer {
+    file: Arc<OpenedFile>,
+    format: Format,
+    sectors: SectorCount,
+    /// The parse made when it was opened. Parents are parsed again for each owner: every shard keeps its own bitmaps.
+    image: Option<VhdImage>,
+}
+
+impl OpenedLayer {
+    pub fn file(&self) -> &Arc<OpenedFile> {
+        &self.file
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub fn sectors(&self) -> SectorCount {
+        self.sectors
+    }
+
+    /// The VHD; `None` for a raw image and for a parent that was opened for another child already.
+    pub fn image(&self) -> Option<&VhdImage> {
+        self.image.as_ref()
+    }
+
+    fn into_layer(self, slot: FileSlot) -> Result<Layer, OpenError> {
+        match (self.format, self.image) {
+            (Format::Raw, _) => Ok(Layer::raw(slot, self.sectors, self.file.is_writable())),
+            (Format::Vhd, Some(image)) => Ok(Layer::vhd(slot, image)),
+            (Format::Vhd, None) => Ok(Layer::vhd(slot, parse_vhd(&self.file)?)),
+        }
+    }
+}
+
+/// An image and its parents, leaf first, checked to be a chain.
+#[derive(Debug)]
+pub struct OpenedChain {
+    layers: Vec<OpenedLayer>,
+}
+
+/// Who owns the layers of some chains: one shard, or a tool.
+#[derive(Debug, Default)]
+pub struct LayerTable {
+    pub images: Images,
+    /// By `FileSlot`.
+    pub files: Vec<Arc<OpenedFile>>,
+    parents: HashMap<FileIdentity, LayerId>,
+}
+
+impl LayerTable {
+    /// Takes a chain in. Parents that another chain brought already are used again.
+    pub fn add(&mut self, chain: OpenedChain) -> Result<Chain, OpenError> {
+        let path = chain.leaf().file.path().to_owned();
+        let mut ids = Vec::with_capacity(chain.layers.len());
+        for layer in chain.layers {
+            let identity = layer.file.identity();
+            if let Some(known) = self.parents.get(&identity) {
+                ids.push(*known);
+                continue;
+            }
+            let file = layer.file.clone();
+            let slot = FileSlot(u32::try_from(self.files.len()).unwrap_or(u32::MAX));
+            let id = self.images.add(layer.into_layer(slot)?);
+            if !file.is_writable() {
+                self.parents.insert(identity, id);
+            }
+            self.files.push(file);
+            ids.push(id);
+        }
+        Chain::new(&self.images, ids).map_err(|source| OpenError::Chain { path, source })
+    }
+}
+
+impl OpenedChain {
+    /// Leaf first.
+    pub fn layers(&self) -> &[OpenedLayer] {
+        &self.layers
+    }
+
+    pub fn leaf(&self) -> &OpenedLayer {
+        &self.layers[0]
+    }
+
+    pub fn sectors(&self) -> SectorCount {
+        self.leaf().sectors
+    }
+}
+
+/// What all images of one program have in common: where parents may lie, and which files are open already.
+#[derive(Debug)]
+pub struct Opener {
+    /// Resolved; `None` lets parents lie anywhere.
+    roots: Option<Vec<PathBuf>>,
+    strict: bool,
+    locking: Locking,
+    open: HashMap<FileIdentity, Known>,
+}
+
+/// An open file, and what children must know of it.
+#[derive(Debug)]
+struct Known {
+    file: Arc<OpenedFile>,
+    format: Format,
+    sectors: SectorCount,
+    vhd: Option<KnownVhd>,
+}
+
+#[derive(Clone, Debug)]
+struct KnownVhd {
+    unique_id: Uuid,
+    timestamp: u32,
+    parent: Option<vhd::ParentInfo>,
+}
+
+impl Opener {
+    /// For a server: parents must lie below `roots` once all links are resolved.
+    pub fn confined(roots: &[PathBuf], strict: bool) -> Result<Self, OpenError> {
+        let resolve = |root: &PathBuf| {
+            root.canonicalize().map_err(|source| OpenError::Root { path: root.clone(), source })
+        };
+        let roots = roots.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { roots: Some(roots), strict, locking: Locking::Hold, open: HashMap::new() })
+    }
+
+    /// For a tool an administrator runs on images of his own: parents may lie where they say.
+    pub fn anywhere(locking: Locking) -> Self {
+        Self { roots: None, strict: false, locking, open: HashMap::new() }
+    }
+
+    /// Opens `path` and all its parents, each of them once however many chains it belongs to.
+    pub fn open_chain(&mut self, path: &Path, access: Access) -> Result<OpenedChain, OpenError> {
+        let leaf = self.open_leaf(path, access)?;
+        let mut link = self.link(&leaf);
+        let mut layers = vec![leaf];
+        while let Some(wanted) = link {
+            if layers.len() >= CHAIN_DEPTH_MAX {
+                return Err(OpenError::TooDeep { path: path.to_owned() });
+            }
+            let parent = self.open_parent(&layers, &wanted)?;
+            link = self.link(&parent);
+            layers.push(parent);
+        }
+        Ok(OpenedChain { layers })
+    }
+
+    /// Opens `path` alone: a differencing image without its parents.
+    pub fn open_leaf(&mut self, path: &Path, access: Access) -> Result<OpenedLayer, OpenError> {
+        let known = identity_of(path).ok().and_then(|identity| self.open.get(&identity));
+        match known {
+            Some(known) if access == Access::Writable || known.file.is_writable() => {
+                Err(OpenError::Shared { path: path.to_owned() })
+            }
+            Some(known) => Ok(known.layer()),
+            None => self.open_file(path, access),
+        }
+    }
+
+    fn open_file(&mut self, path: &Path, access: Access) -> Result<OpenedLayer, OpenError> {
+        let file = Arc::new(OpenedFile::open(path, access, self.locking)?);
+        let layer = parse(file)?;
+        let vhd = layer.image.as_ref().map(|image| KnownVhd {
+            unique_id: image.unique_id(),
+            timestamp: image.timestamp(),
+            parent: image.parent().cloned(),
+        });
+        for warning in layer.image.iter().flat_map(VhdImage::warnings) {
+            tracing::warn!(image = %path.display(), "{warning}");
+        }
+        let known = Known { file: layer.file.clone(), format: layer.format, sectors: layer.sectors, vhd };
+        self.open.insert(layer.file.identity(), known);
+        Ok(layer)
+    }
+
+    fn link(&self, layer: &OpenedLayer) -> Option<vhd::ParentInfo> {
+        self.open.get(&layer.file.identity())?.vhd.as_ref()?.parent.clone()
+    }
+
+    /// The parent of the last of `layers`: the first candidate that exists, may be used and is the right image.
+    fn open_parent(
+        &mut self,
+        layers: &[OpenedLayer],
+        wanted: &vhd::ParentInfo,
+    ) -> Result<OpenedLayer, OpenError> {
+        let child = layers[layers.len() - 1].file.path().to_owned();
+        let mut tried: Vec<String> = Vec::new();
+        let mut first_error = None;
+        for place in places(&child, &wanted.candidates) {
+            let text = place.display().to_string();
+            if tried.contains(&text) {
+                continue;
+            }
+            tried.push(text);
+            match self.try_parent(layers, wanted, &child, &place) {
+                Ok(Some(parent)) => return Ok(parent),
+                Ok(None) => {}
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        let tried = if tried.is_empty() { "any usable path".to_owned() } else { tried.join(", ") };
+        Err(first_error.unwrap_or(OpenError::ParentNotFound { path: child, tried }))
+    }
+
+    /// `None` when nothing lies at `place`.
+    fn try_parent(
+        &mut self,
+        layers: &[OpenedLayer],
+        wanted: &vhd::ParentInfo,
+        child: &Path,
+        place: &Path,
+    ) -> Result<Option<OpenedLayer>, OpenError> {
+        let (path, parent) = (|| child.to_owned(), place.to_owned());
+        let Ok(resolved) = place.canonicalize() else { return Ok(None) };
+        let inside = |roots: &Vec<PathBuf>| roots.iter().any(|root| resolved.starts_with(root));
+        if !self.roots.as_ref().is_none_or(inside) {
+            return Err(OpenError::ParentOutside { path: path(), parent: resolved });
+        }
+        match std::fs::symlink_metadata(&resolved) {
+            Ok(metadata) if metadata.is_file() => {}
+            _ => return Err(OpenError::ParentKind { path: path(), parent }),
+        }
+        let identity =
+            identity_of(&resolved).map_err(|source| FileError::Open { path: parent.clone(), source })?;
+        if layers.iter().any(|layer| layer.file.identity() == identity) {
+            return Err(OpenError::Cycle { path: layers[0].file.path().to_owned(), parent });
+        }
+        let layer = self.open_leaf(&resolved, Access::ReadOnly)?;
+        let Some(found) = self.open.get(&layer.file.identity()).and_then(|known| known.vhd.clone()) else {
+            return Err(OpenError::ParentNotVhd { path: path(), parent });
+        };
+        if found.unique_id != wanted.unique_id {
+            let (wanted, found) = (wanted.unique_id, found.unique_id);
+            return Err(OpenError::ParentId { path: path(), parent, wanted, found });
+        }
+        let modified = timestamp_from_unix(layer.file.modified());
+        let same = |stamp: u32| stamp.abs_diff(wanted.timestamp) <= TIMESTAMP_SLACK_S;
+        if !same(modified) && !same(found.timestamp) {
+            if self.strict {
+                return Err(OpenError::ParentChanged { path: path(), parent });
+            }
+            tracing::warn!(
+                child = %child.display(),
+                parent = %parent.display(),
+                "the parent's time stamp is not the one the child knows: was the parent changed?"
+            );
+        }
+        Ok(Some(layer))
+    }
+}
+
+impl Known {
+    fn layer(&self) -> OpenedLayer {
+        OpenedLayer { file: self.file.clone(), format: self.format, sectors: self.sectors, image: None }
+    }
+}
+
+/// Where the parent may be, best first: each candidate relative to the child's folder (or as it stands, when it
+/// begins at the root), at last their base names in the child's folder. Windows drives and UNC paths lead nowhere.
+fn places(child: &Path, candidates: &[ParentCandidate]) -> Vec<PathBuf> {
+    // Relative to where the child really lies, not to a link that led to it.
+    let real = child.canonicalize().unwrap_or_else(|_| child.to_owned());
+    let folder = real.parent().unwrap_or(Path::new(""));
+    let as_told = candidates.iter().filter_map(|candidate| match candidate.shape() {
+        PathShape::Relative => Some(folder.join(plain(&candidate.path))),
+        PathShape::Absolute if candidate.path.starts_with('/') => Some(PathBuf::from(&candidate.path)),
+        PathShape::Absolute | PathShape::Unc => None,
+    });
+    let beside = candidates.iter().filter(|candidate| candidate.shape() != PathShape::Unc);
+    let beside = beside.filter_map(ParentCandidate::base_name).map(|name| folder.join(name));
+    as_told.chain(beside).collect()
+}
+
+/// Without the `.` a relative locator customarily starts with.
+fn plain(path: &str) -> PathBuf {
+    Path::new(path).components().filter(|part| *part != Component::CurDir).collect()
+}
+
+/// A VHD by the footer that ends it, otherwise raw. The head of a disk is its guest's to write and proves nothing;
+/// a name that ends in `.vhd` is its administrator's, and makes a lost footer an error (or a matter of the copy).
+fn parse(file: Arc<OpenedFile>) -> Result<OpenedLayer, OpenError> {
+    let named_vhd = file.path().extension().is_some_and(|ending| ending.eq_ignore_ascii_case("vhd"));
+    if !file.is_block_device() && (named_vhd || ends_in_footer(&file)?) {
+        let image = parse_vhd(&file)?;
+        let sectors = image.sectors();
+        return Ok(OpenedLayer { file, format: Format::Vhd, sectors, image: Some(image) });
+    }
+    if file.is_empty() || !file.len().is_multiple_of(SECTOR_BYTES) {
+        return Err(OpenError::RawSize { path: file.path().to_owned(), len: file.len() });
+    }
+    let sectors = SectorCount(file.len() / SECTOR_BYTES);
+    Ok(OpenedLayer { file, format: Format::Raw, sectors, image: None })
+}
+
+/// True when the file's last 512 bytes (511 with some old writers) begin with the footer's cookie.
+fn ends_in_footer(file: &OpenedFile) -> Result<bool, OpenError> {
+    let footer = if file.len() % SECTOR_BYTES == SECTOR_BYTES - 1 { FOOTER_BYTES - 1 } else { FOOTER_BYTES };
+    let Some(offset) = file.len().checked_sub(footer as u64) else { return Ok(false) };
+    let mut cookie = vhd::footer::COOKIE;
+    let len = cookie.len();
+    cookie.fill(0);
+    let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
+    file.read_at(offset, &mut cookie).map_err(failed)?;
+    Ok(cookie == vhd::footer::COOKIE)
+}
+
+fn parse_vhd(file: &OpenedFile) -> Result<VhdImage, OpenError> {
+    let mode = if file.is_writable() { OpenMode::Writable } else { OpenMode::ReadOnly };
+    let image = vhd::open_with(file.len(), mode, |offset, bytes| file.read_at(offset, bytes));
+    image.map_err(|error| match error {
+        vhd::OpenError::Vhd(source) => OpenError::Vhd { path: file.path().to_owned(), source },
+        vhd::OpenError::Read { offset, len, source } => {
+            OpenError::Read { path: file.path().to_owned(), offset, len, source }
+        }
+    })
+}
+
+/// The words for a disk type.
+pub(super) fn type_name(kind: DiskType) -> &'static str {
+    match kind {
+        DiskType::Fixed => "fixed",
+        DiskType::Dynamic => "dynamic",
+        DiskType::Differencing => "differencing",
+    }
+}

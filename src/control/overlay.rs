@@ -1,0 +1,60 @@
+//! Overlays: one child of the golden image for each node, made when it is missing.
+//!
+//! Knows how nodes, their files and their targets are named. Does not know what is served how.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::config::{Config, Origin, TargetConfig, UnitConfig};
+use super::error::Error;
+use super::file::{Access, Locking, folder_of};
+use super::image_create::create_child_of;
+use super::open_image::Opener;
+use crate::units::BlockSize;
+
+/// What target names begin with when the command line makes them.
+const TARGET_PREFIX: &str = "iqn.2026-11.io.goldrush:";
+
+/// `node-001`; more digits when there are more nodes.
+fn node_name(number: u32) -> String {
+    format!("node-{number:03}")
+}
+
+/// The configuration of `nodes` targets, one child of `golden` each. Missing children are created in `overlays`,
+/// which is created as well.
+pub(super) fn prepare(
+    golden: &Path,
+    overlays: &Path,
+    nodes: u32,
+    listen: Vec<SocketAddr>,
+) -> Result<Config, Error> {
+    std::fs::create_dir_all(overlays).map_err(Error::io(overlays, "creating the folder"))?;
+    // Held to the end of this function: nobody writes the golden image while children of it are made.
+    let parent = Opener::anywhere(Locking::Hold).open_chain(golden, Access::ReadOnly)?;
+    let mut targets = Vec::new();
+    let mut created = 0;
+    for number in 1..=nodes {
+        let node = node_name(number);
+        let path = overlays.join(format!("{node}.vhd"));
+        if !path.try_exists().map_err(Error::io(&path, "looking for the file"))? {
+            create_child_of(&path, &parent, None)?;
+            created += 1;
+        }
+        let origin = Origin::CommandLine;
+        let unit = UnitConfig { lun: 0, path, origin, readonly: false, block_size: BlockSize::default() };
+        let name = format!("{TARGET_PREFIX}{node}");
+        let origin = Origin::CommandLine;
+        targets.push(TargetConfig { name, origin, initiators: None, chap: None, units: vec![unit] });
+    }
+    if created > 0 {
+        tracing::info!(created, folder = %overlays.display(), "created children of the golden image");
+    }
+    let image_roots = vec![folder_of_real(golden)?, overlays.to_owned()];
+    Ok(Config { listen, image_roots, strict: false, targets })
+}
+
+/// The folder the golden image really lies in: children name it by that.
+fn folder_of_real(golden: &Path) -> Result<PathBuf, Error> {
+    let real = golden.canonicalize().map_err(Error::io(golden, "resolving the path"))?;
+    Ok(folder_of(&real).to_owned())
+}

@@ -1,0 +1,103 @@
+//! `goldrush serve`: from a file or a golden image to a running server.
+//!
+//! Knows the order: read, open and lock everything, only then bind. Does not know how it is served (`launch`).
+
+use std::io::Write;
+
+use super::catalog::Catalog;
+use super::cli::{DataPlaneArgs, LISTEN_DEFAULT, ServeArgs};
+use super::config::{self, Config};
+use super::error::Error;
+use super::file::identity_of;
+use super::launch::{self, DataPlane};
+use super::open_image::OpenedChain;
+use super::overlay;
+
+/// Of the available memory, the share golden data may take by default, and the most of it.
+const GOLDEN_CACHE_SHARE: u64 = 4;
+const GOLDEN_CACHE_BYTES_MAX: u64 = 4 << 30;
+
+/// Runs the command until the server is told to stop.
+pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
+    let config = configuration(args)?;
+    let catalog = Catalog::open(&config).map_err(Error::Config)?;
+    if let Some(golden) = &args.golden {
+        let golden = identity_of(golden).map_err(Error::io(golden, "looking for the golden image"))?;
+        let is_child = |chain: &OpenedChain| {
+            chain.layers().get(1).is_some_and(|parent| parent.file().identity() == golden)
+        };
+        let mut units = catalog.targets.iter().flat_map(|target| &target.units);
+        if let Some(stranger) = units.find(|unit| !is_child(&unit.chain)) {
+            return Err(Error::Usage(format!(
+                "{} is not a child of the golden image: remove it, or name the golden image it was made from",
+                stranger.chain.leaf().file().path().display()
+            )));
+        }
+    }
+    announce_targets(&catalog)?;
+    let plane = data_plane(&args.data_plane, &config);
+    launch::run(catalog, &plane, &mut |addresses| {
+        let mut out = std::io::stdout().lock();
+        for address in addresses {
+            // Nobody reads: the server serves all the same.
+            let _ = writeln!(out, "listening on {address}");
+        }
+        let _ = out.flush();
+    })
+}
+
+fn configuration(args: &ServeArgs) -> Result<Config, Error> {
+    match (&args.config, &args.golden, &args.overlays, args.nodes) {
+        (Some(path), ..) => config::load(path).map_err(Error::Config),
+        (None, Some(golden), Some(overlays), Some(nodes)) => {
+            let listen = if args.listen.is_empty() { vec![LISTEN_DEFAULT] } else { args.listen.clone() };
+            overlay::prepare(golden, overlays, nodes, listen)
+        }
+        // The command line does not parse like this.
+        _ => Err(Error::Usage("serve needs --config, or --golden, --overlays and --nodes".to_owned())),
+    }
+}
+
+/// One line a target: its name, and who may log in.
+fn announce_targets(catalog: &Catalog) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    let written = catalog.targets.iter().try_for_each(|target| writeln!(out, "target {}", target.name));
+    written
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::Failed(format!("standard output failed: {error}")))
+}
+
+fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
+    DataPlane {
+        listen: config.listen.clone(),
+        cores: args.cores.as_ref().map(|list| list.0.clone()),
+        spin_us: args.spin,
+        // The command line admits a few MiB at most.
+        send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
+        golden_cache_bytes: args.golden_cache.map_or_else(golden_cache_default, |size| size.0),
+    }
+}
+
+fn golden_cache_default() -> u64 {
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_bytes(&text));
+    available.map_or(256 << 20, |bytes| (bytes / GOLDEN_CACHE_SHARE).min(GOLDEN_CACHE_BYTES_MAX))
+}
+
+/// `MemAvailable` of /proc/meminfo, in bytes.
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_kib() {
+        let text = "MemTotal:       24000000 kB\nMemAvailable:   20000000 kB\n";
+        assert_eq!(available_bytes(text), Some(20_000_000 * 1024));
+        assert_eq!(available_bytes("MemTotal: 1 kB\n"), None);
+        assert!(golden_cache_default() <= GOLDEN_CACHE_BYTES_MAX);
+    }
+}
