@@ -27,10 +27,14 @@ pub struct UringConfig {
     pub file_ops_max: u32,
     /// Kernel threads that may run operations which cannot complete at once (buffered writes, syncs).
     pub workers_max: u32,
+    /// Ask for DEFER_TASKRUN: the kernel then works for this ring only inside `wait`. Where it is refused, or not
+    /// asked for, the ring works without.
+    pub defer_taskrun: bool,
     /// How long `wait` looks for completions before it sleeps. Only for a core of its own.
     pub spin: Duration,
     /// Register the pool with the kernel: cheaper O_DIRECT from 64 KiB on, but the whole pool takes real memory at
-    /// once and counts against RLIMIT_MEMLOCK.
+    /// once and counts against RLIMIT_MEMLOCK. So do, on newer kernels, the rings themselves (some 300 KiB each with
+    /// these defaults): with a finite limit, leave room for those of the other shards.
     pub register_buffers: bool,
 }
 
@@ -45,6 +49,7 @@ impl Default for UringConfig {
             files_max: limits::SHARD_FILES_MAX as u32,
             file_ops_max: limits::SHARD_FILE_OPS_MAX as u32,
             workers_max: 8,
+            defer_taskrun: true,
             spin: Duration::ZERO,
             register_buffers: false,
         }
@@ -106,7 +111,10 @@ pub enum UringError {
     Config { what: &'static str, value: u64, allowed: &'static str },
     #[error("the ring holds {max} {what}, but {given} were given: raise the limit of the shard")]
     TooMany { what: &'static str, max: u32, given: usize },
-    #[error("the kernel refused the ring's receive buffers ({0}): lower their number or free memory")]
+    #[error(
+        "the kernel refused the ring's receive buffers ({0}): raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity), or \
+         lower their number"
+    )]
     ReceiveBuffers(#[source] std::io::Error),
     #[error("the kernel gave no {what} for the ring ({source}): raise RLIMIT_NOFILE or free memory")]
     Resource { what: &'static str, source: std::io::Error },

@@ -30,6 +30,9 @@ mod tables;
 mod uring_io;
 mod waker;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::{Registered, RingReport, UringConfig, UringError};
 pub use uring_io::UringIo;
 pub use waker::UringWaker;

@@ -126,7 +126,7 @@ const REQUIRED: [(u8, &str); 14] = [
 /// Asks the kernel. Creates a small ring and drops it.
 pub fn probe() -> Result<ProbeReport, ProbeError> {
     let kernel = KernelVersion::running();
-    let (ring, flags) = super::ring::set_up(8, 16).map_err(|error| explain(error, kernel, sysctl()))?;
+    let (ring, flags) = super::ring::set_up(8, 16, true).map_err(|error| explain(error, kernel, sysctl()))?;
     let operations = operations(&ring, kernel)?;
     Ok(ProbeReport { kernel, flags, missing: operations.missing(), memlock: host::memlock_limit() })
 }

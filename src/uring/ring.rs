@@ -40,43 +40,32 @@ pub(super) enum Entered {
     Busy,
 }
 
-/// A ring with the best flags this kernel takes, and their names.
-pub(super) fn set_up(sq_entries: u32, cq_entries: u32) -> io::Result<(IoUring, &'static str)> {
-    let deferred = || {
-        let mut builder = IoUring::builder();
-        builder
-            .dontfork()
-            .setup_cqsize(cq_entries)
-            .setup_submit_all()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .setup_single_issuer()
-            .setup_defer_taskrun();
-        builder.build(sq_entries)
-    };
-    let cooperative = || {
-        let mut builder = IoUring::builder();
-        builder
-            .dontfork()
-            .setup_cqsize(cq_entries)
-            .setup_submit_all()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag();
-        builder.build(sq_entries)
-    };
-    match deferred() {
-        Ok(ring) => Ok((ring, "SINGLE_ISSUER|DEFER_TASKRUN|COOP_TASKRUN|TASKRUN_FLAG|SUBMIT_ALL")),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            Ok((cooperative()?, "COOP_TASKRUN|TASKRUN_FLAG|SUBMIT_ALL"))
+/// A ring with the best flags this kernel takes, and their names. Must be used by the calling thread.
+pub(super) fn set_up(
+    sq_entries: u32,
+    cq_entries: u32,
+    defer_taskrun: bool,
+) -> io::Result<(IoUring, &'static str)> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_cqsize(cq_entries).setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+    if defer_taskrun {
+        let mut deferred = builder.clone();
+        match deferred.setup_single_issuer().setup_defer_taskrun().build(sq_entries) {
+            Ok(ring) => {
+                return Ok((ring, "SINGLE_ISSUER|DEFER_TASKRUN|COOP_TASKRUN|TASKRUN_FLAG|SUBMIT_ALL"));
+            }
+            // The answer of a kernel that does not know a flag.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
     }
+    Ok((builder.build(sq_entries)?, "COOP_TASKRUN|TASKRUN_FLAG|SUBMIT_ALL"))
 }
 
 impl Ring {
     pub(super) fn new(config: &UringConfig, pool: &Pool) -> Result<Self, UringError> {
         let kernel = KernelVersion::running();
-        let (ring, flags) = set_up(config.sq_entries, config.cq_entries)
+        let (ring, flags) = set_up(config.sq_entries, config.cq_entries, config.defer_taskrun)
             .map_err(|error| probe::explain(error, kernel, probe::sysctl()))?;
         let operations = probe::operations(&ring, kernel)?;
         let submitter = ring.submitter();

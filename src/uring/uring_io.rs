@@ -231,8 +231,8 @@ impl UringIo {
         }
     }
 
-    /// Looks for news for up to `spin`; true when there is some.
-    fn spin(&mut self, deadline: Option<Instant>) -> bool {
+    /// Looks for news for up to `spin`.
+    fn spin(&mut self, deadline: Option<Instant>) {
         let mut end = host::now().after(self.spin);
         if let Some(deadline) = deadline {
             end = end.min(deadline);
@@ -240,12 +240,12 @@ impl UringIo {
         loop {
             for _ in 0..SPINS_PER_LOOK {
                 if self.ring.has_news() || self.wake.is_notified() {
-                    return true;
+                    return;
                 }
                 core::hint::spin_loop();
             }
             if host::now() >= end {
-                return false;
+                return;
             }
         }
     }
@@ -325,12 +325,17 @@ impl UringIo {
     fn drain(&mut self) -> bool {
         let deadline = host::now().after(DRAIN);
         let mut ended = Vec::new();
+        let mut quiet = true;
         loop {
-            let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
-            // SAFETY: a cancel names no memory. When the queue is full, the next round pushes it.
-            let _ = unsafe { self.ring.push(&entry.user_data(inflight::CANCEL)) };
+            if quiet {
+                let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
+                // SAFETY: a cancel names no memory. When the queue is full, a later round pushes it.
+                let _ = unsafe { self.ring.push(&entry.user_data(inflight::CANCEL)) };
+            }
             let entered = self.ring.enter(true, Some(Duration::from_millis(100)));
+            quiet = true;
             for entry in self.ring.completions() {
+                quiet = false;
                 self.state.complete(&entry, &mut ended);
             }
             ended.clear();
@@ -344,7 +349,7 @@ impl UringIo {
     }
 
     /// Gives up the memory the kernel may still use: neither freed nor reused.
-    fn leak(&mut self) {
+    pub(super) fn leak(&mut self) {
         let inflight = core::mem::replace(&mut self.state.inflight, InFlight::with_capacity(0));
         core::mem::forget(inflight);
         if let Ok(empty) = SendLists::new(0) {

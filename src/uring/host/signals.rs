@@ -93,8 +93,10 @@ mod tests {
             let signals = Signals::block().unwrap();
             assert_eq!(signals.wait_for(Duration::from_millis(1)).unwrap(), None);
             for (number, signal) in TAKEN {
-                // SAFETY: the signal is blocked in this thread, so it waits instead of ending the process.
-                let failed = unsafe { libc::pthread_kill(libc::pthread_self(), number) };
+                // SAFETY: no precondition.
+                let this_thread = unsafe { libc::pthread_self() };
+                // SAFETY: the thread lives, and the signal is blocked in it: it waits instead of ending the process.
+                let failed = unsafe { libc::pthread_kill(this_thread, number) };
                 assert_eq!(failed, 0);
                 assert_eq!(signals.wait().unwrap(), signal);
             }
