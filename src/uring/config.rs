@@ -33,7 +33,7 @@ pub struct UringConfig {
     /// How long `wait` looks for completions before it sleeps. Only for a core of its own.
     pub spin: Duration,
     /// Register the pool with the kernel: cheaper O_DIRECT from 64 KiB on, but the whole pool takes real memory at
-    /// once and counts against RLIMIT_MEMLOCK. So do, on newer kernels, the rings themselves (some 300 KiB each with
+    /// once and counts against RLIMIT_MEMLOCK. So do, on newer kernels, the rings themselves (some 200 KiB each with
     /// these defaults): with a finite limit, leave room for those of the other shards.
     pub register_buffers: bool,
 }
