@@ -346,3 +346,116 @@ fn absent(cdb: &[u8]) -> UnitReply {
         _ => UnitReply::check(Sense::LOGICAL_UNIT_NOT_SUPPORTED),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::{A, B, Bench, READ_10, TEST_UNIT_READY, codes, done, port, unit_config};
+
+    const LUN_5: [u8; 8] = [0, 5, 0, 0, 0, 0, 0, 0];
+    const REPORT_LUNS: [u8; 12] = [0xA0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+
+    #[test]
+    fn a_missing_lun_answers_inquiry_and_request_sense_only() {
+        let mut bench = Bench::new();
+        let mut plan = |cdb: &[u8]| bench.device.plan(A, LUN_5, cdb);
+        assert_eq!(done(plan(&[0x12, 0, 0, 0, 96, 0])).data[0], 0x7F);
+        assert_eq!(done(plan(&[0x12, 1, 0, 0, 96, 0])).data, [0x7F, 0, 0, 1, 0]);
+        assert_eq!(codes(plan(&[0x12, 1, 0x83, 0, 96, 0])), (5, 0x24, 0));
+        let sense = done(plan(&[0x03, 0, 0, 0, 18, 0]));
+        assert_eq!(sense.status, ScsiStatus::Good);
+        assert_eq!((sense.data[2], sense.data[12]), (5, 0x25));
+        assert_eq!(codes(plan(&TEST_UNIT_READY)), (5, 0x25, 0));
+        assert_eq!(codes(plan(&READ_10)), (5, 0x25, 0));
+        assert_eq!(codes(plan(&REPORT_LUNS)), (5, 0x25, 0));
+        assert_eq!(codes(plan(&[0xFF; 6])), (5, 0x25, 0));
+        assert_eq!(codes(bench.device.parameter(A, LUN_5, &[0x42; 10], &[])), (5, 0x25, 0));
+    }
+
+    #[test]
+    fn lun_zero_reports_luns_even_where_there_is_no_unit_zero() {
+        let mut bench = Bench::of(vec![unit_config(5), unit_config(1)]);
+        bench.attach(A);
+        bench.device.reset(None);
+        let expected = [0, 0, 0, 16, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0];
+        for field in [[0; 8], LUN_5, REPORT_LUNS_WELL_KNOWN] {
+            assert_eq!(done(bench.device.plan(A, field, &REPORT_LUNS)).data, expected);
+        }
+        let mut short = REPORT_LUNS;
+        short[8..10].copy_from_slice(&[0, 15]);
+        assert_eq!(codes(bench.device.plan(A, [0; 8], &short)), (5, 0x24, 0));
+        assert_eq!(codes(bench.device.plan(A, [0; 8], &REPORT_LUNS[..6])), (5, 0x25, 0));
+        assert_eq!(codes(bench.device.plan(A, [0; 8], &TEST_UNIT_READY)), (5, 0x25, 0));
+    }
+
+    #[test]
+    fn every_addressing_form_reaches_the_unit() {
+        let mut bench = Bench::of(vec![unit_config(5), unit_config(300)]);
+        bench.attach(A);
+        let five = bench.device.unit(LUN_5);
+        assert_eq!(five, Some(UnitIndex(0)));
+        assert_eq!(bench.device.unit([0x40, 5, 0, 0, 0, 0, 0, 0]), five);
+        assert_eq!(bench.device.unit([0x41, 0x2C, 0, 0, 0, 0, 0, 0]), Some(UnitIndex(1)));
+        assert_eq!(bench.device.unit([1, 5, 0, 0, 0, 0, 0, 0]), None);
+        let plan = bench.device.plan(A, [0x41, 0x2C, 0, 0, 0, 0, 0, 0], &READ_10);
+        assert!(matches!(plan, UnitPlan::Read { unit: UnitIndex(1), .. }));
+    }
+
+    #[test]
+    fn each_unit_of_a_target_has_its_own_attentions_and_resets() {
+        let mut bench = Bench::of(vec![unit_config(0), unit_config(5)]);
+        bench.attach(A);
+        bench.attach(B);
+        bench.device.reset_unit(UnitIndex(1), Some(A));
+        assert_eq!(done(bench.device.plan(B, [0; 8], &TEST_UNIT_READY)).status, ScsiStatus::Good);
+        assert_eq!(done(bench.device.plan(A, LUN_5, &TEST_UNIT_READY)).status, ScsiStatus::Good);
+        assert_eq!(codes(bench.device.plan(B, LUN_5, &TEST_UNIT_READY)), (6, 0x29, 3));
+        bench.device.reset(Some(A));
+        assert_eq!(codes(bench.device.plan(B, [0; 8], &TEST_UNIT_READY)), (6, 0x29, 2));
+    }
+
+    #[test]
+    fn bad_configurations_are_refused_in_a_sentence() {
+        let device = |units| {
+            let target_name = "iqn.2026-11.io.goldrush:node-001".to_owned();
+            Device::new(DeviceConfig { target_name, portal_group: 1, units }).map(|_| ()).unwrap_err()
+        };
+        let change = |change: fn(&mut UnitConfig)| {
+            let mut unit = unit_config(0);
+            change(&mut unit);
+            device(vec![unit])
+        };
+        assert!(matches!(device(vec![unit_config(1), unit_config(1)]), DeviceError::DuplicateLun { .. }));
+        assert!(matches!(device((0..257).map(unit_config).collect()), DeviceError::TooManyUnits { .. }));
+        assert!(matches!(change(|unit| unit.blocks = 0), DeviceError::NoBlocks { .. }));
+        assert!(matches!(change(|unit| unit.physical_exponent = 16), DeviceError::PhysicalBlock { .. }));
+        let serial = change(|unit| unit.identity.serial = Some("käse".into()));
+        assert_eq!(
+            serial.to_string(),
+            "LUN 0 of target iqn.2026-11.io.goldrush:node-001: a serial number is 1 to 36 printable ASCII characters"
+        );
+    }
+
+    #[test]
+    fn nexus_slots_are_bounded() {
+        let mut bench = Bench::new();
+        let beyond = Nexus(limits::NEXUSES_PER_TARGET_MAX as u32);
+        assert_eq!(bench.device.attach(beyond, port(A)), Err(DeviceError::NexusSlot { slot: beyond.0 }));
+        bench.device.detach(beyond);
+        bench.device.detach(Nexus(u32::MAX));
+        assert_eq!(done(bench.device.plan(beyond, [0; 8], &TEST_UNIT_READY)).status, ScsiStatus::Busy);
+    }
+
+    #[test]
+    fn failed_operations_tell_where_and_why() {
+        let bench = Bench::new();
+        let sense = |fault, lba| bench.device.io_failed(UnitIndex(0), fault, lba).sense.unwrap();
+        let read = sense(UnitFault::Read, Some(Lba(77)));
+        assert_eq!((read.key as u8, read.asc, read.information), (3, 0x11, Some(77)));
+        let full = sense(UnitFault::NoSpace, None);
+        assert_eq!((full.key as u8, full.asc, full.ascq), (7, 0x27, 7));
+        let differs = sense(UnitFault::Miscompare { offset: 513 }, Some(Lba(1)));
+        assert_eq!((differs.key as u8, differs.asc, differs.information), (0xE, 0x1D, Some(513)));
+        assert_eq!(sense(UnitFault::Write, None).asc, 0x0C);
+    }
+}

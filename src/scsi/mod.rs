@@ -22,6 +22,11 @@ mod unit;
 mod unmap;
 mod vpd;
 
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod reservation_model;
+
 pub mod fuzz;
 
 pub use device::{Device, DeviceConfig, DeviceError, InitiatorPort, Nexus, UnitConfig};

@@ -282,3 +282,273 @@ fn no_defects(short: bool, lists: u8) -> Vec<u8> {
     data[1] = lists;
     data
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::{A, B, BLOCKS, Bench, READ_10, TEST_UNIT_READY, WRITE_10, codes};
+    use crate::scsi::reply::UnitIndex;
+    use crate::scsi::status::ScsiStatus;
+    use crate::units::Lba;
+
+    const UNIT: UnitIndex = UnitIndex(0);
+
+    fn range(start: u64, count: u64) -> BlockRange {
+        BlockRange { start: Lba(start), count: BlockCount(count) }
+    }
+
+    fn cdb10(code: u8, flags: u8, lba: u32, count: u16) -> [u8; 10] {
+        let ([a, b, c, d], [e, f]) = (lba.to_be_bytes(), count.to_be_bytes());
+        [code, flags, a, b, c, d, 0, e, f, 0]
+    }
+
+    fn cdb16(code: u8, flags: u8, lba: u64, count: u32) -> [u8; 16] {
+        let mut cdb = [0; 16];
+        cdb[..2].copy_from_slice(&[code, flags]);
+        cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+        cdb[10..14].copy_from_slice(&count.to_be_bytes());
+        cdb
+    }
+
+    const OUT_OF_RANGE: (u8, u8, u8) = (5, 0x21, 0);
+    const INVALID_FIELD: (u8, u8, u8) = (5, 0x24, 0);
+    const NO_MEDIUM: (u8, u8, u8) = (2, 0x3A, 0);
+
+    #[test]
+    fn read10_and_write10_become_ranges() {
+        let mut bench = Bench::new();
+        let read = UnitPlan::Read { unit: UNIT, range: range(7, 9), fua: false };
+        assert_eq!(bench.plan(A, &cdb10(0x28, 0, 7, 9)), read);
+        let read = UnitPlan::Read { unit: UNIT, range: range(7, 9), fua: true };
+        assert_eq!(bench.plan(A, &cdb10(0x28, 0x18, 7, 9)), read);
+        let write = UnitPlan::Write { unit: UNIT, range: range(7, 9), fua: false, verify: false };
+        assert_eq!(bench.plan(A, &cdb10(0x2A, 0x10, 7, 9)), write);
+        let checked = UnitPlan::Write { unit: UNIT, range: range(7, 9), fua: true, verify: true };
+        assert_eq!(bench.plan(A, &cdb10(0x2E, 0x02, 7, 9)), checked);
+    }
+
+    #[test]
+    fn read10_beyond_capacity_is_illegal_request() {
+        let mut bench = Bench::new();
+        let end = BLOCKS as u32;
+        for (lba, count) in [(end, 1), (end - 1, 2), (end + 1, 0), (u32::MAX, 0), (u32::MAX, 256)] {
+            for code in [0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x41] {
+                assert_eq!(
+                    bench.codes(A, &cdb10(code, 0, lba, count)),
+                    OUT_OF_RANGE,
+                    "{code:02x} {lba} {count}"
+                );
+            }
+        }
+        for code in [0x88, 0x8A, 0x8E, 0x8F, 0x90, 0x91, 0x93] {
+            assert_eq!(bench.codes(A, &cdb16(code, 0, u64::MAX, 1)), OUT_OF_RANGE);
+        }
+        let sense = bench.reply(A, &cdb10(0x28, 0, end, 1)).sense.unwrap();
+        assert_eq!(sense.field.unwrap().byte, 2);
+    }
+
+    #[test]
+    fn no_blocks_are_good_without_a_plan() {
+        let mut bench = Bench::new();
+        for code in [0x28, 0x2A, 0x2E, 0x2F] {
+            assert_eq!(bench.status(A, &cdb10(code, 0, 0, 0)), ScsiStatus::Good);
+            assert_eq!(bench.status(A, &cdb10(code, 0, BLOCKS as u32, 0)), ScsiStatus::Good);
+        }
+    }
+
+    #[test]
+    fn a_transfer_beyond_the_limit_is_an_invalid_field() {
+        let mut bench = Bench::new();
+        let most = (limits::TRANSFER_BYTES_MAX / 512) as u32;
+        for code in [0x88, 0x8A, 0x8E, 0x8F] {
+            assert!(matches!(
+                bench.plan(A, &cdb16(code, 0, 0, most)),
+                UnitPlan::Read { .. } | UnitPlan::Write { .. } | UnitPlan::Verify { .. }
+            ));
+            let sense = bench.reply(A, &cdb16(code, 0, 0, most + 1)).sense.unwrap();
+            assert_eq!(sense, Sense::cdb_field(10, 7));
+        }
+    }
+
+    #[test]
+    fn verify_compares_only_when_asked() {
+        let mut bench = Bench::new();
+        let verify =
+            |compare, one_block| UnitPlan::Verify { unit: UNIT, range: range(0, 4), compare, one_block };
+        assert_eq!(bench.plan(A, &cdb10(0x2F, 0x00, 0, 4)), verify(false, false));
+        assert_eq!(bench.plan(A, &cdb10(0x2F, 0x02, 0, 4)), verify(true, false));
+        assert_eq!(bench.plan(A, &cdb10(0x2F, 0x06, 0, 4)), verify(true, true));
+        assert_eq!(bench.codes(A, &cdb10(0x2F, 0x04, 0, 4)), INVALID_FIELD);
+    }
+
+    #[test]
+    fn write_same_without_length_goes_to_the_end_if_that_is_short_enough() {
+        let mut bench = Bench::new();
+        let most = (limits::WRITE_SAME_BYTES_MAX / 512) as u32;
+        let end = BLOCKS as u32;
+        let plan = |start: u32, count: u32| UnitPlan::WriteSame {
+            unit: UNIT,
+            range: range(u64::from(start), u64::from(count)),
+            zero: false,
+            unmap: true,
+            fua: false,
+        };
+        assert_eq!(bench.plan(A, &cdb10(0x41, 0x08, end - most, 0)), plan(end - most, most));
+        assert_eq!(bench.codes(A, &cdb10(0x41, 0x08, end - most - 1, 0)), INVALID_FIELD);
+        assert_eq!(bench.codes(A, &cdb16(0x93, 0, 0, most + 1)), INVALID_FIELD);
+        assert!(matches!(
+            bench.plan(A, &cdb16(0x93, 0x01, 0, most)),
+            UnitPlan::WriteSame { zero: true, unmap: false, .. }
+        ));
+    }
+
+    #[test]
+    fn write_same_unmap_needs_a_thin_unit() {
+        let mut thick = Bench::with(|unit| unit.thin = false);
+        assert_eq!(thick.codes(A, &cdb10(0x41, 0x08, 0, 1)), INVALID_FIELD);
+        assert!(matches!(thick.plan(A, &cdb10(0x41, 0, 0, 1)), UnitPlan::WriteSame { unmap: false, .. }));
+        let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+        assert_eq!(thick.codes(A, &unmap), (5, 0x20, 0));
+    }
+
+    #[test]
+    fn compare_and_write_is_bounded_by_its_own_limit() {
+        let mut bench = Bench::new();
+        let mut cdb = cdb16(0x89, 0x08, 5, 0);
+        cdb[13] = 2;
+        let plan = UnitPlan::CompareAndWrite { unit: UNIT, range: range(5, 2), fua: true };
+        assert_eq!(bench.plan(A, &cdb), plan);
+        cdb[13] = 129;
+        assert_eq!(bench.reply(A, &cdb).sense, Some(Sense::cdb_field(13, 7)));
+    }
+
+    #[test]
+    fn synchronize_cache_flushes_all_or_nothing_on_a_read_only_unit() {
+        let mut bench = Bench::new();
+        let flush = |immediate| UnitPlan::Flush { unit: UNIT, immediate };
+        assert_eq!(bench.plan(A, &cdb10(0x35, 0, 0, 0)), flush(false));
+        assert_eq!(bench.plan(A, &cdb16(0x91, 2, 0, 0)), flush(true));
+        let mut fixed = Bench::with(|unit| unit.read_only = true);
+        assert_eq!(fixed.status(A, &cdb10(0x35, 0, 0, 0)), ScsiStatus::Good);
+    }
+
+    #[test]
+    fn read_only_units_refuse_every_write() {
+        let mut bench = Bench::with(|unit| unit.read_only = true);
+        for code in [0x2A, 0x2E, 0x41] {
+            assert_eq!(bench.codes(A, &cdb10(code, 0, 0, 1)), (7, 0x27, 0));
+        }
+        for code in [0x8A, 0x8E, 0x93, 0x89] {
+            assert_eq!(bench.codes(A, &cdb16(code, 0, 0, 1)), (7, 0x27, 0));
+        }
+        assert_eq!(bench.codes(A, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]), (7, 0x27, 0));
+        assert!(matches!(bench.plan(A, &READ_10), UnitPlan::Read { .. }));
+    }
+
+    #[test]
+    fn allocation_lengths_cut_data_but_not_the_lengths_in_it() {
+        let mut bench = Bench::new();
+        let whole = bench.data(A, &[0x12, 0, 0, 1, 0, 0]);
+        assert_eq!(whole.len(), 96);
+        for len in 0..96u8 {
+            assert_eq!(bench.data(A, &[0x12, 0, 0, 0, len, 0]), whole[..usize::from(len)]);
+        }
+        let mut capacity = cdb16(0x9E, 0x10, 0, 0);
+        for len in 0..40 {
+            capacity[13] = len;
+            assert_eq!(bench.data(A, &capacity).len(), usize::from(len.min(32)));
+        }
+        assert_eq!(bench.data(A, &[0x1A, 0, 0x3F, 0, 4, 0]).len(), 4);
+    }
+
+    #[test]
+    fn get_lba_status_starts_within_the_unit() {
+        let mut bench = Bench::new();
+        let plan = UnitPlan::LbaStatus { unit: UNIT, start: Lba(BLOCKS - 1), allocation: 24 };
+        assert_eq!(bench.plan(A, &cdb16(0x9E, 0x12, BLOCKS - 1, 24)), plan);
+        for lba in [BLOCKS, BLOCKS + 1, 1 << 63, u64::MAX] {
+            assert_eq!(bench.codes(A, &cdb16(0x9E, 0x12, lba, 24)), OUT_OF_RANGE);
+        }
+    }
+
+    const EJECT: [u8; 6] = [0x1B, 0, 0, 0, 0x02, 0];
+    const LOAD: [u8; 6] = [0x1B, 0, 0, 0, 0x03, 0];
+    const STOP: [u8; 6] = [0x1B, 0, 0, 0, 0x00, 0];
+    const PREVENT: [u8; 6] = [0x1E, 0, 0, 0, 1, 0];
+    const ALLOW: [u8; 6] = [0x1E, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn an_ejected_medium_is_not_present_until_it_is_loaded() {
+        let mut bench = Bench::with(|unit| unit.removable = true);
+        assert_eq!(bench.data(A, &[0x12, 0, 0, 0, 8, 0])[1], 0x80);
+        assert_eq!(bench.plan(A, &EJECT), UnitPlan::Flush { unit: UNIT, immediate: false });
+        assert_eq!(bench.codes(A, &TEST_UNIT_READY), NO_MEDIUM);
+        assert_eq!(bench.codes(A, &WRITE_10), NO_MEDIUM);
+        assert_eq!(bench.codes(B, &cdb10(0x25, 0, 0, 0)), NO_MEDIUM);
+        assert_eq!(bench.status(B, &[0x1A, 0, 0x3F, 0, 255, 0]), ScsiStatus::Good);
+        assert_eq!(bench.status(A, &LOAD), ScsiStatus::Good);
+        assert_eq!(bench.status(A, &TEST_UNIT_READY), ScsiStatus::Good);
+        assert_eq!(bench.codes(B, &TEST_UNIT_READY), (6, 0x28, 0), "the others hear of it");
+        assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Good);
+    }
+
+    #[test]
+    fn prevent_keeps_the_medium_until_every_nexus_allows_or_goes() {
+        let prevented = (5, 0x53, 0x02);
+        let mut bench = Bench::with(|unit| unit.removable = true);
+        assert_eq!(bench.status(A, &PREVENT), ScsiStatus::Good);
+        assert_eq!(bench.codes(A, &EJECT), prevented);
+        assert_eq!(bench.codes(B, &EJECT), prevented);
+        assert_eq!(bench.status(A, &ALLOW), ScsiStatus::Good);
+        bench.plan(B, &PREVENT);
+        assert_eq!(bench.codes(A, &EJECT), prevented);
+        bench.device.detach(B);
+        assert!(matches!(bench.plan(A, &EJECT), UnitPlan::Flush { .. }));
+        bench.plan(A, &PREVENT);
+        assert_eq!(bench.codes(A, &LOAD), prevented);
+        bench.device.reset_unit(UNIT, Some(A));
+        assert_eq!(bench.status(A, &LOAD), ScsiStatus::Good);
+    }
+
+    #[test]
+    fn stopping_without_ejecting_leaves_the_unit_ready() {
+        let mut bench = Bench::with(|unit| unit.removable = true);
+        assert!(matches!(bench.plan(A, &STOP), UnitPlan::Flush { .. }));
+        assert_eq!(bench.status(A, &[0x1B, 0, 0, 0, 0x04, 0]), ScsiStatus::Good);
+        for condition in 1..16u8 {
+            assert_eq!(bench.status(A, &[0x1B, 1, 0, 0, condition << 4 | 2, 0]), ScsiStatus::Good);
+        }
+        assert_eq!(bench.status(A, &TEST_UNIT_READY), ScsiStatus::Good);
+        let mut fixed = Bench::new();
+        assert!(matches!(fixed.plan(A, &EJECT), UnitPlan::Flush { .. }));
+        assert_eq!(fixed.status(A, &TEST_UNIT_READY), ScsiStatus::Good);
+    }
+
+    #[test]
+    fn request_sense_returns_and_uses_up_a_unit_attention() {
+        let mut bench = Bench::new();
+        bench.device.reset_unit(UNIT, None);
+        let fixed = bench.data(A, &[0x03, 0, 0, 0, 18, 0]);
+        assert_eq!((fixed[0], fixed[2], fixed[12], fixed[13]), (0x70, 6, 0x29, 3));
+        let none = bench.data(A, &[0x03, 1, 0, 0, 255, 0]);
+        assert_eq!(none, [0x72, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bench.status(A, &TEST_UNIT_READY), ScsiStatus::Good);
+    }
+
+    #[test]
+    fn defect_lists_are_empty() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.data(A, &[0x37, 0, 0x1D, 0, 0, 0, 0, 0, 32, 0]), [0, 0x1D, 0, 0]);
+        assert_eq!(bench.data(A, &[0xB7, 0x18, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0]), [0, 0x18, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn lists_of_impossible_lengths_are_refused_before_they_come() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.status(A, &cdb10(0x42, 0, 0, 0)), ScsiStatus::Good);
+        assert_eq!(bench.codes(A, &cdb10(0x42, 0, 0, 7)), (5, 0x1A, 0));
+        assert_eq!(bench.codes(A, &cdb10(0x42, 0, 0, u16::MAX)), (5, 0x1A, 0));
+        assert_eq!(codes(bench.plan(A, &cdb10(0x5F, 0, 0, 23))), (5, 0x1A, 0));
+        assert_eq!(bench.plan(A, &cdb10(0x42, 0, 0, 24)), UnitPlan::Parameter { len: 24 });
+    }
+}

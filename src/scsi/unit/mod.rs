@@ -270,3 +270,76 @@ impl LogicalUnit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::fixture::{A, B, BLOCKS, Bench, READ_10, TEST_UNIT_READY, port};
+
+    #[test]
+    fn a_new_nexus_hears_of_power_on_once() {
+        let mut bench = Bench::new();
+        bench.device.attach(A, port(A)).unwrap();
+        assert_eq!(bench.status(A, &[0x12, 0, 0, 0, 96, 0]), ScsiStatus::Good, "INQUIRY answers before");
+        assert_eq!(bench.codes(A, &READ_10), (6, 0x29, 0));
+        assert!(matches!(bench.plan(A, &READ_10), UnitPlan::Read { .. }));
+        assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Good, "it is A's alone");
+    }
+
+    #[test]
+    fn a_reset_is_told_before_an_unknown_opcode_other_attentions_are_not() {
+        let mut bench = Bench::new();
+        bench.device.reset_unit(UnitIndex(0), None);
+        assert_eq!(bench.codes(A, &[0xFF; 16]), (6, 0x29, 3));
+        assert_eq!(bench.codes(A, &[0xFF; 16]), (5, 0x20, 0));
+        bench.device.capacity_changed(UnitIndex(0), BLOCKS + 1);
+        assert_eq!(bench.codes(A, &[0xFF; 16]), (5, 0x20, 0));
+        assert_eq!(bench.codes(A, &TEST_UNIT_READY), (6, 0x2A, 9));
+    }
+
+    #[test]
+    fn a_capacity_that_stays_the_same_is_no_news() {
+        let mut bench = Bench::new();
+        bench.device.capacity_changed(UnitIndex(0), BLOCKS);
+        bench.device.capacity_changed(UnitIndex(0), 0);
+        assert_eq!(bench.status(A, &TEST_UNIT_READY), ScsiStatus::Good);
+        bench.device.capacity_changed(UnitIndex(0), 8);
+        assert_eq!(bench.codes(A, &READ_10), (6, 0x2A, 9));
+        assert_eq!(bench.data(A, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0])[..4], [0, 0, 0, 7]);
+    }
+
+    #[test]
+    fn a_cdb_shorter_than_its_opcode_wants_is_an_invalid_field() {
+        let mut bench = Bench::new();
+        for len in 1..10 {
+            let reply = bench.reply(A, &READ_10[..len]);
+            assert_eq!(reply.sense, Some(Sense::cdb_field(len as u16, 7)));
+        }
+        assert_eq!(bench.codes(A, &[]), (5, 0x20, 0));
+        let mut long = [0; 32];
+        long[..10].copy_from_slice(&READ_10);
+        assert!(
+            matches!(bench.plan(A, &long), UnitPlan::Read { .. }),
+            "iSCSI pads to sixteen bytes and more"
+        );
+    }
+
+    #[test]
+    fn aborted_commands_are_told_to_the_victim_alone() {
+        let mut bench = Bench::new();
+        bench.device.aborted_by_other(B, UnitIndex(0));
+        assert_eq!(bench.status(A, &TEST_UNIT_READY), ScsiStatus::Good);
+        assert_eq!(bench.codes(B, &TEST_UNIT_READY), (6, 0x2F, 0));
+    }
+
+    #[test]
+    fn a_detached_slot_keeps_nothing_for_the_next_nexus() {
+        let mut bench = Bench::new();
+        bench.device.aborted_by_other(B, UnitIndex(0));
+        bench.device.detach(B);
+        assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Busy);
+        bench.device.reset(None);
+        bench.attach(B);
+        assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Good);
+    }
+}
