@@ -136,4 +136,18 @@ mod tests {
         assert_eq!(set.take(), Some(UnitAttention::CapacityChanged));
         assert_eq!(set.take(), None);
     }
+
+    #[test]
+    fn news_that_is_no_reset_wipes_out_nothing_and_waits_for_its_turn() {
+        for attention in ALL.into_iter().skip(4) {
+            let mut set = Attentions::NONE;
+            set.raise(UnitAttention::ReportedLunsChanged);
+            set.raise(UnitAttention::ModeParametersChanged);
+            set.raise(attention);
+            assert_eq!(set.take_reset(), None, "{attention:?}");
+            let told = core::iter::from_fn(|| set.take()).count();
+            let both = [UnitAttention::ReportedLunsChanged, UnitAttention::ModeParametersChanged];
+            assert_eq!(told, if both.contains(&attention) { 2 } else { 3 });
+        }
+    }
 }
