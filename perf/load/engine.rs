@@ -1,0 +1,236 @@
+//! Many loaded sessions on one ring, driven for a bounded time.
+//!
+//! Knows how sessions are opened, driven, drained and opened again. Does not know PDUs, nor what the
+//! numbers are for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::connection::{Connection, Trouble, Turn, Want};
+use super::stats::Stats;
+use super::verify::{Base, Model};
+use super::workload::{Addresses, Workload};
+use crate::fail::{Result, failure};
+use crate::initiator::{self, Endpoint, Options};
+use crate::os::{Event, Memory, Ring, Sizes};
+use crate::pattern::Random;
+use crate::scsi::SECTOR;
+use crate::url::Url;
+
+/// No answer for this long while one is due ends the run.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// Sessions are dealt out over these in turn; none is a pattern.
+    pub(crate) urls: Vec<Url>,
+    pub(crate) workload: Workload,
+    /// Only so many bytes from the start of the disk.
+    pub(crate) span: Option<u64>,
+    pub(crate) verify: Option<Base>,
+    pub(crate) options: Options,
+    pub(crate) spin: Duration,
+    /// Counting replies instead of parsing them is allowed.
+    pub(crate) may_count: bool,
+}
+
+struct Loaded {
+    connection: Connection,
+    index: usize,
+    url: usize,
+    model: Option<usize>,
+    port: usize,
+}
+
+pub(crate) struct Engine {
+    plan: Plan,
+    ring: Ring,
+    sessions: Vec<Loaded>,
+    /// Port to session.
+    owners: Vec<usize>,
+    models: Vec<Model>,
+    models_of: HashMap<String, usize>,
+    of: usize,
+}
+
+impl Engine {
+    /// Opens the sessions `first`, `first + step`, ... of the plan's workload.
+    pub(crate) fn open(plan: Plan, first: usize, step: usize) -> Result<Engine> {
+        let of = plan.workload.sessions;
+        let verified = if plan.verify.is_some() { 2 << 20 } else { 0 };
+        let sizes = Sizes { receive: 256 << 10, arena: (64 << 10) + verified, send: 1 << 20 };
+        let payload = Memory::filled((plan.workload.size as usize).max(4096), |bytes| {
+            let mut random = Random::new(1);
+            bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]));
+        })?;
+        let ring = Ring::new(sizes, Arc::new(payload), plan.spin)?;
+        let (models, models_of) = (Vec::new(), HashMap::new());
+        let mut engine =
+            Engine { plan, ring, sessions: Vec::new(), owners: Vec::new(), models, models_of, of };
+        for index in (first..of).step_by(step) {
+            let session = engine.log_in(index, true)?;
+            engine.own(session.port, engine.sessions.len());
+            engine.sessions.push(session);
+        }
+        Ok(engine)
+    }
+
+    fn own(&mut self, port: usize, session: usize) {
+        if self.owners.len() <= port {
+            self.owners.resize(port + 1, usize::MAX);
+        }
+        self.owners[port] = session;
+    }
+
+    fn log_in(&mut self, index: usize, may_count: bool) -> Result<Loaded> {
+        let url_index = index % self.plan.urls.len();
+        let url = &self.plan.urls[url_index];
+        let endpoint = Endpoint { address: url.address()?, target: url.target.clone(), lun: url.lun };
+        let mut options = self.plan.options.clone();
+        options.chap = url.chap.clone();
+        options.isid = isid(index);
+        let mut session = initiator::open(&endpoint, &options)?;
+        session.ready()?;
+        let capacity = session.capacity()?;
+        let disk = capacity.sectors * SECTOR;
+        let span = self.plan.span.unwrap_or(disk).min(disk);
+        if u64::from(capacity.sector_len) != SECTOR || span < u64::from(self.plan.workload.size) {
+            return Err(failure!(
+                "{url} has {} sectors of {} bytes: this load needs sectors of 512 bytes and room for one request",
+                capacity.sectors,
+                capacity.sector_len
+            ));
+        }
+        let model = self.plan.verify.clone().map(|base| {
+            let models = &mut self.models;
+            *self.models_of.entry(url.to_string()).or_insert_with(|| {
+                models.push(Model::new(base, span / SECTOR));
+                models.len() - 1
+            })
+        });
+        let (tcp, agreed, numbers) = session.into_parts();
+        let workload = self.plan.workload;
+        let addresses = Addresses::new(&workload, span, index, self.of);
+        let may_count = may_count && self.plan.may_count;
+        let connection =
+            Connection::new((agreed, numbers), url.lun, workload, addresses, model.is_some(), may_count);
+        let port = self.ring.add(tcp);
+        Ok(Loaded { connection, index, url: url_index, model, port })
+    }
+
+    /// Drives the load for `time`, then waits for what is still in flight.
+    pub(crate) fn run(&mut self, time: Duration) -> Result<Stats> {
+        let mut stats = Stats::new();
+        let mut events = Vec::new();
+        let deadline = Instant::now() + time;
+        for session in 0..self.sessions.len() {
+            self.step(session, &mut stats, None, deadline)?;
+        }
+        let mut progress = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= deadline && self.sessions.iter().all(|s| s.connection.in_flight() == 0) {
+                break;
+            }
+            let pause = deadline.saturating_duration_since(now).clamp(Duration::from_millis(1), PATIENCE / 100);
+            self.ring.wait(pause, &mut events)?;
+            if !events.is_empty() {
+                progress = Instant::now();
+            } else if progress.elapsed() > PATIENCE {
+                self.stalled(&mut stats, deadline)?;
+                progress = Instant::now();
+            }
+            for event in events.drain(..) {
+                let (Event::Received { port }
+                | Event::Sent { port }
+                | Event::Discarded { port, .. }
+                | Event::Lost { port, .. }
+                | Event::Accepted { port }) = event;
+                if let Some(&session) = self.owners.get(port).filter(|&&session| session != usize::MAX) {
+                    self.step(session, &mut stats, Some(event), deadline)?;
+                }
+            }
+        }
+        for session in &mut self.sessions {
+            session.connection.rest();
+        }
+        stats.elapsed = time;
+        Ok(stats)
+    }
+
+    /// Handles one event of a session, or its start when there is none.
+    fn step(&mut self, index: usize, stats: &mut Stats, event: Option<Event>, deadline: Instant) -> Result<()> {
+        let session = &mut self.sessions[index];
+        let now = Instant::now();
+        let recording = now < deadline;
+        let model = session.model.map(|model| &mut self.models[model]);
+        let mut turn = Turn { now, recording, stats, model };
+        let port = self.ring.port(session.port);
+        let outcome = match event {
+            Some(Event::Received { .. }) => session.connection.received(port, &mut turn),
+            Some(Event::Discarded { bytes, .. }) => session.connection.discarded(bytes, &mut turn),
+            Some(Event::Lost { errno, .. }) => {
+                let url = &self.plan.urls[session.url];
+                let reason = std::io::Error::from_raw_os_error(errno);
+                return Err(if errno == 0 {
+                    failure!("{url} closed the connection: look at the target's log")
+                } else {
+                    failure!("the connection to {url} broke: {reason}; look at the target's log")
+                });
+            }
+            _ => Ok(()),
+        };
+        match outcome {
+            Ok(()) => {}
+            Err(Trouble::Deviation) => return self.fall_back(index, stats, deadline),
+            Err(Trouble::Fatal(failure)) => {
+                return Err(failure!("{}: {failure}", self.plan.urls[session.url]));
+            }
+        }
+        if !port.tx.is_busy() {
+            session.connection.issue(port, &mut turn, !recording);
+        }
+        self.ring.send(session.port);
+        let port = self.ring.port(session.port);
+        if !port.rx.is_busy() {
+            match session.connection.want(port) {
+                Want::Receive(bytes) => self.ring.receive(session.port, bytes),
+                Want::Discard(bytes) => self.ring.discard(session.port, bytes),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a session again whose replies are not of the learned shape; from here on it parses.
+    fn fall_back(&mut self, index: usize, stats: &mut Stats, deadline: Instant) -> Result<()> {
+        stats.fallbacks += 1;
+        let old = &self.sessions[index];
+        self.owners[old.port] = usize::MAX;
+        self.ring.close(old.port);
+        let session = self.log_in(old.index, false)?;
+        self.own(session.port, index);
+        self.sessions[index] = session;
+        self.step(index, stats, None, deadline)
+    }
+
+    fn stalled(&mut self, stats: &mut Stats, deadline: Instant) -> Result<()> {
+        let waits = |s: &Loaded| s.connection.in_flight() > 0;
+        let counting = self.sessions.iter().position(|s| waits(s) && s.connection.is_counting());
+        match counting {
+            Some(index) => self.fall_back(index, stats, deadline),
+            None => {
+                let waiting = self.sessions.iter().find(|s| waits(s));
+                let url = &self.plan.urls[waiting.map_or(0, |s| s.url)];
+                Err(failure!("{url} answered nothing for {} s: look at the target's log", PATIENCE.as_secs()))
+            }
+        }
+    }
+}
+
+/// A random-format ISID that differs for every session and for every process on this machine.
+fn isid(index: usize) -> [u8; 6] {
+    let process = std::process::id().to_be_bytes();
+    let index = (index as u16).to_be_bytes();
+    [0x80, process[1], process[2], process[3], index[0], index[1]]
+}

@@ -1,0 +1,13 @@
+//! The fenced room: everything that asks the kernel without a safe wrapper in between.
+//!
+//! Knows io_uring, memory maps, affinity and signals. Does not know iSCSI.
+
+mod memory;
+mod port;
+mod process;
+mod ring;
+
+pub(crate) use memory::Memory;
+pub(crate) use port::Port;
+pub(crate) use process::{die_with_parent, pin, terminate};
+pub(crate) use ring::{Event, Ring, Sizes};
