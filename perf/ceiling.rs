@@ -46,7 +46,9 @@ impl Ceiling {
     }
 
     pub(crate) fn address(&self) -> Result<SocketAddr> {
-        self.listener.local_addr().map_err(|e| failure!("the listening socket has no address: {e}; try again"))
+        self.listener
+            .local_addr()
+            .map_err(|e| failure!("the listening socket has no address: {e}; try again"))
     }
 
     /// Answers until `stop` is set or `until` has come.
@@ -56,11 +58,10 @@ impl Ceiling {
         let mut ring = Ring::new(sizes, Arc::clone(&self.memory), self.setup.spin)?;
         ring.listen(self.listener);
         let mut connections: Vec<Option<Connection>> = Vec::new();
-        let mut events = Vec::new();
         let mut touched: Vec<usize> = Vec::new();
         while !stop.load(Ordering::Relaxed) && Instant::now() < until {
-            ring.wait(Duration::from_millis(100), &mut events)?;
-            for event in events.drain(..) {
+            ring.wait(Duration::from_millis(100))?;
+            while let Some(event) = ring.next() {
                 match event {
                     Event::Accepted { port } => {
                         if connections.len() <= port {

@@ -29,9 +29,9 @@ impl Keys {
         for pair in bytes.split(|&b| b == 0).filter(|pair| !pair.is_empty()) {
             let text = std::str::from_utf8(pair)
                 .map_err(|_| failure!("a login or text key is not UTF-8: look at what the peer sends"))?;
-            let (key, value) = text
-                .split_once('=')
-                .ok_or_else(|| failure!("the text {text:?} is no key=value pair: look at what the peer sends"))?;
+            let (key, value) = text.split_once('=').ok_or_else(|| {
+                failure!("the text {text:?} is no key=value pair: look at what the peer sends")
+            })?;
             keys.push(key, value);
         }
         Ok(keys)

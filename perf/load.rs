@@ -6,6 +6,8 @@ mod connection;
 mod engine;
 mod issue;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod workload;
 
@@ -43,7 +45,13 @@ pub(crate) fn expand(urls: &[Url], options: &Options) -> Result<Vec<Url>> {
 }
 
 /// Runs a plan on `threads` threads, thread `i` on core `pin + i`.
-pub(crate) fn run(plan: &Plan, threads: usize, pin: Option<usize>, warmup: Duration, time: Duration) -> Result<Stats> {
+pub(crate) fn run(
+    plan: &Plan,
+    threads: usize,
+    pin: Option<usize>,
+    warmup: Duration,
+    time: Duration,
+) -> Result<Stats> {
     let threads = threads.clamp(1, plan.workload.sessions);
     if threads > 1 && plan.verify.is_some() && plan.workload.read_percent < 100 {
         return Err(failure!("writes can be verified by one thread only: leave --threads at 1"));
@@ -65,7 +73,10 @@ pub(crate) fn run(plan: &Plan, threads: usize, pin: Option<usize>, warmup: Durat
     let results: Vec<Result<Stats>> = std::thread::scope(|scope| {
         let work = &work;
         let handles: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
-        handles.into_iter().map(|h| h.join().unwrap_or_else(|_| Err(failure!("a load thread panicked")))).collect()
+        handles
+            .into_iter()
+            .map(|h| h.join().unwrap_or_else(|_| Err(failure!("a load thread panicked"))))
+            .collect()
     });
     let mut total = Stats::new();
     for result in results {

@@ -117,10 +117,18 @@ pub(crate) struct Inquiry {
 
 pub(crate) fn parse_inquiry(data: &[u8]) -> Result<Inquiry> {
     if data.len() < 36 {
-        return Err(failure!("standard INQUIRY data has {} bytes, the least is 36: look at the target", data.len()));
+        return Err(failure!(
+            "standard INQUIRY data has {} bytes, the least is 36: look at the target",
+            data.len()
+        ));
     }
     let text = |at: std::ops::Range<usize>| String::from_utf8_lossy(&data[at]).trim().to_string();
-    Ok(Inquiry { device_type: data[0] & 0x1f, vendor: text(8..16), product: text(16..32), revision: text(32..36) })
+    Ok(Inquiry {
+        device_type: data[0] & 0x1f,
+        vendor: text(8..16),
+        product: text(16..32),
+        revision: text(32..36),
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,14 +139,20 @@ pub(crate) struct Capacity {
 
 pub(crate) fn parse_capacity_10(data: &[u8]) -> Result<Capacity> {
     if data.len() < 8 {
-        return Err(failure!("READ CAPACITY(10) returned {} bytes instead of 8: look at the target", data.len()));
+        return Err(failure!(
+            "READ CAPACITY(10) returned {} bytes instead of 8: look at the target",
+            data.len()
+        ));
     }
     Ok(Capacity { sectors: u64::from(u32_at(data, 0)) + 1, sector_len: u32_at(data, 4) })
 }
 
 pub(crate) fn parse_capacity_16(data: &[u8]) -> Result<Capacity> {
     if data.len() < 12 {
-        return Err(failure!("READ CAPACITY(16) returned {} bytes, at least 12 are needed: look at the target", data.len()));
+        return Err(failure!(
+            "READ CAPACITY(16) returned {} bytes, at least 12 are needed: look at the target",
+            data.len()
+        ));
     }
     let last = u64::from(u32_at(data, 0)) << 32 | u64::from(u32_at(data, 4));
     Ok(Capacity { sectors: last.wrapping_add(1), sector_len: u32_at(data, 8) })
@@ -147,7 +161,10 @@ pub(crate) fn parse_capacity_16(data: &[u8]) -> Result<Capacity> {
 /// The LUNs of a REPORT LUNS list, in peripheral or flat addressing.
 pub(crate) fn parse_luns(data: &[u8]) -> Result<Vec<u16>> {
     if data.len() < 8 {
-        return Err(failure!("REPORT LUNS returned {} bytes, the least is 8: look at the target", data.len()));
+        return Err(failure!(
+            "REPORT LUNS returned {} bytes, the least is 8: look at the target",
+            data.len()
+        ));
     }
     let listed = (u32_at(data, 0) as usize).min(data.len() - 8);
     let field = |entry: &[u8]| u16::from_be_bytes([entry[0], entry[1]]) & 0x3fff;

@@ -12,8 +12,8 @@ use crate::keys::Keys;
 use crate::os::Port;
 use crate::scsi::{self, Cdb, SECTOR, op};
 use crate::wire::{
-    BHS, DataIn, DataOut, Header, LoginResponse, LogoutResponse, NO_TAG, NopIn, R2t, Request,
-    ScsiCommand, ScsiResponse, TextResponse, Window, ahs_length, data_length, padded,
+    BHS, DataIn, DataOut, Header, LoginResponse, LogoutResponse, NO_TAG, NopIn, R2t, Request, ScsiCommand,
+    ScsiResponse, TextResponse, Window, ahs_length, data_length, padded,
 };
 
 /// Commands an initiator may have under way.
@@ -190,9 +190,8 @@ impl Connection {
             Request::NopOut(nop) if nop.tag != NO_TAG => {
                 let (stat_sn, window) = (self.next_stat_sn(), self.window());
                 let (lun, tag) = (nop.lun, nop.tag);
-                port.tx.push(
-                    &NopIn { data_len: 0, lun, tag, transfer_tag: NO_TAG, stat_sn, window }.encode(),
-                );
+                port.tx
+                    .push(&NopIn { data_len: 0, lun, tag, transfer_tag: NO_TAG, stat_sn, window }.encode());
             }
             Request::NopOut(_) => {}
             Request::Logout(logout) => {
@@ -272,7 +271,8 @@ impl Connection {
 
     fn data_out(&mut self, data: &DataOut) -> Result<()> {
         let write = self.writes.get_mut(&data.tag);
-        let write = write.ok_or_else(|| failure!("data came for the unknown task {}: look at the client", data.tag))?;
+        let write = write
+            .ok_or_else(|| failure!("data came for the unknown task {}: look at the client", data.tag))?;
         write.received += data.data_len;
         self.after_drop = Some(data.tag);
         Ok(())
@@ -357,6 +357,7 @@ fn small_answer(cdb: &Cdb, sectors: u64) -> Option<Vec<u8>> {
             data.extend(b"GOLDRUSHCEILING         0001");
             Some(data)
         }
+        op::INQUIRY if cdb[2] == 0 => Some(vec![0, 0, 0, 1, 0]),
         op::READ_CAPACITY_10 => {
             let short = u32::try_from(last).unwrap_or(u32::MAX);
             Some([short.to_be_bytes(), (SECTOR as u32).to_be_bytes()].concat())

@@ -56,7 +56,8 @@ impl SessionArgs {
         let length = |name: &str, value: u64, least: u64| {
             let fits = (least..1 << 24).contains(&value);
             let value = u32::try_from(value).ok().filter(|_| fits);
-            value.ok_or_else(|| failure!("{name} must lie between {least} and 16777215: choose another value"))
+            value
+                .ok_or_else(|| failure!("{name} must lie between {least} and 16777215: choose another value"))
         };
         Ok(Options {
             initiator_name: self.initiator.clone(),
@@ -79,6 +80,7 @@ impl SessionArgs {
             options,
             spin: Duration::from_micros(self.spin_us),
             may_count: !self.parse_all,
+            requests: None,
         })
     }
 }
@@ -154,7 +156,9 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     }
     match &stats.first_error {
         None => Ok(()),
-        Some(first) => Err(failure!("{} errors and {} mismatches, the first: {first}", stats.errors, stats.mismatches)),
+        Some(first) => {
+            Err(failure!("{} errors and {} mismatches, the first: {first}", stats.errors, stats.mismatches))
+        }
     }
 }
 

@@ -49,7 +49,10 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<()> {
         table.add_row([what.to_string(), answer]);
     };
     row("targets of the portal", targets.join("\n"));
-    row("vendor, product, revision", format!("{}, {}, {}", inquiry.vendor, inquiry.product, inquiry.revision));
+    row(
+        "vendor, product, revision",
+        format!("{}, {}, {}", inquiry.vendor, inquiry.product, inquiry.revision),
+    );
     row("device type", inquiry.device_type.to_string());
     row("VPD pages", pages.get(4..).unwrap_or_default().iter().map(|page| format!("{page:02x} ")).collect());
     row("LUNs", format!("{luns:?}"));
@@ -59,7 +62,9 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<()> {
     row("ImmediateData, InitialR2T", format!("{}, {}", agreed.immediate_data, agreed.initial_r2t));
     row("header digest, data digest", format!("{}, {}", agreed.header_digest, agreed.data_digest));
     if capacity != long {
-        return Err(failure!("{url} gives {capacity:?} by READ CAPACITY(10) but {long:?} by (16): look at the target"));
+        return Err(failure!(
+            "{url} gives {capacity:?} by READ CAPACITY(10) but {long:?} by (16): look at the target"
+        ));
     }
     if args.write {
         let result = write_and_restore(&mut session, capacity.sectors);
@@ -72,7 +77,9 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<()> {
 
 fn write_and_restore(session: &mut initiator::Session, sectors: u64) -> Result<String> {
     let most = u64::from(WRITES.into_iter().max().unwrap_or_default());
-    let lba = sectors.checked_sub(most).ok_or_else(|| failure!("the disk has less than {most} sectors: use a larger one"))?;
+    let lba = sectors
+        .checked_sub(most)
+        .ok_or_else(|| failure!("the disk has less than {most} sectors: use a larger one"))?;
     let before = session.read(lba, most as u32)?;
     let mut outcome = Ok(());
     for (seed, count) in WRITES.into_iter().enumerate() {

@@ -26,7 +26,8 @@ impl Session {
 
     /// By READ CAPACITY(10), and by (16) when the unit is too big for the short form.
     pub(crate) fn capacity(&mut self) -> Result<Capacity> {
-        let short = scsi::parse_capacity_10(&self.run(&Command::Read { cdb: scsi::read_capacity_10(), len: 8 })?)?;
+        let short =
+            scsi::parse_capacity_10(&self.run(&Command::Read { cdb: scsi::read_capacity_10(), len: 8 })?)?;
         if short.sectors <= u64::from(u32::MAX) { Ok(short) } else { self.capacity_16() }
     }
 
@@ -35,7 +36,10 @@ impl Session {
     }
 
     pub(crate) fn read(&mut self, lba: u64, sectors: u32) -> Result<Vec<u8>> {
-        self.run(&Command::Read { cdb: scsi::transfer(false, lba, sectors), len: sectors * scsi::SECTOR as u32 })
+        self.run(&Command::Read {
+            cdb: scsi::transfer(false, lba, sectors),
+            len: sectors * scsi::SECTOR as u32,
+        })
     }
 
     pub(crate) fn write(&mut self, lba: u64, data: Vec<u8>) -> Result<()> {

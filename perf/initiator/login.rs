@@ -43,7 +43,10 @@ pub(crate) fn discover(address: SocketAddr, options: &Options) -> Result<Vec<Str
         numbers.cmd_sn = numbers.cmd_sn.wrapping_add(1);
         let pdu = stream.receive()?;
         let Reply::Text(reply) = Reply::decode(&pdu.header) else {
-            return Err(failure!("{address} answered SendTargets with opcode {:#04x}: look at its log", pdu.header[0]));
+            return Err(failure!(
+                "{address} answered SendTargets with opcode {:#04x}: look at its log",
+                pdu.header[0]
+            ));
         };
         numbers.exp_stat_sn = reply.stat_sn.wrapping_add(1);
         answer.extend(pdu.data);
@@ -139,7 +142,11 @@ struct Attempt<'a> {
     answers: Keys,
 }
 
-fn log_in(address: SocketAddr, target: Option<&str>, options: &Options) -> Result<(Stream, Negotiated, Numbers)> {
+fn log_in(
+    address: SocketAddr,
+    target: Option<&str>,
+    options: &Options,
+) -> Result<(Stream, Negotiated, Numbers)> {
     let stream = Stream::connect(address, options.timeout)?;
     let answers = Keys::default();
     let mut attempt = Attempt { stream, options, exp_stat_sn: 0, tsih: 0, max_cmd_sn: 1, answers };
@@ -198,7 +205,13 @@ impl Attempt<'_> {
     }
 
     /// One login request and the whole answer to it, which may come in several PDUs.
-    fn exchange(&mut self, current: u8, next: u8, transit: bool, keys: &Keys) -> Result<(LoginResponse, Keys)> {
+    fn exchange(
+        &mut self,
+        current: u8,
+        next: u8,
+        transit: bool,
+        keys: &Keys,
+    ) -> Result<(LoginResponse, Keys)> {
         let mut data = keys.encode();
         let mut transit_now = transit;
         let mut text = Vec::new();
@@ -218,10 +231,18 @@ impl Attempt<'_> {
             let pdu = self.stream.receive()?;
             let peer = self.stream.peer();
             let Reply::Login(reply) = Reply::decode(&pdu.header) else {
-                return Err(failure!("{peer} answered login with opcode {:#04x}: is it an iSCSI target?", pdu.header[0]));
+                return Err(failure!(
+                    "{peer} answered login with opcode {:#04x}: is it an iSCSI target?",
+                    pdu.header[0]
+                ));
             };
             if reply.class != 0 {
-                return Err(failure!("{peer} refused the login with status {:02x}{:02x} ({}): check name and secret", reply.class, reply.detail, status_text(reply.class, reply.detail)));
+                return Err(failure!(
+                    "{peer} refused the login with status {:02x}{:02x} ({}): check name and secret",
+                    reply.class,
+                    reply.detail,
+                    status_text(reply.class, reply.detail)
+                ));
             }
             self.exp_stat_sn = reply.stat_sn.wrapping_add(1);
             self.max_cmd_sn = reply.window.max_cmd_sn;

@@ -11,7 +11,9 @@ use super::stream::{Pdu, Stream};
 use super::{Negotiated, Numbers};
 use crate::fail::{Result, failure};
 use crate::scsi::{self, Cdb, Sense};
-use crate::wire::{DataIn, DataOut, Logout, NO_TAG, NopIn, NopOut, R2t, Reply, ScsiCommand, Window, serial_le};
+use crate::wire::{
+    DataIn, DataOut, Logout, NO_TAG, NopIn, NopOut, R2t, Reply, ScsiCommand, Window, serial_le,
+};
 
 /// A command and the direction of its data.
 #[derive(Debug, Clone)]
@@ -76,7 +78,10 @@ impl Session {
     pub(crate) fn start(&mut self, command: Command) -> Result<u32> {
         while !serial_le(self.numbers.cmd_sn, self.numbers.max_cmd_sn) {
             if self.tasks.is_empty() {
-                return Err(failure!("{} keeps its command window closed: look at its log", self.stream.peer()));
+                return Err(failure!(
+                    "{} keeps its command window closed: look at its log",
+                    self.stream.peer()
+                ));
             }
             self.receive()?;
         }
@@ -107,7 +112,8 @@ impl Session {
         if unsolicited > immediate {
             self.send_data(tag, NO_TAG, &write, immediate, unsolicited)?;
         }
-        self.tasks.insert(tag, Task { read: vec![0; read_len as usize], received: 0, next_data_sn: 0, write });
+        self.tasks
+            .insert(tag, Task { read: vec![0; read_len as usize], received: 0, next_data_sn: 0, write });
         Ok(tag)
     }
 
@@ -135,7 +141,11 @@ impl Session {
             let tag = self.start(command.clone())?;
             let done = self.finish()?;
             if done.tag != tag {
-                return Err(failure!("{} ended task {} while task {tag} was alone: look at its log", self.stream.peer(), done.tag));
+                return Err(failure!(
+                    "{} ended task {} while task {tag} was alone: look at its log",
+                    self.stream.peer(),
+                    done.tag
+                ));
             }
             match done.status {
                 scsi::GOOD => return Ok(done.data),
@@ -145,7 +155,12 @@ impl Session {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 status => {
-                    return Err(failure!("{} ended {} with status {status:#04x}, {}: look at its log", self.stream.peer(), name(command), done.sense));
+                    return Err(failure!(
+                        "{} ended {} with status {status:#04x}, {}: look at its log",
+                        self.stream.peer(),
+                        name(command),
+                        done.sense
+                    ));
                 }
             }
         }
@@ -161,7 +176,11 @@ impl Session {
             match Reply::decode(&pdu.header) {
                 Reply::Logout(reply) if reply.response == 0 => return Ok(()),
                 Reply::Logout(reply) => {
-                    return Err(failure!("{} refused the logout with code {}: look at its log", self.stream.peer(), reply.response));
+                    return Err(failure!(
+                        "{} refused the logout with code {}: look at its log",
+                        self.stream.peer(),
+                        reply.response
+                    ));
                 }
                 _ => self.handle(pdu)?,
             }
@@ -180,19 +199,27 @@ impl Session {
             Reply::Scsi(reply) => {
                 self.count(reply.stat_sn, reply.window)?;
                 if reply.response != 0 {
-                    return Err(failure!("{peer} could not carry out task {}, response {}: look at its log", reply.tag, reply.response));
+                    return Err(failure!(
+                        "{peer} could not carry out task {}, response {}: look at its log",
+                        reply.tag,
+                        reply.response
+                    ));
                 }
                 self.end(reply.tag, reply.status, Sense::parse(&pdu.data), reply.residual)
             }
             Reply::R2t(r2t) => self.r2t(&r2t),
             Reply::NopIn(nop) => self.ping(&nop, &pdu.data),
-            Reply::Async(message) => {
-                Err(failure!("{peer} sent the asynchronous event {}: it is ending the session", message.event))
-            }
+            Reply::Async(message) => Err(failure!(
+                "{peer} sent the asynchronous event {}: it is ending the session",
+                message.event
+            )),
             Reply::Reject(reject) => {
                 Err(failure!("{peer} rejected a PDU for reason {:#04x}: look at its log", reject.reason))
             }
-            _ => Err(failure!("{peer} sent the opcode {:#04x}, which nothing asked for: look at its log", pdu.header[0])),
+            _ => Err(failure!(
+                "{peer} sent the opcode {:#04x}, which nothing asked for: look at its log",
+                pdu.header[0]
+            )),
         }
     }
 
@@ -221,7 +248,8 @@ impl Session {
         let peer = self.stream.peer();
         let limit = self.agreed.max_recv_segment as usize;
         let task = self.tasks.get_mut(&pdu.tag);
-        let task = task.ok_or_else(|| failure!("{peer} sent data for the unknown task {}: look at its log", pdu.tag))?;
+        let task = task
+            .ok_or_else(|| failure!("{peer} sent data for the unknown task {}: look at its log", pdu.tag))?;
         let end = u64::from(pdu.offset) + data.len() as u64;
         let in_order = pdu.data_sn == task.next_data_sn && pdu.offset == task.received;
         if data.len() > limit || end > task.read.len() as u64 || !in_order {
@@ -249,7 +277,8 @@ impl Session {
     fn end(&mut self, tag: u32, status: u8, sense: Sense, residual: i64) -> Result<()> {
         let peer = self.stream.peer();
         let task = self.tasks.remove(&tag);
-        let mut task = task.ok_or_else(|| failure!("{peer} ended the unknown task {tag}: look at its log"))?;
+        let mut task =
+            task.ok_or_else(|| failure!("{peer} ended the unknown task {tag}: look at its log"))?;
         let missing = task.read.len() as i64 - i64::from(task.received);
         if status == scsi::GOOD && !task.read.is_empty() && missing != residual.max(0) {
             return Err(failure!(
@@ -267,7 +296,9 @@ impl Session {
         self.window(r2t.window);
         let peer = self.stream.peer();
         let task = self.tasks.get_mut(&r2t.tag);
-        let task = task.ok_or_else(|| failure!("{peer} asks for data of the unknown task {}: look at its log", r2t.tag))?;
+        let task = task.ok_or_else(|| {
+            failure!("{peer} asks for data of the unknown task {}: look at its log", r2t.tag)
+        })?;
         let end = u64::from(r2t.offset) + u64::from(r2t.len);
         if r2t.len == 0 || r2t.len > self.agreed.max_burst || end > task.write.len() as u64 {
             return Err(failure!(

@@ -60,7 +60,9 @@ impl Stream {
                 Ok(0) => return Err(failure!("{} takes no more bytes: look at the target's log", self.peer)),
                 Ok(sent) => IoSlice::advance_slices(&mut left, sent),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(failure!("cannot send to {}: {e}; look at the target's log", self.peer)),
+                Err(e) => {
+                    return Err(failure!("cannot send to {}: {e}; look at the target's log", self.peer));
+                }
             }
         }
         Ok(())

@@ -234,7 +234,9 @@ impl Connection {
             }
             let Some(header) = port.rx.unread().first_chunk::<BHS>().copied() else { return Ok(()) };
             if ahs_length(&header) != 0 {
-                return Err(fatal(failure!("a reply has additional header segments, which no reply may: look at the target")));
+                return Err(fatal(failure!(
+                    "a reply has additional header segments, which no reply may: look at the target"
+                )));
             }
             if header[0] & 0x3f == opcode::DATA_IN {
                 port.rx.consume(BHS);
@@ -276,8 +278,9 @@ impl Connection {
     }
 
     fn known(&self, tag: u32) -> Result<usize, Trouble> {
-        self.slot(tag)
-            .ok_or_else(|| fatal(failure!("a reply names task {tag:#x}, which is not under way: look at the target")))
+        self.slot(tag).ok_or_else(|| {
+            fatal(failure!("a reply names task {tag:#x}, which is not under way: look at the target"))
+        })
     }
 
     fn window(&mut self, window: Window) {
@@ -351,7 +354,9 @@ impl Connection {
                 self.count(reply.stat_sn)?;
                 let slot = self.known(reply.tag)?;
                 if reply.response != 0 {
-                    turn.stats.error(|| format!("a command ended with response {}: look at the target", reply.response));
+                    turn.stats.error(|| {
+                        format!("a command ended with response {}: look at the target", reply.response)
+                    });
                 }
                 self.finish(slot, reply.status, sense, turn)
             }
@@ -363,13 +368,18 @@ impl Connection {
                 }
                 Ok(())
             }
-            Reply::Async(message) => {
-                Err(fatal(failure!("the target announced event {} and ends the session: run again", message.event)))
-            }
-            Reply::Reject(reject) => {
-                Err(fatal(failure!("the target rejected a PDU for reason {:#04x}: look at its log", reject.reason)))
-            }
-            _ => Err(fatal(failure!("opcode {:#04x} came, which nothing asked for: look at the target", header[0]))),
+            Reply::Async(message) => Err(fatal(failure!(
+                "the target announced event {} and ends the session: run again",
+                message.event
+            ))),
+            Reply::Reject(reject) => Err(fatal(failure!(
+                "the target rejected a PDU for reason {:#04x}: look at its log",
+                reject.reason
+            ))),
+            _ => Err(fatal(failure!(
+                "opcode {:#04x} came, which nothing asked for: look at the target",
+                header[0]
+            ))),
         }
     }
 
@@ -378,10 +388,20 @@ impl Connection {
         let slot = self.known(r2t.tag)?;
         let end = u64::from(r2t.offset) + u64::from(r2t.len);
         if end > u64::from(self.workload.size) || r2t.len == 0 || r2t.len > self.agreed.max_burst {
-            return Err(fatal(failure!("an R2T asks for {} bytes at {}: it breaks the agreed sizes", r2t.len, r2t.offset)));
+            return Err(fatal(failure!(
+                "an R2T asks for {} bytes at {}: it breaks the agreed sizes",
+                r2t.len,
+                r2t.offset
+            )));
         }
         let (transfer_tag, offset) = (r2t.transfer_tag, r2t.offset);
-        self.outgoing.push_back(Outgoing::Data { slot, transfer_tag, offset, end: offset + r2t.len, data_sn: 0 });
+        self.outgoing.push_back(Outgoing::Data {
+            slot,
+            transfer_tag,
+            offset,
+            end: offset + r2t.len,
+            data_sn: 0,
+        });
         Ok(())
     }
 
@@ -417,7 +437,11 @@ impl Connection {
         let Some(task) = self.tasks[slot] else { return };
         turn.stats.ended += 1;
         if turn.recording {
-            turn.stats.record(task.write, turn.now.saturating_duration_since(task.started), self.workload.size);
+            turn.stats.record(
+                task.write,
+                turn.now.saturating_duration_since(task.started),
+                self.workload.size,
+            );
         }
         if let (true, Some(model)) = (task.write, turn.model.as_deref_mut()) {
             model.write_ended(task.lba, u64::from(self.workload.size) / SECTOR);

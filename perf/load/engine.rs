@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) spin: Duration,
     /// Counting replies instead of parsing them is allowed.
     pub(crate) may_count: bool,
+    /// Stop after so many requests of this engine, even before the time is up.
+    pub(crate) requests: Option<u64>,
 }
 
 struct Loaded {
@@ -52,6 +54,8 @@ pub(crate) struct Engine {
     models: Vec<Model>,
     models_of: HashMap<String, usize>,
     of: usize,
+    /// Requests that may still be started.
+    budget: u64,
 }
 
 impl Engine {
@@ -62,12 +66,14 @@ impl Engine {
         let sizes = Sizes { receive: 256 << 10, arena: (64 << 10) + verified, send: 1 << 20 };
         let payload = Memory::filled((plan.workload.size as usize).max(4096), |bytes| {
             let mut random = Random::new(1);
-            bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]));
+            bytes
+                .chunks_mut(8)
+                .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]));
         })?;
         let ring = Ring::new(sizes, Arc::new(payload), plan.spin)?;
         let (models, models_of) = (Vec::new(), HashMap::new());
         let mut engine =
-            Engine { plan, ring, sessions: Vec::new(), owners: Vec::new(), models, models_of, of };
+            Engine { plan, ring, sessions: Vec::new(), owners: Vec::new(), models, models_of, of, budget: 0 };
         for index in (first..of).step_by(step) {
             let session = engine.log_in(index, true)?;
             engine.own(session.port, engine.sessions.len());
@@ -122,26 +128,29 @@ impl Engine {
     /// Drives the load for `time`, then waits for what is still in flight.
     pub(crate) fn run(&mut self, time: Duration) -> Result<Stats> {
         let mut stats = Stats::new();
-        let mut events = Vec::new();
-        let deadline = Instant::now() + time;
+        let started = Instant::now();
+        let deadline = started + time;
+        self.budget = self.plan.requests.unwrap_or(u64::MAX);
         for session in 0..self.sessions.len() {
             self.step(session, &mut stats, None, deadline)?;
         }
         let mut progress = Instant::now();
         loop {
             let now = Instant::now();
-            if now >= deadline && self.sessions.iter().all(|s| s.connection.in_flight() == 0) {
+            if (now >= deadline || self.budget == 0)
+                && self.sessions.iter().all(|s| s.connection.in_flight() == 0)
+            {
                 break;
             }
-            let pause = deadline.saturating_duration_since(now).clamp(Duration::from_millis(1), PATIENCE / 100);
-            self.ring.wait(pause, &mut events)?;
-            if !events.is_empty() {
-                progress = Instant::now();
-            } else if progress.elapsed() > PATIENCE {
+            let pause =
+                deadline.saturating_duration_since(now).clamp(Duration::from_millis(1), PATIENCE / 100);
+            self.ring.wait(pause)?;
+            if progress.elapsed() > PATIENCE {
                 self.stalled(&mut stats, deadline)?;
                 progress = Instant::now();
             }
-            for event in events.drain(..) {
+            while let Some(event) = self.ring.next() {
+                progress = now;
                 let (Event::Received { port }
                 | Event::Sent { port }
                 | Event::Discarded { port, .. }
@@ -155,12 +164,18 @@ impl Engine {
         for session in &mut self.sessions {
             session.connection.rest();
         }
-        stats.elapsed = time;
+        stats.elapsed = time.min(started.elapsed());
         Ok(stats)
     }
 
     /// Handles one event of a session, or its start when there is none.
-    fn step(&mut self, index: usize, stats: &mut Stats, event: Option<Event>, deadline: Instant) -> Result<()> {
+    fn step(
+        &mut self,
+        index: usize,
+        stats: &mut Stats,
+        event: Option<Event>,
+        deadline: Instant,
+    ) -> Result<()> {
         let session = &mut self.sessions[index];
         let now = Instant::now();
         let recording = now < deadline;
@@ -189,7 +204,8 @@ impl Engine {
             }
         }
         if !port.tx.is_busy() {
-            session.connection.issue(port, &mut turn, !recording);
+            let budget = if recording { self.budget } else { 0 };
+            self.budget -= session.connection.issue(port, &mut turn, budget).min(self.budget);
         }
         self.ring.send(session.port);
         let port = self.ring.port(session.port);

@@ -9,18 +9,23 @@ use crate::scsi::{self, SECTOR};
 use crate::wire::{BHS, DataOut, NO_TAG, NopOut, ScsiCommand, serial_le};
 
 impl Connection {
-    /// Fills the port's send with owed data first, then with new commands unless `stopping`.
-    pub(super) fn issue(&mut self, port: &mut Port, turn: &mut Turn<'_>, stopping: bool) {
+    /// Fills the port's send with owed data first, then with at most `budget` new commands; returns how many.
+    pub(super) fn issue(&mut self, port: &mut Port, turn: &mut Turn<'_>, budget: u64) -> u64 {
+        let mut issued = 0;
         while self.pay(port, turn) {
             let retry = !self.again.is_empty();
             let open = serial_le(self.numbers.cmd_sn, self.numbers.max_cmd_sn);
             let immediate = self.agreed.immediate(self.workload.size) as usize;
-            if (stopping && !retry) || !open || self.free.is_empty() || !room(port, turn, immediate) {
+            if (issued == budget && !retry) || !open || self.free.is_empty() || !room(port, turn, immediate) {
                 break;
             }
-            let next = self.again.pop_front().unwrap_or_else(|| self.addresses.next());
+            let next = self.again.pop_front().unwrap_or_else(|| {
+                issued += 1;
+                self.addresses.next()
+            });
             self.command(port, turn, next);
         }
+        issued
     }
 
     fn command(&mut self, port: &mut Port, turn: &mut Turn<'_>, (write, lba): (bool, u64)) {

@@ -29,7 +29,8 @@ impl FromStr for Base {
             None if text == "stamp" => Ok(Base::Stamp(0)),
             Some(("stamp", seed)) => Ok(Base::Stamp(seed.parse().map_err(|_| bad())?)),
             Some(("file", path)) => {
-                let told = |e| failure!("cannot open {path} to verify against it: {e}; give a readable raw image");
+                let told =
+                    |e| failure!("cannot open {path} to verify against it: {e}; give a readable raw image");
                 Ok(Base::File(Arc::new(File::open(path).map_err(told)?)))
             }
             _ => Err(bad()),

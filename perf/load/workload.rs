@@ -61,10 +61,13 @@ impl FromStr for Workload {
 
     fn from_str(text: &str) -> Result<Workload> {
         let bad = || {
-            failure!("{text:?} is no workload: write SIZE-KIND-DEPTHxSESSIONS, KIND being randread, randwrite, seqread, seqwrite, randNN or seqNN with NN % reads")
+            failure!(
+                "{text:?} is no workload: write SIZE-KIND-DEPTHxSESSIONS, KIND being randread, randwrite, seqread, seqwrite, randNN or seqNN with NN % reads"
+            )
         };
         let mut parts = text.split('-');
-        let (Some(size), Some(kind), Some(shape), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(size), Some(kind), Some(shape), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(bad());
         };
@@ -136,8 +139,7 @@ mod tests {
     #[test]
     fn workloads_have_a_short_name() {
         let workload: Workload = "4k-randread-32x16".parse().unwrap();
-        let expected =
-            Workload { size: 4096, read_percent: 100, sequential: false, depth: 32, sessions: 16 };
+        let expected = Workload { size: 4096, read_percent: 100, sequential: false, depth: 32, sessions: 16 };
         assert_eq!(workload, expected);
         assert_eq!("64k-seq70-1x1".parse::<Workload>().unwrap().read_percent, 70);
         for bad in ["4k-randread-32", "4k-up-1x1", "513-randread-1x1", "4k-randread-0x1", "4k-rand101-1x1"] {

@@ -23,7 +23,8 @@ impl Memory {
     /// Maps `len` bytes and lets `fill` write them.
     pub(crate) fn filled(len: usize, fill: impl FnOnce(&mut [u8])) -> Result<Memory> {
         let len = len.max(1);
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches nothing of ours.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
         let told = || failure!("cannot map {len} bytes of memory: ask for less");

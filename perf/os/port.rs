@@ -127,7 +127,9 @@ impl Tx {
         self.used += len;
         self.bytes += len;
         match self.parts.last_mut() {
-            Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => last.iov_len += len,
+            Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
+                last.iov_len += len
+            }
             _ => self.parts.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
         }
     }

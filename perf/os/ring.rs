@@ -4,6 +4,7 @@
 //! Does not know PDUs. Contract: a port's buffers live in `ports` until both its operations have completed;
 //! `user_data` is the port's index and the kind of operation, and an index is reused only after that.
 
+use std::collections::VecDeque;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
@@ -29,12 +30,24 @@ pub(crate) struct Sizes {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    Accepted { port: usize },
-    Received { port: usize },
-    Discarded { port: usize, bytes: usize },
-    Sent { port: usize },
+    Accepted {
+        port: usize,
+    },
+    Received {
+        port: usize,
+    },
+    Discarded {
+        port: usize,
+        bytes: usize,
+    },
+    Sent {
+        port: usize,
+    },
     /// The peer is gone or an operation failed with this errno (0: end of stream). Close the port.
-    Lost { port: usize, errno: i32 },
+    Lost {
+        port: usize,
+        errno: i32,
+    },
 }
 
 const RECEIVE: u64 = 0;
@@ -54,7 +67,7 @@ pub(crate) struct Ring {
     listener: Option<TcpListener>,
     in_flight: usize,
     spin: Duration,
-    completed: Vec<(u64, i32)>,
+    completed: VecDeque<(u64, i32)>,
 }
 
 impl Ring {
@@ -67,7 +80,11 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(4 * ENTRIES)
             .build(ENTRIES)
-            .map_err(|e| failure!("cannot set up an io_uring: {e}; Linux 6.1 is needed, and kernel.io_uring_disabled=0"))?;
+            .map_err(|e| {
+                failure!(
+                    "cannot set up an io_uring: {e}; Linux 6.1 is needed, and kernel.io_uring_disabled=0"
+                )
+            })?;
         Ok(Ring {
             ring,
             ports: Vec::new(),
@@ -77,7 +94,7 @@ impl Ring {
             listener: None,
             in_flight: 0,
             spin,
-            completed: Vec::new(),
+            completed: VecDeque::new(),
         })
     }
 
@@ -139,7 +156,8 @@ impl Ring {
         this.rx.busy = true;
         self.in_flight += 1;
         // With MSG_TRUNC a TCP socket drops the bytes without writing to the address given.
-        let entry = opcode::Recv::new(fd, at, u32::try_from(bytes).unwrap_or(u32::MAX)).flags(libc::MSG_TRUNC);
+        let entry =
+            opcode::Recv::new(fd, at, u32::try_from(bytes).unwrap_or(u32::MAX)).flags(libc::MSG_TRUNC);
         self.push(&entry.build().user_data(tag(port, DISCARD)));
     }
 
@@ -198,13 +216,14 @@ impl Ring {
         self.completed.extend(self.ring.completion().map(|c| (c.user_data(), c.result())));
     }
 
-    /// Submits everything and waits for at least one completion, `timeout` at most.
-    pub(crate) fn wait(&mut self, timeout: Duration, events: &mut Vec<Event>) -> Result<()> {
+    /// Submits everything and waits for at least one completion, `timeout` at most; `next` then tells them.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> Result<()> {
         let started = Instant::now();
         loop {
             let spinning = started.elapsed() < self.spin;
             let have = !self.completed.is_empty();
-            let pause = if spinning || have { Duration::ZERO } else { timeout.saturating_sub(started.elapsed()) };
+            let pause =
+                if spinning || have { Duration::ZERO } else { timeout.saturating_sub(started.elapsed()) };
             let pause = Timespec::from(pause);
             let outcome = self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&pause));
             if let Err(e) = outcome {
@@ -218,14 +237,18 @@ impl Ring {
                 break;
             }
         }
-        let mut completed = std::mem::take(&mut self.completed);
-        for (user_data, result) in completed.drain(..) {
-            if let Some(event) = self.complete(user_data, result) {
-                events.push(event);
+        Ok(())
+    }
+
+    /// The next event. A port's half stays busy until its event was told, so that no event meets a newer operation.
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        while let Some((user_data, result)) = self.completed.pop_front() {
+            let event = self.complete(user_data, result);
+            if event.is_some() {
+                return event;
             }
         }
-        self.completed = completed;
-        Ok(())
+        None
     }
 
     fn complete(&mut self, user_data: u64, result: i32) -> Option<Event> {
@@ -282,12 +305,11 @@ impl Drop for Ring {
             self.close(port);
         }
         let deadline = Instant::now() + Duration::from_secs(2);
-        let mut events = Vec::new();
         while self.in_flight > 0 && Instant::now() < deadline {
-            if self.wait(Duration::from_millis(100), &mut events).is_err() {
+            if self.wait(Duration::from_millis(100)).is_err() {
                 break;
             }
-            events.clear();
+            while self.next().is_some() {}
         }
         if self.in_flight > 0 {
             // The kernel may still write to these buffers: leaking them is the only safe way out.

@@ -332,9 +332,14 @@ impl Reply {
                 len: u32_at(h, 44),
             }),
             opcode::LOGIN_RESPONSE => Reply::Login(LoginResponse::decode(h)),
-            opcode::TEXT_RESPONSE => {
-                Reply::Text(TextResponse { more: h[1] & 0x40 != 0, data_len, tag, transfer_tag, stat_sn, window })
-            }
+            opcode::TEXT_RESPONSE => Reply::Text(TextResponse {
+                more: h[1] & 0x40 != 0,
+                data_len,
+                tag,
+                transfer_tag,
+                stat_sn,
+                window,
+            }),
             opcode::LOGOUT_RESPONSE => Reply::Logout(LogoutResponse { response: h[2], tag, stat_sn, window }),
             opcode::NOP_IN => Reply::NopIn(NopIn { data_len, lun, tag, transfer_tag, stat_sn, window }),
             opcode::ASYNC => Reply::Async(AsyncMessage { stat_sn, window, event: h[36] }),
@@ -387,16 +392,8 @@ mod tests {
 
     #[test]
     fn every_reply_decodes_to_what_was_encoded() {
-        let r2t = R2t {
-            lun: 1,
-            tag: 2,
-            transfer_tag: 3,
-            stat_sn: 4,
-            window: WINDOW,
-            r2t_sn: 5,
-            offset: 6,
-            len: 7,
-        };
+        let r2t =
+            R2t { lun: 1, tag: 2, transfer_tag: 3, stat_sn: 4, window: WINDOW, r2t_sn: 5, offset: 6, len: 7 };
         assert_eq!(Reply::decode(&r2t.encode()), Reply::R2t(r2t));
         let login = LoginResponse {
             transit: true,

@@ -315,7 +315,8 @@ mod tests {
         };
         assert_eq!(login.encode()[1], 0x87);
         assert_eq!(Request::decode(&login.encode()), Request::Login(login));
-        let text = Text { data_len: 16, tag: 2, transfer_tag: super::super::NO_TAG, cmd_sn: 3, exp_stat_sn: 4 };
+        let text =
+            Text { data_len: 16, tag: 2, transfer_tag: super::super::NO_TAG, cmd_sn: 3, exp_stat_sn: 4 };
         assert_eq!(Request::decode(&text.encode()), Request::Text(text));
         let logout = Logout { tag: 1, cmd_sn: 2, exp_stat_sn: 3 };
         assert_eq!(Request::decode(&logout.encode()), Request::Logout(logout));
