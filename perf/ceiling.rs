@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::fail::{Result, failure};
-use crate::os::{Event, Memory, Ring, Sizes};
 use crate::pattern;
+use crate::ring::{Event, Memory, Ring, Sizes};
 
 pub(crate) use connection::Connection;
 

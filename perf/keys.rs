@@ -55,10 +55,6 @@ impl Keys {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// The bytes behind a `0x` value of a CHAP key, or behind a `0b` one (base64).

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::fail::{Result, failure};
 use crate::initiator::{Options, discover};
-use crate::os;
+use crate::ring;
 use crate::url::Url;
 
 pub(crate) use engine::{Engine, Plan};
@@ -58,7 +58,7 @@ pub(crate) fn run(
     }
     let ready = Barrier::new(threads);
     let work = |thread: usize| -> Result<Stats> {
-        let pinned = pin.map_or(Ok(()), |core| os::pin(core + thread));
+        let pinned = pin.map_or(Ok(()), |core| ring::pin(core + thread));
         let opened = pinned.and_then(|()| Engine::open(plan.clone(), thread, threads));
         ready.wait();
         let mut engine = opened?;

@@ -10,10 +10,10 @@ mod fail;
 mod initiator;
 mod keys;
 mod load;
+mod pattern;
 // UNSAFETY: io_uring buffers, one memory map, affinity and signals have no safe interface.
 #[allow(unsafe_code)]
-mod os;
-mod pattern;
+mod ring;
 mod scsi;
 mod url;
 mod wire;

@@ -6,8 +6,7 @@ mod reply;
 mod request;
 
 pub(crate) use reply::{
-    AsyncMessage, DataIn, LoginResponse, LogoutResponse, NopIn, R2t, Reject, Reply, ScsiResponse,
-    TextResponse, Window,
+    DataIn, LoginResponse, LogoutResponse, NopIn, R2t, Reply, ScsiResponse, TextResponse, Window,
 };
 pub(crate) use request::{DataOut, Login, Logout, NopOut, Request, ScsiCommand, Text};
 

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::logins::Terms;
 use crate::fail::{Result, failure};
 use crate::keys::Keys;
-use crate::os::Port;
+use crate::ring::Port;
 use crate::scsi::{self, Cdb, SECTOR, op};
 use crate::wire::{
     BHS, DataIn, DataOut, Header, LoginResponse, LogoutResponse, NO_TAG, NopIn, R2t, Request, ScsiCommand,

@@ -11,7 +11,7 @@ use clap::Args;
 use crate::ceiling::{Ceiling, Setup, TARGET};
 use crate::fail::Result;
 use crate::load::parse_bytes;
-use crate::os;
+use crate::ring;
 
 #[derive(Debug, Args)]
 pub(crate) struct CeilingArgs {
@@ -40,10 +40,10 @@ pub(crate) struct CeilingArgs {
 
 pub(crate) fn run(args: &CeilingArgs) -> Result<()> {
     if args.with_parent {
-        os::die_with_parent();
+        ring::die_with_parent();
     }
     if let Some(core) = args.pin {
-        os::pin(core)?;
+        ring::pin(core)?;
     }
     let setup = Setup {
         listen: args.listen,

@@ -156,7 +156,15 @@ fn log_in(
     if let Some(target) = target {
         keys.push("TargetName", target);
     }
-    keys.push("AuthMethod", if options.chap.is_some() { "CHAP" } else { "None" });
+    // A portal may ask for no secret at discovery; a target that was given one to ask for must ask.
+    keys.push(
+        "AuthMethod",
+        match (&options.chap, target) {
+            (None, _) => "None",
+            (Some(_), None) => "CHAP,None",
+            (Some(_), Some(_)) => "CHAP",
+        },
+    );
     attempt.security(keys)?;
     attempt.operational(operational_keys(options, target.is_none()))?;
     let agreed = agree(options, &attempt.answers)?;
@@ -178,6 +186,10 @@ impl Attempt<'_> {
             }
             next = Keys::default();
             let Some((user, secret)) = &self.options.chap else { continue };
+            if keys.get("AuthMethod") == Some("None") {
+                transit = true;
+                continue;
+            }
             if keys.get("CHAP_C").is_some() {
                 next = chap::answer(&keys, user, secret)?;
                 transit = true;

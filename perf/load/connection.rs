@@ -11,7 +11,7 @@ use super::verify::Model;
 use super::workload::{Addresses, Workload};
 use crate::fail::{Failure, failure};
 use crate::initiator::{Negotiated, Numbers};
-use crate::os::Port;
+use crate::ring::Port;
 use crate::scsi::{self, SECTOR, Sense};
 use crate::wire::{
     BHS, DataIn, Header, NO_TAG, R2t, Reply, Window, ahs_length, data_length, opcode, padded, serial_le,
@@ -54,6 +54,8 @@ pub(super) struct Task {
     pub(super) lba: u64,
     pub(super) write: bool,
     received: u32,
+    /// The model's time when the command went out.
+    since: u32,
 }
 
 /// The payload of a Data-In that is still coming.
@@ -209,7 +211,7 @@ impl Connection {
 
     pub(super) fn received(&mut self, port: &mut Port, turn: &mut Turn<'_>) -> Result<(), Trouble> {
         if self.counting.is_some() {
-            return self.sample(port, turn);
+            return self.sample(port);
         }
         loop {
             if let Some(mut incoming) = self.incoming {
@@ -254,17 +256,16 @@ impl Connection {
         }
     }
 
-    /// In counting mode a header must be exactly the next reply's, which its StatSN proves.
-    fn sample(&mut self, port: &mut Port, turn: &mut Turn<'_>) -> Result<(), Trouble> {
+    /// In counting mode a header must be exactly the next reply's: StatSN proves the place, the tag the order.
+    fn sample(&mut self, port: &mut Port) -> Result<(), Trouble> {
         let Some(header) = port.rx.unread().first_chunk::<BHS>().copied() else { return Ok(()) };
         let Reply::DataIn(data) = Reply::decode(&header) else { return Err(Trouble::Deviation) };
         let whole = data.data_len == self.workload.size && data.offset == 0 && data.residual == 0;
         if !whole || data.status != Some((scsi::GOOD, self.numbers.exp_stat_sn)) {
             return Err(Trouble::Deviation);
         }
-        let slot = self.slot(data.tag).ok_or(Trouble::Deviation)?;
-        if self.order.front() != Some(&slot) {
-            turn.stats.reordered += 1;
+        if self.slot(data.tag) != self.order.front().copied() {
+            return Err(Trouble::Deviation);
         }
         self.numbers.max_cmd_sn = data.window.max_cmd_sn;
         port.rx.consume(BHS);
@@ -332,7 +333,8 @@ impl Connection {
 
     fn check(&self, incoming: &Incoming, bytes: &[u8], turn: &mut Turn<'_>) {
         let Some(model) = turn.model.as_deref() else { return };
-        if let Some(lba) = model.first_difference(incoming.at, bytes) {
+        let since = self.tasks[incoming.slot].map_or(0, |task| task.since);
+        if let Some(lba) = model.first_difference(incoming.at, bytes, since) {
             turn.stats.mismatch(|| {
                 format!("sector {lba} does not hold what it must: compare the image with the target's answer")
             });
@@ -457,8 +459,9 @@ impl Connection {
         }
     }
 
-    pub(super) fn start(&mut self, slot: usize, tag: u32, now: Instant, (write, lba): (bool, u64)) {
-        self.tasks[slot] = Some(Task { tag, started: now, lba, write, received: 0 });
+    pub(super) fn start(&mut self, slot: usize, tag: u32, turn: &Turn<'_>, (write, lba): (bool, u64)) {
+        let since = turn.model.as_deref().map_or(0, Model::now);
+        self.tasks[slot] = Some(Task { tag, started: turn.now, lba, write, received: 0, since });
         self.order.push_back(slot);
     }
 }

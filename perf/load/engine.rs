@@ -13,8 +13,8 @@ use super::verify::{Base, Model};
 use super::workload::{Addresses, Workload};
 use crate::fail::{Result, failure};
 use crate::initiator::{self, Endpoint, Options};
-use crate::os::{Event, Memory, Ring, Sizes};
 use crate::pattern::Random;
+use crate::ring::{Event, Memory, Ring, Sizes};
 use crate::scsi::SECTOR;
 use crate::url::Url;
 

@@ -4,7 +4,7 @@
 
 use super::connection::{Connection, Outgoing, SLOT_BITS, Turn};
 use super::verify::Model;
-use crate::os::Port;
+use crate::ring::Port;
 use crate::scsi::{self, SECTOR};
 use crate::wire::{BHS, DataOut, NO_TAG, NopOut, ScsiCommand, serial_le};
 
@@ -56,7 +56,7 @@ impl Connection {
             }
             push_data(port, turn.model.as_deref(), lba, 0, immediate);
         }
-        self.start(slot, tag, turn.now, (write, lba));
+        self.start(slot, tag, turn, (write, lba));
         if unsolicited > immediate {
             let (offset, end) = (immediate, unsolicited);
             self.outgoing.push_back(Outgoing::Data { slot, transfer_tag: NO_TAG, offset, end, data_sn: 0 });

@@ -16,10 +16,8 @@ pub(crate) struct Stats {
     pub(crate) ended: u64,
     pub(crate) elapsed: Duration,
     pub(crate) retries: u64,
-    /// Sessions that were opened again because a reply did not have the learned shape.
+    /// Sessions that were opened again because a reply did not have the learned shape or order.
     pub(crate) fallbacks: u64,
-    /// Sampled replies that did not come in the order of their commands.
-    pub(crate) reordered: u64,
     pub(crate) errors: u64,
     pub(crate) mismatches: u64,
     pub(crate) first_error: Option<String>,
@@ -40,7 +38,6 @@ impl Stats {
             elapsed: Duration::ZERO,
             retries: 0,
             fallbacks: 0,
-            reordered: 0,
             errors: 0,
             mismatches: 0,
             first_error: None,
@@ -78,7 +75,6 @@ impl Stats {
         self.elapsed = self.elapsed.max(other.elapsed);
         self.retries += other.retries;
         self.fallbacks += other.fallbacks;
-        self.reordered += other.reordered;
         self.errors += other.errors;
         self.mismatches += other.mismatches;
         self.first_error = self.first_error.take().or_else(|| other.first_error.clone());
@@ -121,7 +117,6 @@ impl Stats {
             "writes": named(&self.writes),
             "retries": self.retries,
             "fallbacks": self.fallbacks,
-            "reordered_samples": self.reordered,
             "errors": self.errors,
             "mismatches": self.mismatches,
             "first_error": self.first_error,

@@ -57,30 +57,43 @@ impl Base {
     }
 }
 
-const UNTOUCHED: u8 = 0;
-const UNDER_WAY: u8 = 1;
-const WRITTEN: u8 = 2;
+const UNTOUCHED: u32 = 0;
+/// Larger than any time: nothing that started yet may rely on the write.
+const UNDER_WAY: u32 = u32::MAX;
 
 /// One disk, shared by all sessions that use it.
 #[derive(Debug)]
 pub(crate) struct Model {
     base: Base,
-    sectors: Vec<u8>,
+    /// Untouched, or when the first write of the sector ended.
+    sectors: Vec<u32>,
+    /// Counts the writes that ended.
+    now: u32,
 }
 
 impl Model {
     pub(crate) fn new(base: Base, sectors: u64) -> Model {
-        Model { base, sectors: vec![UNTOUCHED; sectors as usize] }
+        Model { base, sectors: vec![UNTOUCHED; sectors as usize], now: 0 }
     }
 
     pub(crate) fn write_started(&mut self, lba: u64, sectors: u64) {
         for state in &mut self.sectors[lba as usize..(lba + sectors) as usize] {
-            *state = (*state).max(UNDER_WAY);
+            if *state == UNTOUCHED {
+                *state = UNDER_WAY;
+            }
         }
     }
 
     pub(crate) fn write_ended(&mut self, lba: u64, sectors: u64) {
-        self.sectors[lba as usize..(lba + sectors) as usize].fill(WRITTEN);
+        self.now = (self.now + 1).min(UNDER_WAY - 1);
+        for state in &mut self.sectors[lba as usize..(lba + sectors) as usize] {
+            *state = (*state).min(self.now);
+        }
+    }
+
+    /// To be remembered when a read starts: what ended before, that read must see.
+    pub(crate) fn now(&self) -> u32 {
+        self.now
     }
 
     /// The bytes that a write puts at the byte address `at`.
@@ -88,8 +101,8 @@ impl Model {
         pattern::stamp_bytes(self.base.write_seed(), at, bytes);
     }
 
-    /// The first sector of which `got`, read at the byte address `at`, is not what it may be.
-    pub(crate) fn first_difference(&self, at: u64, got: &[u8]) -> Option<u64> {
+    /// The first sector of which `got`, read at the byte address `at` since the time `since`, is not what it may be.
+    pub(crate) fn first_difference(&self, at: u64, got: &[u8], since: u32) -> Option<u64> {
         let mut wrong = None;
         pattern::each_sector(at, got.len(), |lba, _, range| {
             if wrong.is_some() {
@@ -100,7 +113,8 @@ impl Model {
             let expected = &mut room[..range.len()];
             let address = at + range.start as u64;
             let got = &got[range];
-            let is_base = state != WRITTEN && self.base.expected(address, expected) && got == &*expected;
+            let may_be_base = state == UNTOUCHED || state > since;
+            let is_base = may_be_base && self.base.expected(address, expected) && got == &*expected;
             if !is_base {
                 self.written_bytes(address, expected);
                 if state == UNTOUCHED || got != &*expected {
@@ -122,16 +136,18 @@ mod tests {
         let mut stamped = vec![0; 1024];
         model.written_bytes(4 * SECTOR, &mut stamped);
         let zeros = vec![0; 1024];
-        assert_eq!(model.first_difference(4 * SECTOR, &zeros), None);
-        assert_eq!(model.first_difference(4 * SECTOR, &stamped), Some(4));
+        assert_eq!(model.first_difference(4 * SECTOR, &zeros, model.now()), None);
+        assert_eq!(model.first_difference(4 * SECTOR, &stamped, model.now()), Some(4));
         model.write_started(4, 2);
-        assert_eq!(model.first_difference(4 * SECTOR, &zeros), None);
-        assert_eq!(model.first_difference(4 * SECTOR, &stamped), None);
+        assert_eq!(model.first_difference(4 * SECTOR, &zeros, model.now()), None);
+        assert_eq!(model.first_difference(4 * SECTOR, &stamped, model.now()), None);
+        let before = model.now();
         model.write_ended(4, 2);
-        assert_eq!(model.first_difference(4 * SECTOR, &zeros), Some(4));
-        assert_eq!(model.first_difference(4 * SECTOR + 100, &stamped[100..700]), None);
+        assert_eq!(model.first_difference(4 * SECTOR, &zeros, before), None, "the read started before");
+        assert_eq!(model.first_difference(4 * SECTOR, &zeros, model.now()), Some(4));
+        assert_eq!(model.first_difference(4 * SECTOR + 100, &stamped[100..700], model.now()), None);
         stamped[700] ^= 1;
-        assert_eq!(model.first_difference(4 * SECTOR, &stamped), Some(5));
+        assert_eq!(model.first_difference(4 * SECTOR, &stamped, model.now()), Some(5));
     }
 
     #[test]

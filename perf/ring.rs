@@ -5,9 +5,9 @@
 mod memory;
 mod port;
 mod process;
-mod ring;
+mod uring;
 
 pub(crate) use memory::Memory;
 pub(crate) use port::Port;
 pub(crate) use process::{die_with_parent, pin, terminate};
-pub(crate) use ring::{Event, Ring, Sizes};
+pub(crate) use uring::{Event, Ring, Sizes};

@@ -6,7 +6,7 @@ use crate::fail::{Result, failure};
 
 /// Binds the calling thread, and those it starts later, to one core.
 pub(crate) fn pin(core: usize) -> Result<()> {
-    let bits = 8 * size_of::<libc::c_ulong>();
+    let bits = libc::c_ulong::BITS as usize;
     let mut mask = [0 as libc::c_ulong; 16];
     let told = || failure!("cannot run on core {core}: choose one that `nproc --all` counts");
     *mask.get_mut(core / bits).ok_or_else(told)? |= 1 << (core % bits);
