@@ -6,11 +6,13 @@
 
 mod ceiling;
 mod commands;
+mod compare;
 mod fail;
 mod initiator;
 mod keys;
 mod load;
 mod pattern;
+mod proc;
 // UNSAFETY: io_uring buffers, one memory map, affinity and signals have no safe interface.
 #[allow(unsafe_code)]
 mod ring;
@@ -35,6 +37,8 @@ enum Command {
     Load(commands::load::LoadArgs),
     /// Answer as fast as this machine can: the yardstick for a real target
     Ceiling(commands::ceiling::CeilingArgs),
+    /// Visit several servers in turn and put them beside the ceiling
+    Compare(commands::compare::CompareArgs),
     /// Ask a portal and a disk what they are
     Probe(commands::probe::ProbeArgs),
 }
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Load(args) => commands::load::run(&args),
         Command::Ceiling(args) => commands::ceiling::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
         Command::Probe(args) => commands::probe::run(&args),
     };
     match outcome {

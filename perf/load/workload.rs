@@ -2,6 +2,7 @@
 //!
 //! Knows the text form `4k-randread-32x16` and which address comes next. Does not know sessions.
 
+use std::fmt;
 use std::str::FromStr;
 
 use crate::fail::{Failure, Result, failure};
@@ -93,6 +94,23 @@ impl FromStr for Workload {
     }
 }
 
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = if self.size.is_multiple_of(1024) {
+            format!("{}k", self.size / 1024)
+        } else {
+            self.size.to_string()
+        };
+        let order = if self.sequential { "seq" } else { "rand" };
+        let mix = match self.read_percent {
+            100 => "read".to_string(),
+            0 => "write".to_string(),
+            percent => percent.to_string(),
+        };
+        write!(f, "{size}-{order}{mix}-{}x{}", self.depth, self.sessions)
+    }
+}
+
 /// The addresses of one session, one after the other.
 #[derive(Debug)]
 pub(crate) struct Addresses {
@@ -141,6 +159,7 @@ mod tests {
         let workload: Workload = "4k-randread-32x16".parse().unwrap();
         let expected = Workload { size: 4096, read_percent: 100, sequential: false, depth: 32, sessions: 16 };
         assert_eq!(workload, expected);
+        assert_eq!(workload.to_string(), "4k-randread-32x16");
         assert_eq!("64k-seq70-1x1".parse::<Workload>().unwrap().read_percent, 70);
         for bad in ["4k-randread-32", "4k-up-1x1", "513-randread-1x1", "4k-randread-0x1", "4k-rand101-1x1"] {
             assert!(bad.parse::<Workload>().is_err(), "{bad}");

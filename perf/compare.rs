@@ -1,0 +1,166 @@
+//! Comparing servers on a noisy machine: all are up, the client visits them in turn, medians decide.
+//!
+//! Knows slices, rotation and medians. Does not know how a load is made or shown.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fail::Result;
+use crate::load::{Engine, Plan, Stats, Workload};
+use crate::proc;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Contestant {
+    pub(crate) name: String,
+    pub(crate) plan: Plan,
+    /// Whose run time to count.
+    pub(crate) pid: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Schedule {
+    pub(crate) slices: usize,
+    pub(crate) slice: Duration,
+}
+
+/// One visit.
+#[derive(Debug, Clone, Copy)]
+struct Slice {
+    iops: f64,
+    megabytes: f64,
+    p50: f64,
+    p99: f64,
+    /// Server run time for each request, in microseconds.
+    cost: Option<f64>,
+    /// Part of the time that the server, and the client, ran.
+    server_busy: Option<f64>,
+    client_busy: f64,
+}
+
+/// The medians of one contestant in one workload.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) iops: f64,
+    /// Lower and upper quartile.
+    pub(crate) quartiles: [f64; 2],
+    pub(crate) megabytes: f64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) cost: Option<f64>,
+    pub(crate) server_busy: Option<f64>,
+    pub(crate) client_busy: f64,
+    pub(crate) errors: u64,
+    pub(crate) first_error: Option<String>,
+}
+
+impl Row {
+    pub(crate) fn to_json(&self, ceiling: Option<f64>) -> Value {
+        json!({
+            "name": self.name,
+            "iops": self.iops,
+            "iops_quartiles": self.quartiles,
+            "of_ceiling": ceiling.map(|ceiling| self.iops / ceiling),
+            "megabytes_per_second": self.megabytes,
+            "p50_us": self.p50,
+            "p99_us": self.p99,
+            "server_cpu_us_per_request": self.cost,
+            "server_busy": self.server_busy,
+            "client_busy": self.client_busy,
+            "errors": self.errors,
+            "first_error": self.first_error,
+        })
+    }
+}
+
+/// Visits every contestant `slices` times with one workload. `visited` is told after each slice.
+pub(crate) fn run(
+    contestants: &[Contestant],
+    workload: Workload,
+    schedule: Schedule,
+    mut visited: impl FnMut(),
+) -> Result<Vec<Row>> {
+    let mut engines = Vec::new();
+    for contestant in contestants {
+        let mut engine = Engine::open(Plan { workload, ..contestant.plan.clone() }, 0, 1)?;
+        engine.run(schedule.slice)?;
+        engines.push(engine);
+    }
+    let mut slices: Vec<Vec<Slice>> = vec![Vec::new(); contestants.len()];
+    let mut total: Vec<Stats> = vec![Stats::new(); contestants.len()];
+    for round in 0..schedule.slices {
+        for turn in 0..contestants.len() {
+            let index = (round + turn) % contestants.len();
+            let (slice, stats) = visit(&mut engines[index], contestants[index].pid, schedule.slice)?;
+            slices[index].push(slice);
+            total[index].merge(&stats);
+            visited();
+        }
+    }
+    let rows = contestants.iter().zip(slices).zip(total);
+    Ok(rows.map(|((contestant, slices), total)| row(&contestant.name, &slices, &total)).collect())
+}
+
+fn visit(engine: &mut Engine, pid: Option<u32>, time: Duration) -> Result<(Slice, Stats)> {
+    let clock = |pid: Option<u32>| pid.map(proc::run_time).transpose();
+    let me = Some(std::process::id());
+    let (server, client) = (clock(pid)?, clock(me)?);
+    let started = std::time::Instant::now();
+    let stats = engine.run(time)?;
+    let elapsed = started.elapsed().as_nanos() as f64;
+    let spent = |before: Option<u64>, after: Option<u64>| Some(after?.saturating_sub(before?) as f64);
+    let server = spent(server, clock(pid)?);
+    let client = spent(client, clock(me)?);
+    let [p50, _, p99, _, _] = stats.latencies();
+    let slice = Slice {
+        iops: stats.iops(),
+        megabytes: stats.megabytes_per_second(),
+        p50,
+        p99,
+        cost: server.filter(|_| stats.ended > 0).map(|nanos| nanos / 1e3 / stats.ended as f64),
+        server_busy: server.map(|nanos| nanos / elapsed),
+        client_busy: client.unwrap_or(0.0) / elapsed,
+    };
+    Ok((slice, stats))
+}
+
+fn row(name: &str, slices: &[Slice], total: &Stats) -> Row {
+    let middle = |of: fn(&Slice) -> f64| quantile(slices.iter().map(of).collect(), 0.5);
+    let known = |of: fn(&Slice) -> Option<f64>| {
+        let values: Vec<f64> = slices.iter().filter_map(of).collect();
+        (!values.is_empty()).then(|| quantile(values, 0.5))
+    };
+    let iops = || slices.iter().map(|s| s.iops).collect();
+    Row {
+        name: name.to_string(),
+        iops: middle(|s| s.iops),
+        quartiles: [quantile(iops(), 0.25), quantile(iops(), 0.75)],
+        megabytes: middle(|s| s.megabytes),
+        p50: middle(|s| s.p50),
+        p99: middle(|s| s.p99),
+        cost: known(|s| s.cost),
+        server_busy: known(|s| s.server_busy),
+        client_busy: middle(|s| s.client_busy),
+        errors: total.errors + total.mismatches,
+        first_error: total.first_error.clone(),
+    }
+}
+
+fn quantile(mut values: Vec<f64>, at: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let position = at * values.len().saturating_sub(1) as f64;
+    values.get(position.round() as usize).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wild_slice_does_not_move_the_median() {
+        assert_eq!(quantile(vec![10.0, 11.0, 900.0, 9.0, 10.5], 0.5), 10.5);
+        assert_eq!(quantile(vec![1.0, 2.0, 3.0, 4.0, 5.0], 0.25), 2.0);
+        assert_eq!(quantile(vec![], 0.5), 0.0);
+    }
+}

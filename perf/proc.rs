@@ -1,0 +1,160 @@
+//! Processes: run time of others, a description of this machine, and children that end with us.
+//!
+//! Knows /proc and child processes. Does not know what they serve.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::fail::{Result, failure};
+use crate::ring;
+
+/// Nanoseconds that all threads of a process that still live have run.
+pub(crate) fn run_time(pid: u32) -> Result<u64> {
+    let folder = format!("/proc/{pid}/task");
+    let threads =
+        fs::read_dir(&folder).map_err(|e| failure!("cannot read {folder}: {e}; is the process running?"))?;
+    let mut total = 0;
+    for thread in threads.flatten() {
+        // A thread may end between the listing and the reading.
+        if let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) {
+            total += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(total)
+}
+
+/// What a reader must know of the machine to judge numbers made on it. No name of it.
+pub(crate) fn machine() -> Value {
+    let first = |path: &str, key: &str| -> Option<String> {
+        let text = fs::read_to_string(path).ok()?;
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    };
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    // Not `available_parallelism`, which counts the cores that this process is bound to.
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    json!({
+        "processor": first("/proc/cpuinfo", "model name"),
+        "virtual": first("/proc/cpuinfo", "flags").is_some_and(|flags| flags.contains("hypervisor")),
+        "cores": cores,
+        "memory": first("/proc/meminfo", "MemTotal"),
+        "kernel": kernel.trim(),
+        "load_average_at_start": load.split(' ').next(),
+        "network": "loopback",
+    })
+}
+
+/// A server that this process started; it is ended when this value is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    name: String,
+}
+
+impl Server {
+    /// Starts a command and waits for its line `listening on ADDR`.
+    pub(crate) fn start(command: &mut Command, patience: Duration) -> Result<(Server, SocketAddr)> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let child = child.map_err(|e| failure!("cannot start {name}: {e}; give its path"))?;
+        let mut server = Server { child, name };
+        let output = server.child.stdout.take();
+        let output =
+            output.ok_or_else(|| failure!("{} has no standard output: start it again", server.name))?;
+        let (tell, told) = mpsc::channel();
+        // Reads on to the end, so that the server never blocks on a full pipe.
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(std::io::Result::ok) {
+                if let Some(address) = line.split("listening on ").nth(1).and_then(|rest| address(rest)) {
+                    // The receiver stops listening after the first address.
+                    let _ = tell.send(address);
+                }
+            }
+        });
+        match told.recv_timeout(patience) {
+            Ok(address) => Ok((server, address)),
+            Err(_) => Err(match server.child.try_wait() {
+                Ok(Some(status)) => failure!(
+                    "{} ended with {status} before it listened: read its messages above",
+                    server.name
+                ),
+                _ => failure!(
+                    "{} did not say \"listening on ADDR\" within {} s: look at its output",
+                    server.name,
+                    patience.as_secs()
+                ),
+            }),
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks the server to end, and waits for it.
+    pub(crate) fn stop(mut self, patience: Duration) -> Result<ExitStatus> {
+        ring::terminate(&self.child);
+        let until = Instant::now() + patience;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                Ok(None) => {
+                    return Err(failure!(
+                        "{} did not end within {} s of SIGTERM: look at its log",
+                        self.name,
+                        patience.as_secs()
+                    ));
+                }
+                Err(e) => return Err(failure!("cannot wait for {}: {e}; try again", self.name)),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // Both fail only if it just ended by itself.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The address at the start of a text that may go on.
+fn address(text: &str) -> Option<SocketAddr> {
+    text.split_whitespace().next()?.trim_end_matches([',', ';', '.']).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_be_followed_by_more() {
+        assert_eq!(address("127.0.0.1:3260, 8 targets"), "127.0.0.1:3260".parse().ok());
+        assert_eq!(address("[::1]:1\n"), "[::1]:1".parse().ok());
+        assert_eq!(address("somewhere"), None);
+    }
+
+    #[test]
+    fn this_process_has_run_for_a_while() {
+        assert!(run_time(std::process::id()).unwrap() > 0);
+        assert!(run_time(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_command_that_never_listens_is_told_apart() {
+        let outcome = Server::start(&mut Command::new("true"), Duration::from_secs(5));
+        assert!(outcome.unwrap_err().to_string().contains("before it listened"));
+    }
+}
