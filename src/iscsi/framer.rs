@@ -2,7 +2,7 @@
 //!
 //! Knows lengths, padding and digests. Does not know opcodes, sessions or where payload belongs.
 
-use super::digest::{Crc32c, DIGEST_BYTES};
+use super::digest::{Crc32c, DIGEST_BYTES, digest_of};
 use super::params::DigestKind;
 use super::pdu::bhs::{BHS_BYTES, Bhs, pad_len};
 
@@ -125,86 +125,71 @@ impl Framer {
     /// Takes bytes from the front of `input` up to the next thing worth telling.
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Step<'a> {
         loop {
-            match self.state {
-                State::Bhs { have } => {
-                    if have == 0 {
-                        if input.is_empty() {
-                            return Step::NeedMore;
-                        }
-                        (self.header_digest, self.data_digest) = self.next_digests;
-                        self.ahs.clear();
-                    }
-                    let have = have + fill(&mut self.bhs.0[have..], input);
-                    if have < BHS_BYTES {
-                        self.state = State::Bhs { have };
-                        return Step::NeedMore;
-                    }
-                    if self.bhs.ahs_len() == 0 && self.header_digest == DigestKind::None {
-                        return self.header_complete();
-                    }
-                    self.state = State::Ahs;
-                }
-                State::Ahs => {
-                    let missing = self.bhs.ahs_len().saturating_sub(self.ahs.len());
-                    self.ahs.extend_from_slice(take(input, missing));
-                    if self.ahs.len() < self.bhs.ahs_len() {
-                        return Step::NeedMore;
-                    }
-                    if self.header_digest == DigestKind::None {
-                        return self.header_complete();
-                    }
-                    self.state = State::HeaderDigest { have: 0 };
-                }
-                State::HeaderDigest { have } => {
-                    let have = have + fill(&mut self.digest[have..], input);
-                    if have < DIGEST_BYTES {
-                        self.state = State::HeaderDigest { have };
-                        return Step::NeedMore;
-                    }
-                    let mut sum = Crc32c::new();
-                    sum.update(&self.bhs.0);
-                    sum.update(&self.ahs);
-                    if sum.wire() != self.digest {
-                        self.state = State::HeaderDamaged;
-                        continue;
-                    }
-                    return self.header_complete();
-                }
-                State::Data { offset } => {
-                    let bytes = take(input, (self.bhs.data_len() - offset) as usize);
-                    if bytes.is_empty() {
-                        return Step::NeedMore;
-                    }
-                    return self.payload(offset, bytes);
-                }
-                State::Pad { left } => {
-                    let pad = take(input, left as usize);
-                    if self.data_digest == DigestKind::Crc32c {
-                        self.data_sum.update(pad);
-                    }
-                    let left = left - pad.len() as u32;
-                    if left > 0 {
-                        self.state = State::Pad { left };
-                        return Step::NeedMore;
-                    }
-                    self.state = self.after_padding();
-                }
-                State::DataDigest { have } => {
-                    let have = have + fill(&mut self.digest[have..], input);
-                    if have < DIGEST_BYTES {
-                        self.state = State::DataDigest { have };
-                        return Step::NeedMore;
-                    }
-                    self.state = State::Complete { data_good: self.data_sum.wire() == self.digest };
-                }
+            let step = match self.state {
+                State::Bhs { have } => self.take_bhs(have, input),
+                State::Ahs => self.take_ahs(input),
+                State::HeaderDigest { have } => self.take_header_digest(have, input),
+                State::Data { offset } => Some(self.take_data(offset, input)),
+                State::Pad { left } => self.take_pad(left, input),
+                State::DataDigest { have } => self.take_data_digest(have, input),
                 State::Complete { data_good } => {
                     self.state = State::Bhs { have: 0 };
-                    return if data_good { Step::End } else { Step::DataDigestError };
+                    Some(if data_good { Step::End } else { Step::DataDigestError })
                 }
-                State::HeaderDamaged => return Step::HeaderDigestError,
-                State::SegmentTooLong => return Step::TooLong { data_len: self.bhs.data_len() },
+                State::HeaderDamaged => Some(Step::HeaderDigestError),
+                State::SegmentTooLong => Some(Step::TooLong { data_len: self.bhs.data_len() }),
+            };
+            if let Some(step) = step {
+                return step;
             }
         }
+    }
+
+    fn take_bhs(&mut self, have: usize, input: &mut &[u8]) -> Option<Step<'static>> {
+        if have == 0 {
+            if input.is_empty() {
+                return Some(Step::NeedMore);
+            }
+            (self.header_digest, self.data_digest) = self.next_digests;
+            self.ahs.clear();
+        }
+        let have = have + fill(&mut self.bhs.0[have..], input);
+        if have < BHS_BYTES {
+            self.state = State::Bhs { have };
+            return Some(Step::NeedMore);
+        }
+        if self.bhs.ahs_len() == 0 {
+            return self.ahs_complete();
+        }
+        self.state = State::Ahs;
+        None
+    }
+
+    fn take_ahs(&mut self, input: &mut &[u8]) -> Option<Step<'static>> {
+        let missing = self.bhs.ahs_len().saturating_sub(self.ahs.len());
+        self.ahs.extend_from_slice(take(input, missing));
+        if self.ahs.len() < self.bhs.ahs_len() { Some(Step::NeedMore) } else { self.ahs_complete() }
+    }
+
+    fn ahs_complete(&mut self) -> Option<Step<'static>> {
+        if self.header_digest == DigestKind::None {
+            return Some(self.header_complete());
+        }
+        self.state = State::HeaderDigest { have: 0 };
+        None
+    }
+
+    fn take_header_digest(&mut self, have: usize, input: &mut &[u8]) -> Option<Step<'static>> {
+        let have = have + fill(&mut self.digest[have..], input);
+        if have < DIGEST_BYTES {
+            self.state = State::HeaderDigest { have };
+            return Some(Step::NeedMore);
+        }
+        if digest_of(&[&self.bhs.0, &self.ahs]) == self.digest {
+            return Some(self.header_complete());
+        }
+        self.state = State::HeaderDamaged;
+        None
     }
 
     fn header_complete(&mut self) -> Step<'static> {
@@ -223,12 +208,16 @@ impl Framer {
         Step::Header
     }
 
-    fn payload<'a>(&mut self, offset: u32, bytes: &'a [u8]) -> Step<'a> {
+    fn take_data<'a>(&mut self, offset: u32, input: &mut &'a [u8]) -> Step<'a> {
+        let data_len = self.bhs.data_len();
+        let bytes = take(input, (data_len - offset) as usize);
+        if bytes.is_empty() {
+            return Step::NeedMore;
+        }
         if self.data_digest == DigestKind::Crc32c {
             self.data_sum.update(bytes);
         }
         let end = offset + bytes.len() as u32;
-        let data_len = self.bhs.data_len();
         self.state = if end < data_len {
             State::Data { offset: end }
         } else if pad_len(data_len) > 0 {
@@ -237,6 +226,30 @@ impl Framer {
             self.after_padding()
         };
         Step::Payload { offset, bytes }
+    }
+
+    fn take_pad(&mut self, left: u32, input: &mut &[u8]) -> Option<Step<'static>> {
+        let pad = take(input, left as usize);
+        if self.data_digest == DigestKind::Crc32c {
+            self.data_sum.update(pad);
+        }
+        let left = left - pad.len() as u32;
+        if left > 0 {
+            self.state = State::Pad { left };
+            return Some(Step::NeedMore);
+        }
+        self.state = self.after_padding();
+        None
+    }
+
+    fn take_data_digest(&mut self, have: usize, input: &mut &[u8]) -> Option<Step<'static>> {
+        let have = have + fill(&mut self.digest[have..], input);
+        if have < DIGEST_BYTES {
+            self.state = State::DataDigest { have };
+            return Some(Step::NeedMore);
+        }
+        self.state = State::Complete { data_good: self.data_sum.wire() == self.digest };
+        None
     }
 
     fn after_padding(&self) -> State {
@@ -266,7 +279,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::iscsi::digest::digest_of;
 
     #[derive(Clone, Debug)]
     struct Pdu {

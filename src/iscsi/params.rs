@@ -2,6 +2,7 @@
 //!
 //! Knows values within their bounds. Does not know how they were negotiated (`negotiate`).
 
+pub use super::pdu::{Cid, Isid, Tsih};
 use crate::limits;
 
 /// `None` or `CRC32C` (RFC 7143, 13.1).
@@ -56,15 +57,3 @@ impl Default for NegotiatedParams {
         }
     }
 }
-
-/// The initiator's half of a session identifier (11.12.5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Isid(pub [u8; 6]);
-
-/// The target's half (11.12.6); zero asks for a new session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Tsih(pub u16);
-
-/// A connection within a session (11.12.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Cid(pub u16);

@@ -184,7 +184,7 @@ pub fn parse_binary(value: &str, max: usize) -> Option<Vec<u8>> {
 }
 
 fn parse_hex(digits: &[u8], max: usize) -> Option<Vec<u8>> {
-    if digits.is_empty() || digits.len() % 2 != 0 || digits.len() / 2 > max {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || digits.len() / 2 > max {
         return None;
     }
     let nibble = |digit: u8| (digit as char).to_digit(16);

@@ -13,8 +13,7 @@
 
 use super::bhs::Bhs;
 use super::opcode::ResponseOpcode;
-use super::{InitiatorTaskTag, WindowSnapshot};
-use crate::iscsi::params::Cid;
+use super::{Cid, InitiatorTaskTag, WindowSnapshot};
 use crate::iscsi::serial::StatSn;
 
 /// What happened, with the parameters each event has (11.9.1).

@@ -18,8 +18,7 @@
 
 use super::bhs::Bhs;
 use super::opcode::{RequestOpcode, ResponseOpcode};
-use super::{InitiatorTaskTag, WindowSnapshot};
-use crate::iscsi::params::{Cid, Isid, Tsih};
+use super::{Cid, InitiatorTaskTag, Isid, Tsih, WindowSnapshot};
 use crate::iscsi::serial::{CmdSn, StatSn};
 
 /// A stage of a connection as CSG and NSG name it (11.12.3). Two is reserved.

@@ -17,8 +17,7 @@
 
 use super::bhs::Bhs;
 use super::opcode::{RequestOpcode, ResponseOpcode};
-use super::{InitiatorTaskTag, WindowSnapshot};
-use crate::iscsi::params::Cid;
+use super::{Cid, InitiatorTaskTag, WindowSnapshot};
 use crate::iscsi::serial::{CmdSn, StatSn};
 
 /// Why the initiator leaves (11.14.1).

@@ -57,3 +57,15 @@ impl WindowSnapshot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the header has an invalid {0}")]
 pub struct FieldError(pub &'static str);
+
+/// The initiator's half of a session identifier (11.12.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Isid(pub [u8; 6]);
+
+/// The target's half (11.12.6); zero asks for a new session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Tsih(pub u16);
+
+/// A connection within a session (11.12.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Cid(pub u16);
