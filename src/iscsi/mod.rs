@@ -10,6 +10,7 @@ pub mod data_out_sequence;
 pub mod digest;
 pub mod discovery;
 pub mod framer;
+pub mod fuzz;
 pub mod login;
 pub mod name;
 pub mod negotiate;
