@@ -66,6 +66,8 @@ pub const TEXT_KEY_BYTES_MAX: usize = 63;
 pub const CHAP_BINARY_BYTES_MAX: usize = 1024;
 /// Bytes of an iSCSI name (RFC 7143, 4.2.7.1).
 pub const ISCSI_NAME_BYTES_MAX: usize = 223;
+/// The data segment of one login PDU; what RFC 7143, 13.12 sets before anything is negotiated.
+pub const LOGIN_SEGMENT_BYTES_MAX: u32 = 8192;
 /// Login PDUs before the full-feature phase.
 pub const LOGIN_PDUS_MAX: u32 = 64;
 /// Data of a NOP-Out ping that is echoed.
@@ -77,6 +79,8 @@ pub const CONNECTIONS_MAX: usize = 8192;
 pub const SHARD_TASKS_MAX: usize = 16 * 1024;
 /// Bytes queued for sending on one connection before it stops executing commands.
 pub const CONNECTION_SEND_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Data-in one connection may have begun and not yet queued for sending (one command always may).
+pub const CONNECTION_READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// PDUs one connection may have queued for sending.
 pub const CONNECTION_SEND_PDUS_MAX: usize = 4096;
 /// iovecs of one send: the kernel's UIO_MAXIOV.

@@ -1,1 +1,189 @@
-//! To be written.
+//! The shard: one thread's share of the server, generic over its `Io`.
+//!
+//! Knows connections, targets and tasks of one core. Does not know the ring (`uring`), files by name, wall
+//! clocks or other shards' state; it speaks to its peers by message only.
+//!
+//! | file         | job                                                                 |
+//! |--------------|---------------------------------------------------------------------|
+//! | `reactor`    | the loop: wait, complete, work, send                                |
+//! | `connection` | one stream: framer, login machine or session, queue out             |
+//! | `logins`     | what a login asks of the shard: targets, hand-off, reinstatement    |
+//! | `management` | task management functions and closing                               |
+//! | `executor`   | a command from plan to reply; `read_path`, `write_path` its halves  |
+//! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
+//! | `tx_queue`   | PDUs to vectored sends                                              |
+//! | `mailbox`    | messages between shards                                             |
+
+mod bitmaps;
+mod commit;
+mod connection;
+mod directory;
+mod executor;
+mod logins;
+mod mailbox;
+mod management;
+mod reactor;
+mod read_path;
+mod stop;
+mod target;
+mod task;
+mod token;
+mod tx_queue;
+mod write_path;
+
+use std::sync::Arc;
+
+use crate::buf::Pool;
+use crate::cache::GoldenCache;
+use crate::clock::Duration;
+use crate::image::{Chain, Images};
+use crate::io::{Completion, Io, ListenerSlot, Part};
+use crate::limits;
+use crate::plan::{FileSlot, LayerId};
+use crate::scsi::device::Device;
+use crate::slab::{Key, Slab};
+use crate::units::BlockSize;
+
+pub use directory::{Directory, DirectoryEntry};
+pub use mailbox::{Mailbox, Message, Peer, Sent};
+
+/// Names a shard of this server: its place among the cores given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ShardId(pub u16);
+
+type ConnKey = Key<connection::Connection>;
+
+/// What can be tuned from outside.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub id: ShardId,
+    /// The most bytes one send carries.
+    pub send_batch_bytes: usize,
+    /// A connection that has not logged in by then is closed.
+    pub login_timeout: Duration,
+    /// A connection whose send makes no progress for so long is closed.
+    pub send_timeout: Duration,
+    /// An idle session is pinged after so long, and closed when it does not answer for as long again.
+    pub ping_interval: Duration,
+    /// How long a stopping shard waits for what is in flight.
+    pub stop_grace: Duration,
+    /// Where challenges and tags come from.
+    pub seed: [u8; 32],
+}
+
+impl ShardConfig {
+    pub fn new(id: ShardId, seed: [u8; 32]) -> Self {
+        Self {
+            id,
+            send_batch_bytes: 1024 * 1024,
+            login_timeout: Duration::from_secs(15),
+            send_timeout: Duration::from_secs(60),
+            ping_interval: Duration::from_secs(30),
+            stop_grace: Duration::from_secs(5),
+            seed,
+        }
+    }
+}
+
+/// One unit of a target, with its files opened and registered.
+#[derive(Debug)]
+pub struct UnitSeed {
+    pub chain: Chain,
+    pub block_size: BlockSize,
+    pub leaf: LayerId,
+    pub leaf_file: FileSlot,
+    pub writable: bool,
+}
+
+/// One target this shard owns. `units` are in the order of the device's units.
+#[derive(Debug)]
+pub struct TargetSeed {
+    pub name: String,
+    pub device: Device,
+    pub units: Vec<UnitSeed>,
+}
+
+/// Everything a shard is made of. `layer_files` has one entry for each layer of `images`.
+#[derive(Debug)]
+pub struct ShardSeed<I: Io> {
+    pub config: ShardConfig,
+    pub io: I,
+    pub pool: Pool,
+    pub cache_chunks: u32,
+    pub images: Images,
+    pub layer_files: Vec<FileSlot>,
+    pub targets: Vec<TargetSeed>,
+    pub directory: Arc<Directory>,
+    pub listeners: Vec<ListenerSlot>,
+    pub mailbox: Arc<Mailbox<I::Socket>>,
+    pub peers: Vec<Peer<I::Socket>>,
+}
+
+/// One core's server.
+#[derive(Debug)]
+pub struct Shard<I: Io> {
+    config: ShardConfig,
+    io: I,
+    core: executor::Core,
+    connections: Slab<connection::Connection>,
+    directory: Arc<Directory>,
+    listeners: Vec<ListenerSlot>,
+    mailbox: Arc<Mailbox<I::Socket>>,
+    peers: Vec<Peer<I::Socket>>,
+    outbox: Vec<(ShardId, Message<I::Socket>)>,
+    completions: Vec<Completion>,
+    dirty: Vec<ConnKey>,
+    /// Connections whose command found no room, in order.
+    stalled: Vec<ConnKey>,
+    /// Connections that wait until aborted tasks of their target have ended.
+    awaiting_drain: Vec<(u32, ConnKey)>,
+    /// Receives that ended for want of buffers.
+    rearm: Vec<ConnKey>,
+    wants: Vec<connection::Want>,
+    spare_parts: Vec<Vec<Part>>,
+    scratch: Vec<u8>,
+    login_count: u64,
+    next_tick: crate::clock::Instant,
+    stop: stop::Stop,
+}
+
+impl<I: Io> Shard<I> {
+    pub fn new(seed: ShardSeed<I>) -> Self {
+        let cache = GoldenCache::new(&seed.pool, seed.cache_chunks);
+        let mut core = executor::Core::new(seed.pool, cache, seed.images);
+        core.layers = seed.layer_files.iter().map(|file| commit::LayerWork::new(*file)).collect();
+        for target in seed.targets {
+            let first_lun = core.luns.len() as u32;
+            core.targets.push(target::Target::new(target.name, target.device, first_lun));
+            core.luns.extend(target.units.into_iter().map(|unit| executor::LunState {
+                chain: unit.chain,
+                block_size: unit.block_size,
+                leaf: unit.leaf,
+                leaf_file: unit.leaf_file,
+                writable: unit.writable,
+            }));
+        }
+        Self {
+            config: seed.config,
+            io: seed.io,
+            core,
+            connections: Slab::with_capacity(limits::CONNECTIONS_MAX),
+            directory: seed.directory,
+            listeners: seed.listeners,
+            mailbox: seed.mailbox,
+            peers: seed.peers,
+            outbox: Vec::new(),
+            completions: Vec::with_capacity(4096),
+            dirty: Vec::with_capacity(1024),
+            stalled: Vec::new(),
+            awaiting_drain: Vec::new(),
+            rearm: Vec::new(),
+            wants: Vec::new(),
+            spare_parts: Vec::new(),
+            scratch: Vec::new(),
+            login_count: 0,
+            next_tick: crate::clock::Instant::default(),
+            stop: stop::Stop::Serving,
+        }
+    }
+}

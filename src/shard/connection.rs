@@ -1,0 +1,344 @@
+//! One connection: its stream in, its phase, its queue out.
+//!
+//! Knows the framer, the login machine and the session, and feeds them. Does not know the ring (operations go
+//! through `Core::ops`) nor other connections: what concerns those goes into `Core`'s and its own requests.
+//!
+//! | phase        | a PDU goes to      | leaves by                                                    |
+//! |--------------|--------------------|--------------------------------------------------------------|
+//! | `Login`      | the login machine  | established; failed; its target lives on another shard       |
+//! | `HandingOff` | nobody (it waits)  | receive has ended: the socket moves                          |
+//! | `Full`       | the session        | logout, protocol error, end of stream, reinstatement         |
+//! | `Closing`    | nobody             | nothing is pending on the socket any more                    |
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use crate::clock::Instant;
+use crate::io::{Op, RxBuf, SocketSlot};
+use crate::iscsi::framer::{Framer, Step};
+use crate::iscsi::login::LoginMachine;
+use crate::iscsi::session::{OutData, PayloadSink, Session, SessionEvent, TaskId};
+use crate::limits;
+use crate::scsi::device::Nexus;
+
+use super::executor::{Begun, Core, Request, TaskKey};
+use super::token::{Kind, Token};
+use super::tx_queue::TxQueue;
+use super::{ConnKey, ShardId};
+
+#[derive(Debug)]
+pub(super) struct FullFeature {
+    pub(super) session: Box<Session>,
+    /// `None`: a discovery session.
+    pub(super) target: Option<u32>,
+    pub(super) nexus: Nexus,
+    pub(super) initiator: String,
+    /// It takes part in keepalive by NOP.
+    pub(super) answers_pings: bool,
+    /// The executor's task of each session task.
+    tasks: Box<[Option<TaskKey>]>,
+    /// A command the executor had no room for.
+    stalled: Option<Request>,
+    /// Bytes of data-in begun and not yet queued for sending.
+    in_bytes: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    Login(Box<LoginMachine>),
+    HandingOff { login: Box<LoginMachine>, to: ShardId, initiator: String, target: String },
+    Full(Box<FullFeature>),
+    Closing,
+}
+
+/// What a connection wants of its shard after it was fed.
+#[derive(Debug)]
+pub(super) enum Want {
+    /// The login machine has an event.
+    LoginEvent,
+    /// A task management function (`Management` event), text or logout.
+    SessionEvent(SessionEvent),
+    Close(&'static str),
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) key: ConnKey,
+    pub(super) socket: SocketSlot,
+    pub(super) peer: SocketAddr,
+    pub(super) phase: Phase,
+    pub(super) framer: Framer,
+    sink: PayloadSink,
+    /// The data segment of a PDU that is no data of a command.
+    control: Vec<u8>,
+    pub(super) tx: TxQueue,
+    /// Received and not yet processed; the number is how much of the first is done.
+    pub(super) unread: VecDeque<RxBuf>,
+    pub(super) unread_done: u32,
+    /// Bytes that came with a hand-off.
+    pub(super) carried: Vec<u8>,
+    pub(super) recv_armed: bool,
+    pub(super) stream_ended: bool,
+    /// The shard must act before more can be processed.
+    pub(super) waiting: bool,
+    /// Close once everything queued is sent.
+    pub(super) close_after_send: bool,
+    pub(super) since: Instant,
+    pub(super) last_progress: Instant,
+    pub(super) dirty: bool,
+    /// Its close is with the ring.
+    pub(super) socket_closing: bool,
+}
+
+impl Connection {
+    pub(super) fn new(key: ConnKey, socket: SocketSlot, peer: SocketAddr, login: Box<LoginMachine>, now: Instant) -> Self {
+        Self {
+            key,
+            socket,
+            peer,
+            phase: Phase::Login(login),
+            framer: Framer::new(limits::LOGIN_SEGMENT_BYTES_MAX),
+            sink: PayloadSink::Discard,
+            control: Vec::new(),
+            tx: TxQueue::new(),
+            unread: VecDeque::new(),
+            unread_done: 0,
+            carried: Vec::new(),
+            recv_armed: false,
+            stream_ended: false,
+            waiting: false,
+            close_after_send: false,
+            since: now,
+            last_progress: now,
+            dirty: false,
+            socket_closing: false,
+        }
+    }
+
+    /// Feeds received bytes; returns how many were used. Less than all: the connection is stalled or waiting.
+    pub(super) fn feed(&mut self, core: &mut Core, bytes: &[u8], wants: &mut Vec<Want>) -> usize {
+        let mut input = bytes;
+        while !self.is_blocked() {
+            match self.framer.next(&mut input) {
+                Step::NeedMore => break,
+                Step::Header => self.header(core, wants),
+                Step::Payload { offset, bytes } => self.payload(core, offset, bytes),
+                Step::End => self.end(core, wants),
+                Step::HeaderDigestError => wants.push(Want::Close("a header digest is wrong")),
+                Step::DataDigestError => {
+                    if let Phase::Full(full) = &mut self.phase {
+                        full.session.handle_data_digest_error(core.now);
+                        self.drain_session(core, wants);
+                    }
+                }
+                Step::TooLong { .. } => wants.push(Want::Close("a data segment is longer than declared")),
+            }
+            if matches!(wants.last(), Some(Want::Close(_))) {
+                self.waiting = true;
+            }
+        }
+        bytes.len() - input.len()
+    }
+
+    /// True while nothing more may be processed.
+    pub(super) fn is_blocked(&self) -> bool {
+        let stalled = match &self.phase {
+            Phase::Login(_) => false,
+            Phase::Full(full) => full.stalled.is_some(),
+            Phase::HandingOff { .. } | Phase::Closing => true,
+        };
+        stalled || self.waiting || self.close_after_send
+    }
+
+    pub(super) fn has_stalled(&self) -> bool {
+        matches!(&self.phase, Phase::Full(full) if full.stalled.is_some())
+    }
+
+    fn header(&mut self, core: &mut Core, wants: &mut Vec<Want>) {
+        self.control.clear();
+        match &mut self.phase {
+            Phase::Full(full) => {
+                full.session.handle_header(self.framer.bhs(), self.framer.ahs(), core.now);
+                self.drain_session(core, wants);
+                if let Phase::Full(full) = &self.phase {
+                    self.sink = full.session.sink();
+                }
+            }
+            _ => self.sink = PayloadSink::Control,
+        }
+    }
+
+    fn payload(&mut self, core: &mut Core, offset: u32, bytes: &[u8]) {
+        match self.sink {
+            PayloadSink::Discard => {}
+            // The framer has bounded the segment.
+            PayloadSink::Control => self.control.extend_from_slice(bytes),
+            PayloadSink::Task { task, offset: base } => {
+                if let Phase::Full(full) = &self.phase
+                    && let Some(key) = full.tasks[task.index as usize]
+                    && let Some(task) = core.tasks.get_mut(key)
+                {
+                    task.fill_out(base.saturating_add(offset), bytes);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, core: &mut Core, wants: &mut Vec<Want>) {
+        self.last_progress = core.now;
+        match &mut self.phase {
+            Phase::Login(login) => {
+                login.handle_pdu(self.framer.bhs(), &self.control);
+                self.waiting = true;
+                wants.push(Want::LoginEvent);
+            }
+            Phase::Full(full) => {
+                full.session.handle_end(&self.control, core.now);
+                self.drain_session(core, wants);
+            }
+            Phase::HandingOff { .. } | Phase::Closing => {}
+        }
+    }
+
+    /// Executes what the session has decided.
+    fn drain_session(&mut self, core: &mut Core, wants: &mut Vec<Want>) {
+        let Phase::Full(full) = &mut self.phase else { return };
+        while let Some(event) = full.session.poll_event() {
+            match event {
+                SessionEvent::Command { task, lun, cdb, read_len, write_len, .. } => {
+                    let request = Request {
+                        conn: self.key,
+                        id: task,
+                        target: full.target.unwrap_or(0),
+                        nexus: full.nexus,
+                        lun_field: lun.0,
+                        cdb: cdb.bytes,
+                        read_len,
+                        write_len,
+                    };
+                    if full.target.is_none() || full.stalled.is_some() || !full.try_begin(core, &request) {
+                        full.stalled = Some(request);
+                    }
+                }
+                SessionEvent::DataComplete { task, received } => {
+                    if let Some(key) = full.tasks[task.index as usize] {
+                        core.data_complete(key, received);
+                    }
+                }
+                SessionEvent::DataFailed { task } => full.forget(core, task),
+                event => {
+                    self.waiting = true;
+                    wants.push(Want::SessionEvent(event));
+                }
+            }
+        }
+    }
+
+    /// Offers a stalled command again. True when the connection is free to go on.
+    pub(super) fn retry(&mut self, core: &mut Core) -> bool {
+        let Phase::Full(full) = &mut self.phase else { return true };
+        let Some(request) = full.stalled else { return true };
+        if !full.session.has_task(request.id) {
+            full.stalled = None;
+        } else if full.try_begin(core, &request) {
+            full.stalled = None;
+        }
+        if full.stalled.is_none() {
+            self.sink = full.session.sink();
+        }
+        full.stalled.is_none()
+    }
+
+    /// Moves every PDU the session has ready into the send queue.
+    pub(super) fn pump(&mut self, core: &mut Core) {
+        self.dirty = false;
+        let Phase::Full(full) = &mut self.phase else { return };
+        while self.tx.queued_bytes() < limits::CONNECTION_SEND_BYTES_MAX && self.tx.can_stage(&core.pool) {
+            let Some(out) = full.session.poll_output(core.now) else { break };
+            match out.data {
+                OutData::None => self.tx.stage_inline(&core.pool, &out.header, &[]),
+                OutData::Inline => {
+                    self.tx.stage_inline(&core.pool, &out.header, full.session.inline_bytes());
+                }
+                OutData::Task { task, offset, len } => {
+                    let key = full.tasks[task.index as usize];
+                    if let Some(task) = key.and_then(|key| core.tasks.get(key)) {
+                        self.tx.stage_parts(&out.header, task.in_parts(offset, len), len);
+                    }
+                }
+            }
+            if let Some(task) = out.finished {
+                full.forget(core, task);
+            }
+        }
+    }
+
+    /// Starts receiving unless that is under way or not wanted.
+    pub(super) fn arm_recv(&mut self, core: &mut Core) {
+        if !self.recv_armed && !self.stream_ended && self.unread.len() < limits::CONNECTION_UNREAD_BUFFERS_MAX {
+            self.recv_armed = true;
+            core.submit(Token::of(Kind::Recv, self.key, 0), Op::Recv { socket: self.socket });
+        }
+    }
+
+    pub(super) fn full(&mut self) -> Option<&mut FullFeature> {
+        match &mut self.phase {
+            Phase::Full(full) => Some(full),
+            _ => None,
+        }
+    }
+}
+
+impl FullFeature {
+    pub(super) fn new(session: Box<Session>, target: Option<u32>, nexus: Nexus, initiator: String, answers_pings: bool) -> Self {
+        let tasks = vec![None; limits::SESSION_TASKS_MAX].into_boxed_slice();
+        Self { session, target, nexus, initiator, answers_pings, tasks, stalled: None, in_bytes: 0 }
+    }
+
+    /// False when the executor has no room, or this connection has enough on its way already.
+    fn try_begin(&mut self, core: &mut Core, request: &Request) -> bool {
+        if self.in_bytes > 0 && self.in_bytes + request.read_len as usize > limits::CONNECTION_READ_BYTES_MAX {
+            return false;
+        }
+        let key = match core.begin(request) {
+            Begun::Busy => return false,
+            Begun::Running(key) => key,
+            Begun::NeedsData { task, wanted } => {
+                self.session.accept_data_out(request.id, wanted);
+                task
+            }
+        };
+        self.in_bytes += request.read_len as usize;
+        self.tasks[request.id.index as usize] = Some(key);
+        if let Some(task) = core.tasks.get_mut(key) {
+            task.read_len = request.read_len;
+        }
+        true
+    }
+
+    /// The session needs this task no more.
+    pub(super) fn forget(&mut self, core: &mut Core, id: TaskId) {
+        if let Some(key) = self.tasks[id.index as usize].take() {
+            if let Some(task) = core.tasks.get(key) {
+                self.in_bytes -= task.read_len as usize;
+            }
+            core.abort(key);
+        }
+    }
+
+    /// The executor's task behind a session task.
+    pub(super) fn task_key(&self, id: TaskId) -> Option<TaskKey> {
+        self.tasks[id.index as usize]
+    }
+
+    /// Every task is forgotten; what the ring still does for them ends by itself.
+    pub(super) fn forget_all(&mut self, core: &mut Core) {
+        self.stalled = None;
+        for slot in &mut self.tasks {
+            if let Some(key) = slot.take() {
+                core.abort(key);
+            }
+        }
+        self.in_bytes = 0;
+    }
+}

@@ -1,0 +1,579 @@
+//! The executor: a SCSI command becomes passes over ranges, passes become file operations, and those a reply.
+//!
+//! Knows tasks, units, images and the cache. Does not know sessions or PDUs: what is finished goes into a list.
+//!
+//! Nothing here blocks or recurses through completions: a task that can go on is put into `ready`.
+
+use std::collections::VecDeque;
+
+use crate::buf::Pool;
+use crate::cache::GoldenCache;
+use crate::clock::Instant;
+use crate::image::{Chain, Images};
+use crate::io::{Op, OpToken};
+use crate::iscsi::session::TaskId;
+use crate::limits;
+use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
+use crate::scsi::device::{Nexus, UnitFault, UnitPlan};
+use crate::scsi::sense::Sense;
+use crate::slab::{Key, Slab};
+use crate::units::{BlockRange, BlockSize, SECTOR_BYTES, SectorCount, SectorRange};
+
+use super::bitmaps::BitmapLoad;
+use super::commit::LayerWork;
+use super::target::Target;
+use super::task::{Pass, Stage, Task, Work};
+use super::token::{Kind, Token};
+use super::ConnKey;
+
+pub(super) type TaskKey = Key<Box<Task>>;
+
+/// A unit as the executor sees it.
+#[derive(Debug)]
+pub(super) struct LunState {
+    pub(super) chain: Chain,
+    pub(super) block_size: BlockSize,
+    pub(super) leaf: LayerId,
+    pub(super) leaf_file: FileSlot,
+    pub(super) writable: bool,
+}
+
+/// A task whose reply is ready.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Finished {
+    pub(super) task: TaskKey,
+    pub(super) conn: ConnKey,
+    pub(super) id: TaskId,
+}
+
+/// A command as it comes from a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) conn: ConnKey,
+    pub(super) id: TaskId,
+    pub(super) target: u32,
+    pub(super) nexus: Nexus,
+    pub(super) lun_field: [u8; 8],
+    pub(super) cdb: [u8; 16],
+    pub(super) read_len: u32,
+    pub(super) write_len: u32,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Begun {
+    /// It runs, or is in `finished` already.
+    Running(TaskKey),
+    /// It runs once `wanted` bytes of data-out have come.
+    NeedsData { task: TaskKey, wanted: u32 },
+    /// Buffers or tasks are short: nothing has happened, offer it again.
+    Busy,
+}
+
+/// Everything of a shard but its connections and its ring.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) now: Instant,
+    /// Operations of this turn, on their way to the ring.
+    pub(super) ops: Vec<(OpToken, Op)>,
+    pub(super) pool: Pool,
+    pub(super) images: Images,
+    pub(super) cache: GoldenCache,
+    pub(super) targets: Vec<Target>,
+    pub(super) luns: Vec<LunState>,
+    pub(super) tasks: Slab<Box<Task>>,
+    spare: Vec<Box<Task>>,
+    pub(super) finished: Vec<Finished>,
+    /// Tasks that can go on.
+    pub(super) ready: VecDeque<TaskKey>,
+    /// Tasks that wait for buffers, first come first served.
+    pub(super) parked: VecDeque<TaskKey>,
+    pub(super) bitmaps: Slab<BitmapLoad>,
+    pub(super) layers: Vec<LayerWork>,
+    pub(super) read_plan: ReadPlan,
+    pub(super) write_plan: WritePlan,
+    /// Buffers or tasks came free since stalled connections were last offered a retry.
+    pub(super) freed: bool,
+    /// PUNCH_HOLE was refused once by some file system: zeros are written from then on.
+    pub(super) punch_refused: bool,
+}
+
+/// Chunks and small buffers that must be free before a command begins, so that it can always finish planning.
+const ADMIT_CHUNKS: usize = limits::TASK_CHUNKS_MAX + 8;
+const ADMIT_SMALLS: usize = 32;
+
+impl Core {
+    pub(super) fn new(pool: Pool, cache: GoldenCache, images: Images) -> Self {
+        Self {
+            now: Instant::default(),
+            ops: Vec::with_capacity(4096),
+            pool,
+            images,
+            cache,
+            targets: Vec::new(),
+            luns: Vec::new(),
+            tasks: Slab::with_capacity(limits::SHARD_TASKS_MAX),
+            spare: Vec::new(),
+            finished: Vec::with_capacity(1024),
+            ready: VecDeque::with_capacity(1024),
+            parked: VecDeque::with_capacity(1024),
+            bitmaps: Slab::with_capacity(limits::SHARD_TASKS_MAX),
+            layers: Vec::new(),
+            read_plan: ReadPlan::with_capacity(limits::PLAN_EXTENTS_MAX),
+            write_plan: WritePlan::with_capacity(limits::PLAN_EXTENTS_MAX),
+            freed: false,
+            punch_refused: false,
+        }
+    }
+
+    pub(super) fn submit(&mut self, token: Token, op: Op) {
+        self.ops.push((token.encode(), op));
+    }
+
+    /// Decides and starts a command.
+    pub(super) fn begin(&mut self, request: &Request) -> Begun {
+        if self.pool.chunks_free() < ADMIT_CHUNKS || self.pool.smalls_free() < ADMIT_SMALLS {
+            return Begun::Busy;
+        }
+        let mut task = self.spare.pop().unwrap_or_else(|| Box::new(Task::idle()));
+        task.conn = request.conn;
+        task.id = request.id;
+        task.target = request.target;
+        task.nexus = request.nexus;
+        task.lun_field = request.lun_field;
+        task.cdb = request.cdb;
+        let key = match self.tasks.insert(task) {
+            Ok(key) => key,
+            Err(task) => {
+                self.spare.push(task);
+                return Begun::Busy;
+            }
+        };
+        let device = &mut self.targets[request.target as usize].device;
+        let plan = device.plan(request.nexus, request.lun_field, &request.cdb);
+        self.start(key, plan, request.read_len, request.write_len)
+    }
+
+    /// Turns a plan into work. Only `begin` and a completed parameter list come here.
+    fn start(&mut self, key: TaskKey, plan: UnitPlan, read_len: u32, write_len: u32) -> Begun {
+        let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
+        let first_lun = self.targets[task.target as usize].first_lun;
+        let mut place = |task: &mut Task, unit: crate::scsi::device::UnitIndex, range: BlockRange| {
+            task.lun = first_lun + u32::from(unit.0);
+            let size = self.luns[task.lun as usize].block_size;
+            // `scsi` has checked the range against the capacity, which fits.
+            range.sectors(size).unwrap_or(task.range)
+        };
+        match plan {
+            UnitPlan::Done(reply) => {
+                task.status = reply.status as u8;
+                task.sense = reply.sense;
+                task.work = Work::Reply;
+                self.attach_reply_data(key, &reply.data, read_len);
+                self.finish(key);
+                Begun::Running(key)
+            }
+            UnitPlan::Read { unit, range, .. } => {
+                let range = place(task, unit, range);
+                task.work = Work::Read;
+                task.in_total = range.bytes().0 as u32;
+                // Only what the initiator expects is fetched; the rest is a residual.
+                let fetch = SectorCount(u64::from(read_len).div_ceil(SECTOR_BYTES));
+                task.start_pass(Pass::Read, range.take(fetch));
+                self.advance(key);
+                Begun::Running(key)
+            }
+            UnitPlan::Write { unit, range, fua, verify } => {
+                let range = place(task, unit, range);
+                task.work = Work::Write { fua, verify };
+                task.start_pass(Pass::Write(WriteKind::Data), range);
+                self.collect(key, range.bytes().0, write_len)
+            }
+            UnitPlan::Verify { unit, range, compare, one_block } => {
+                let range = place(task, unit, range);
+                task.work = Work::Verify { compare, one_block };
+                task.start_pass(Pass::Read, range);
+                if !compare {
+                    self.advance(key);
+                    return Begun::Running(key);
+                }
+                let block = u64::from(self.luns[task.lun as usize].block_size.bytes());
+                self.collect(key, if one_block { block } else { range.bytes().0 }, write_len)
+            }
+            UnitPlan::WriteSame { unit, range, zero, unmap } => {
+                let range = place(task, unit, range);
+                task.work = Work::WriteSame { zero, unmap };
+                let kind = if zero { WriteKind::Zero } else { WriteKind::Data };
+                task.start_pass(Pass::Write(kind), range);
+                if zero {
+                    self.advance(key);
+                    return Begun::Running(key);
+                }
+                let block = u64::from(self.luns[task.lun as usize].block_size.bytes());
+                self.collect(key, block, write_len)
+            }
+            UnitPlan::CompareAndWrite { unit, range, fua } => {
+                let range = place(task, unit, range);
+                task.work = Work::CompareAndWrite { fua };
+                task.start_pass(Pass::Read, range);
+                self.collect(key, range.bytes().0 * 2, write_len)
+            }
+            UnitPlan::Zero { unit, mut ranges } => {
+                ranges.reverse();
+                let first = ranges.pop();
+                task.work = Work::Zero { ranges };
+                let empty = BlockRange { start: crate::units::Lba(0), count: crate::units::BlockCount(0) };
+                let range = place(task, unit, first.unwrap_or(empty));
+                task.start_pass(Pass::Write(WriteKind::Zero), range);
+                self.advance(key);
+                Begun::Running(key)
+            }
+            UnitPlan::Flush { unit, .. } => {
+                let nothing = BlockRange { start: crate::units::Lba(0), count: crate::units::BlockCount(0) };
+                place(task, unit, nothing);
+                task.work = Work::Flush;
+                self.sync(key);
+                Begun::Running(key)
+            }
+            UnitPlan::Parameter { len } => {
+                task.work = Work::Parameter;
+                self.collect(key, u64::from(len), write_len)
+            }
+        }
+    }
+
+    /// Takes buffers for `wanted` bytes of data-out. `begin` has made sure that they are there.
+    fn collect(&mut self, key: TaskKey, wanted: u64, write_len: u32) -> Begun {
+        let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX).min(2 * limits::TRANSFER_BYTES_MAX as u32);
+        let coming = wanted.min(write_len);
+        task.out_wanted = coming;
+        task.stage = Stage::Collect;
+        let whole_chunk = matches!(task.work, Work::WriteSame { .. } | Work::Verify { one_block: true, .. });
+        if coming as usize <= limits::SMALL_BYTES && !whole_chunk {
+            task.out_filling.extend(self.pool.take_small());
+        } else {
+            let chunks = if whole_chunk { 1 } else { (coming as usize).div_ceil(limits::CHUNK_BYTES) };
+            for _ in 0..chunks {
+                task.out_filling.extend(self.pool.take_chunk());
+            }
+        }
+        if wanted == 0 {
+            self.data_complete(key, 0);
+            return Begun::Running(key);
+        }
+        Begun::NeedsData { task: key, wanted }
+    }
+
+    /// All data-out the initiator can give has arrived.
+    pub(super) fn data_complete(&mut self, key: TaskKey, received: u32) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        if task.stage != Stage::Collect {
+            return;
+        }
+        task.out_received = received.min(task.out_wanted);
+        if task.work == Work::Parameter {
+            self.parameter(key);
+            return;
+        }
+        task.stage = Stage::Resolve;
+        let block = self.luns[task.lun as usize].block_size;
+        match task.work {
+            Work::WriteSame { .. } | Work::Verify { compare: true, one_block: true } => {
+                if task.out_received < block.bytes() {
+                    self.short_data(key);
+                    return;
+                }
+                repeat_block(task, block.bytes() as usize);
+            }
+            Work::Write { .. } => {
+                // What did not come is not written: whole blocks only (the residual tells the initiator).
+                let blocks = u64::from(task.out_received / block.bytes());
+                let range = task.range.take(SectorCount(blocks * block.sectors()));
+                task.start_pass(Pass::Write(WriteKind::Data), range);
+            }
+            Work::CompareAndWrite { .. } | Work::Verify { .. } => {
+                let needed = if matches!(task.work, Work::Verify { .. }) { 1 } else { 2 } * task.range.bytes().0;
+                if u64::from(task.out_received) < needed {
+                    self.short_data(key);
+                    return;
+                }
+            }
+            _ => {}
+        }
+        if let Some(task) = self.tasks.get_mut(key) {
+            task.seal_out();
+        }
+        self.advance(key);
+    }
+
+    fn parameter(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        let list = task.out_filling.first().map_or(&[][..], |buf| buf.as_slice());
+        let list = &list[..(task.out_received as usize).min(list.len())];
+        let device = &mut self.targets[task.target as usize].device;
+        let plan = device.parameter(task.nexus, task.lun_field, &task.cdb, list);
+        task.out_filling.clear();
+        self.start(key, plan, 0, 0);
+    }
+
+    /// Fewer bytes than the command needs to mean anything.
+    fn short_data(&mut self, key: TaskKey) {
+        self.fail(key, Sense::INVALID_FIELD_IN_CDB);
+    }
+
+    /// Drives a task as far as it goes without waiting.
+    pub(super) fn advance(&mut self, key: TaskKey) {
+        loop {
+            let Some(task) = self.tasks.get_mut(key) else { return };
+            if task.aborted {
+                if task.pending == 0 {
+                    self.drop_aborted(key);
+                }
+                return;
+            }
+            let more = match task.stage {
+                Stage::Collect | Stage::Finished => false,
+                Stage::Transfer => {
+                    if task.pending > 0 {
+                        return;
+                    }
+                    self.portion_done(key)
+                }
+                Stage::Resolve if task.left.is_empty() => self.pass_done(key),
+                Stage::Resolve => match task.pass {
+                    Pass::Read => self.read_portion(key),
+                    Pass::Write(kind) => self.write_portion(key, kind),
+                },
+                Stage::Commit => self.commit_done(key),
+                Stage::Sync => {
+                    if task.pending > 0 {
+                        return;
+                    }
+                    self.finish(key);
+                    false
+                }
+            };
+            if !more {
+                return;
+            }
+        }
+    }
+
+    fn portion_done(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        match task.pass {
+            Pass::Read => self.read_portion_done(key),
+            Pass::Write(kind) => self.write_portion_done(key, kind),
+        }
+    }
+
+    /// A traversal is complete: what does the command want next?
+    fn pass_done(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        if let Pass::Write(_) = task.pass
+            && let Some(seq) = task.commit
+        {
+            return self.await_commit(key, seq);
+        }
+        match (task.pass, &mut task.work) {
+            (Pass::Read, _) => {
+                super::read_path::seal_assembly(task);
+                self.read_pass_done(key)
+            }
+            (Pass::Write(_), Work::Zero { ranges }) => {
+                let block_size = self.luns[task.lun as usize].block_size;
+                if let Some(range) = ranges.pop().and_then(|range| range.sectors(block_size)) {
+                    task.start_pass(Pass::Write(WriteKind::Zero), range);
+                    return true;
+                }
+                self.finish(key);
+                false
+            }
+            (Pass::Write(_), Work::Write { fua: _, verify: true }) => {
+                let range = task.range;
+                task.segments.clear();
+                task.start_pass(Pass::Read, range);
+                true
+            }
+            (Pass::Write(_), Work::Write { fua: true, .. } | Work::CompareAndWrite { fua: true }) => {
+                self.sync(key);
+                false
+            }
+            (Pass::Write(_), _) => {
+                self.finish(key);
+                false
+            }
+        }
+    }
+
+    fn read_pass_done(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        let compare_with = match task.work {
+            Work::Verify { compare: true, one_block } => Some(one_block),
+            Work::Write { verify: true, .. } | Work::CompareAndWrite { .. } => Some(false),
+            _ => None,
+        };
+        if let Some(one_block) = compare_with
+            && let Some(at) = super::read_path::first_difference(task, one_block)
+        {
+            self.fail(key, Sense::miscompare(at));
+            return false;
+        }
+        match task.work {
+            Work::CompareAndWrite { .. } => {
+                let range = task.range;
+                task.segments.clear();
+                task.start_pass(Pass::Write(WriteKind::Data), range);
+                true
+            }
+            Work::Write { fua: true, .. } => {
+                task.segments.clear();
+                self.sync(key);
+                false
+            }
+            Work::Read => {
+                self.finish(key);
+                false
+            }
+            _ => {
+                task.segments.clear();
+                self.finish(key);
+                false
+            }
+        }
+    }
+
+    /// fdatasync of the unit's own file; its completion finishes the task.
+    fn sync(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        task.stage = Stage::Sync;
+        let lun = &self.luns[task.lun as usize];
+        if !lun.writable {
+            self.finish(key);
+            return;
+        }
+        task.pending = 1;
+        let file = lun.leaf_file;
+        self.submit(Token::of(Kind::Task, key, 0), Op::Sync { file });
+    }
+
+    /// The fault of a file operation, as sense data.
+    pub(super) fn fail_io(&mut self, key: TaskKey, fault: UnitFault) {
+        self.fail(key, fault.sense());
+    }
+
+    pub(super) fn fail(&mut self, key: TaskKey, sense: Sense) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        task.status = crate::scsi::status::ScsiStatus::CheckCondition as u8;
+        task.sense = Some(sense);
+        self.finish(key);
+    }
+
+    fn finish(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        debug_assert_eq!(task.pending, 0);
+        task.stage = Stage::Finished;
+        if task.sense.is_some() {
+            task.segments.clear();
+            task.in_total = 0;
+        }
+        task.out.clear();
+        task.out_filling.clear();
+        self.finished.push(Finished { task: key, conn: task.conn, id: task.id });
+    }
+
+    /// Copies the data of a `Done` reply into a buffer of the task.
+    fn attach_reply_data(&mut self, key: TaskKey, data: &[u8], read_len: u32) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        task.in_total = data.len() as u32;
+        let data = &data[..data.len().min(read_len as usize).min(limits::REPLY_BYTES_MAX)];
+        if data.is_empty() {
+            return;
+        }
+        if let Some(mut buf) = self.pool.take_chunk() {
+            buf.as_mut_slice()[..data.len()].copy_from_slice(data);
+            task.push_segment(0, data.len() as u32, Some(buf.share()));
+        }
+    }
+
+    /// The session needs the task no more.
+    pub(super) fn release(&mut self, key: TaskKey) {
+        if let Some(mut task) = self.tasks.remove(key) {
+            task.recycle();
+            self.spare.push(task);
+            self.freed = true;
+        }
+    }
+
+    /// Forgets a task: its reply will never be sent. What the ring still does for it ends by itself.
+    /// True when it is gone at once.
+    pub(super) fn abort(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return true };
+        if task.aborted {
+            return false;
+        }
+        match task.stage {
+            Stage::Collect | Stage::Finished => {
+                self.release(key);
+                true
+            }
+            Stage::Resolve | Stage::Transfer | Stage::Commit | Stage::Sync => {
+                task.aborted = true;
+                let target = task.target as usize;
+                self.targets[target].aborted_in_flight += 1;
+                // Parked tasks and tasks in a waiting list are woken by nobody else.
+                self.ready.push_back(key);
+                false
+            }
+        }
+    }
+
+    fn drop_aborted(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        if task.stage == Stage::Transfer
+            && let Pass::Write(kind) = task.pass
+            && task.portion_commits
+        {
+            let (lun, portion) = (task.lun as usize, task.portion);
+            self.images.write_abandoned(&self.luns[lun].chain, portion, kind);
+        }
+        let target = task.target as usize;
+        self.targets[target].aborted_in_flight -= 1;
+        self.release(key);
+    }
+
+    /// Runs everything that can go on; returns when all tasks wait.
+    pub(super) fn run_ready(&mut self) {
+        while let Some(key) = self.ready.pop_front() {
+            self.advance(key);
+        }
+        if self.freed && !self.parked.is_empty() {
+            for _ in 0..self.parked.len() {
+                let Some(key) = self.parked.pop_front() else { break };
+                self.advance(key);
+            }
+            while let Some(key) = self.ready.pop_front() {
+                self.advance(key);
+            }
+        }
+    }
+}
+
+/// Fills the whole first buffer with its first block.
+fn repeat_block(task: &mut Task, block: usize) {
+    if let Some(buf) = task.out_filling.first_mut() {
+        let bytes = buf.as_mut_slice();
+        let mut filled = block;
+        while filled < bytes.len() {
+            let step = filled.min(bytes.len() - filled);
+            bytes.copy_within(..step, filled);
+            filled += step;
+        }
+    }
+}
+
+/// The sectors of `range`, for messages.
+pub(super) fn describe(range: SectorRange) -> (u64, u64) {
+    (range.start().0, range.count().0)
+}

@@ -1,0 +1,277 @@
+//! What a login asks of its shard: which target, whose core, whose former session.
+//!
+//! Knows the directory, hand-off and reinstatement. Does not know keys, stages or secrets (`iscsi::login`).
+
+use crate::io::{Io, Op};
+use crate::iscsi::login::{AuthPolicy, Established, LoginEvent, LoginMachine, SessionKind, TargetAnswer};
+use crate::iscsi::params::Tsih;
+use crate::iscsi::session::{Session, SessionStart};
+
+use super::connection::{Connection, FullFeature, Phase};
+use super::mailbox::{Handoff, Message, Sent};
+use super::token::{Kind, Token};
+use super::{ConnKey, Shard, ShardConfig, ShardId};
+use crate::scsi::device::Nexus;
+
+/// Segments up to this length are what firmware takes: it cannot answer a ping.
+const FIRMWARE_SEGMENT_BYTES: u32 = 8192;
+
+/// A login machine with a challenge nobody else gets: the shard's seed and a running number, hashed.
+pub(super) fn new_login(config: &ShardConfig, count: &mut u64) -> Box<LoginMachine> {
+    use md5::{Digest, Md5};
+    *count += 1;
+    let mut challenge = [0; 32];
+    for (half, out) in challenge.chunks_mut(16).enumerate() {
+        let mut hash = Md5::new();
+        hash.update(config.seed);
+        hash.update(count.to_be_bytes());
+        hash.update([half as u8]);
+        out.copy_from_slice(&hash.finalize());
+    }
+    Box::new(LoginMachine::new(challenge))
+}
+
+impl<I: Io> Shard<I> {
+    /// Runs the login machine of a connection until it wants more from its initiator.
+    pub(super) fn login_event(&mut self, key: ConnKey) {
+        loop {
+            let Some(connection) = self.connections.get_mut(key) else { return };
+            let Phase::Login(login) = &mut connection.phase else { return };
+            match login.poll_event() {
+                None => break,
+                Some(LoginEvent::TargetNamed { initiator, target }) => {
+                    if !self.target_named(key, initiator, target) {
+                        return;
+                    }
+                }
+                Some(LoginEvent::Established(established)) => {
+                    self.stage_login(key);
+                    self.established(key, *established);
+                    return;
+                }
+                Some(LoginEvent::Failed) => {
+                    self.stage_login(key);
+                    if let Some(connection) = self.connections.get_mut(key) {
+                        tracing::info!(peer = %connection.peer, "login refused");
+                        connection.close_after_send = true;
+                    }
+                    return;
+                }
+            }
+        }
+        self.stage_login(key);
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.waiting = false;
+        }
+    }
+
+    fn stage_login(&mut self, key: ConnKey) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Phase::Login(login) = &mut connection.phase else { return };
+        self.scratch.clear();
+        let mut staged = true;
+        if login.poll_output(&mut self.scratch) {
+            staged = connection.tx.stage_raw(&self.core.pool, &self.scratch);
+        }
+        if !staged {
+            self.close(key, "no buffer for a login response");
+            return;
+        }
+        self.mark_dirty(key);
+    }
+
+    /// Answers the machine, or starts to move the connection. False when it moves.
+    fn target_named(&mut self, key: ConnKey, initiator: String, target: Option<String>) -> bool {
+        let Some(name) = target else {
+            // Discovery stays where it landed; its TSIH only has to be non-zero.
+            let tsih_for_new_session = Tsih((self.login_count as u16).max(1));
+            let auth = AuthPolicy::None;
+            self.answer(key, TargetAnswer::Accept { auth, portal_group: 1, tsih_for_new_session });
+            return true;
+        };
+        let answer = match self.directory.find(&name) {
+            None => {
+                tracing::info!(%initiator, target = %name, "login refused: no such target");
+                TargetAnswer::NotFound
+            }
+            Some(entry) if !entry.admits(&initiator) => {
+                tracing::info!(%initiator, target = %name, "login refused: the initiator is not on the target's list");
+                TargetAnswer::Forbidden
+            }
+            Some(entry) if entry.owner != self.config.id => {
+                let to = entry.owner;
+                self.begin_hand_off(key, to, initiator, name);
+                return false;
+            }
+            Some(entry) => {
+                let (index, auth) = (entry.index, entry.auth.clone());
+                if self.core.targets[index as usize].has_room() {
+                    let tsih_for_new_session = self.core.targets[index as usize].fresh_tsih();
+                    TargetAnswer::Accept { auth, portal_group: 1, tsih_for_new_session }
+                } else {
+                    tracing::warn!(%initiator, target = %name, "login refused: the target has all the sessions it takes");
+                    TargetAnswer::OutOfResources
+                }
+            }
+        };
+        self.answer(key, answer);
+        true
+    }
+
+    fn answer(&mut self, key: ConnKey, answer: TargetAnswer) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && let Phase::Login(login) = &mut connection.phase
+        {
+            login.target_answer(answer);
+        }
+    }
+
+    fn established(&mut self, key: ConnKey, established: Established) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let peer = connection.peer;
+        let discovery = established.session_kind == SessionKind::Discovery;
+        let index = established
+            .target_name
+            .as_deref()
+            .filter(|_| !discovery)
+            .and_then(|name| self.directory.find(name))
+            .map(|entry| entry.index);
+        let initiator = established.initiator_name.clone();
+        let mut nexus = Nexus::default();
+        if let Some(index) = index {
+            // RFC 7143, 6.3.5: the same name and ISID again end the former session.
+            let former = self.core.targets[index as usize].session_of(&initiator, established.isid);
+            if let Some(former) = former.map(|session| session.conn) {
+                self.close(former, "its initiator has logged in again");
+            }
+            let target = &mut self.core.targets[index as usize];
+            let Some(granted) = target.attach(key, &initiator, established.isid, established.tsih) else {
+                self.close(key, "the target has all the sessions it takes");
+                return;
+            };
+            nexus = granted;
+            tracing::info!(%initiator, target = %target.name, %peer, "logged in");
+        } else {
+            tracing::debug!(%initiator, %peer, "discovery session");
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let params = established.params.clone();
+        connection.tx.set_digests(params.header_digest, params.data_digest);
+        connection.framer.set_digests(params.header_digest, params.data_digest);
+        connection.framer.set_max_data_len(params.max_recv_segment);
+        let answers_pings = !discovery && params.max_send_segment > FIRMWARE_SEGMENT_BYTES;
+        let session = Box::new(Session::new(SessionStart::from(established)));
+        let full = FullFeature::new(session, index, nexus, initiator, answers_pings);
+        connection.phase = Phase::Full(Box::new(full));
+        connection.waiting = false;
+        if let Some(index) = index
+            && self.core.targets[index as usize].aborted_in_flight > 0
+        {
+            connection.waiting = true;
+            self.awaiting_drain.push((index, key));
+        }
+    }
+
+    /// Stops receiving; the socket moves when that has ended.
+    fn begin_hand_off(&mut self, key: ConnKey, to: ShardId, initiator: String, target: String) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let former = core::mem::replace(&mut connection.phase, Phase::Closing);
+        let Phase::Login(login) = former else {
+            connection.phase = former;
+            return;
+        };
+        connection.phase = Phase::HandingOff { login, to, initiator, target };
+        if connection.recv_armed {
+            let token = Token::of(Kind::Recv, key, 0).encode();
+            self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Cancel { token });
+        } else {
+            self.hand_off(key);
+        }
+    }
+
+    /// Moves the connection, once nothing is in flight on it.
+    pub(super) fn hand_off(&mut self, key: ConnKey) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.recv_armed || connection.tx.in_flight() {
+            return;
+        }
+        if !connection.tx.is_empty() {
+            self.send_one(key);
+            return;
+        }
+        let Some(mut connection) = self.connections.remove(key) else { return };
+        let mut unread = core::mem::take(&mut connection.carried);
+        let mut skip = connection.unread_done as usize;
+        while let Some(buf) = connection.unread.pop_front() {
+            unread.extend_from_slice(&self.io.rx_bytes(&buf)[skip..]);
+            skip = 0;
+            self.io.rx_release(buf);
+        }
+        let Some(socket) = self.io.release_socket(connection.socket) else { return };
+        let Phase::HandingOff { login, to, initiator, target } = connection.phase else { return };
+        let handoff = Handoff {
+            socket,
+            peer: connection.peer,
+            login,
+            framer: connection.framer,
+            initiator,
+            target,
+            unread,
+        };
+        self.outbox.push((to, Message::Handoff(Box::new(handoff))));
+        self.post();
+    }
+
+    /// Gives messages to their shards; what finds no room stays for the next turn.
+    fn post(&mut self) {
+        let outbox = core::mem::take(&mut self.outbox);
+        for (to, message) in outbox {
+            match self.peers.get(to.0 as usize) {
+                Some(peer) => {
+                    if let Sent::Full(message) = peer.send(message) {
+                        self.outbox.push((to, message));
+                    }
+                }
+                None => tracing::error!(shard = to.0, "a connection was to move to a shard that does not exist"),
+            }
+        }
+    }
+
+    /// Takes everything out of the mailbox.
+    pub(super) fn mail(&mut self) {
+        self.post();
+        while let Some(message) = self.mailbox.take() {
+            match message {
+                Message::Handoff(handoff) => self.take_over(*handoff),
+                Message::Stop => self.begin_stop(),
+            }
+        }
+    }
+
+    fn take_over(&mut self, handoff: Handoff<I::Socket>) {
+        let Ok(socket) = self.io.adopt_socket(handoff.socket) else {
+            tracing::warn!(peer = %handoff.peer, "connection dropped: too many sockets on this shard");
+            return;
+        };
+        let nobody = ConnKey::from_parts(u32::MAX, 0);
+        let now = self.core.now;
+        let connection = Connection::new(nobody, socket, handoff.peer, handoff.login, now);
+        let Ok(key) = self.connections.insert(connection) else {
+            tracing::warn!(peer = %handoff.peer, "connection dropped: too many connections on this shard");
+            self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Close { socket });
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.key = key;
+            connection.framer = handoff.framer;
+            connection.carried = handoff.unread;
+            connection.waiting = true;
+            connection.arm_recv(&mut self.core);
+        }
+        self.next_tick = now;
+        if self.target_named(key, handoff.initiator, Some(handoff.target)) {
+            self.login_event(key);
+            self.process(key);
+        }
+    }
+}

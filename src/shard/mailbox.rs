@@ -1,0 +1,93 @@
+//! Messages between threads: a bounded queue and a way to wake its reader.
+//!
+//! Knows how to hand a connection over. Does not know what either side does with it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::io::Waker;
+use crate::iscsi::framer::Framer;
+use crate::iscsi::login::LoginMachine;
+
+/// A connection on its way to the shard that owns its target. Nothing is in flight on it.
+#[derive(Debug)]
+pub struct Handoff<S> {
+    pub(super) socket: S,
+    pub(super) peer: SocketAddr,
+    pub(super) login: Box<LoginMachine>,
+    pub(super) framer: Framer,
+    pub(super) initiator: String,
+    pub(super) target: String,
+    /// Received, not yet processed.
+    pub(super) unread: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub enum Message<S> {
+    Handoff(Box<Handoff<S>>),
+    /// Finish what is in flight, flush, close, end.
+    Stop,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub enum Sent<S> {
+    Yes,
+    /// The queue is full; try again.
+    Full(Message<S>),
+}
+
+#[derive(Debug)]
+pub struct Mailbox<S> {
+    queue: ArrayQueue<Message<S>>,
+}
+
+impl<S> Mailbox<S> {
+    pub fn new(capacity: usize) -> Self {
+        Self { queue: ArrayQueue::new(capacity) }
+    }
+
+    pub(super) fn take(&self) -> Option<Message<S>> {
+        self.queue.pop()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+/// Another shard, as seen from here (or from the control thread).
+pub struct Peer<S> {
+    mailbox: Arc<Mailbox<S>>,
+    waker: Arc<dyn Waker>,
+}
+
+impl<S> Peer<S> {
+    pub fn new(mailbox: Arc<Mailbox<S>>, waker: Arc<dyn Waker>) -> Self {
+        Self { mailbox, waker }
+    }
+
+    pub fn send(&self, message: Message<S>) -> Sent<S> {
+        match self.mailbox.queue.push(message) {
+            Ok(()) => {
+                self.waker.wake();
+                Sent::Yes
+            }
+            Err(message) => Sent::Full(message),
+        }
+    }
+}
+
+impl<S> Clone for Peer<S> {
+    fn clone(&self) -> Self {
+        Self { mailbox: Arc::clone(&self.mailbox), waker: Arc::clone(&self.waker) }
+    }
+}
+
+impl<S> core::fmt::Debug for Peer<S> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Peer").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,429 @@
+//! The loop of a shard: wait for completions, apply them, run what can run, send what is ready.
+//!
+//! Knows which completion belongs to whom. Does not know what the owners do with it.
+
+use crate::clock::{Duration, Instant};
+use crate::io::{Completion, Errno, Io, Op, Outcome, RxBuf, SocketSlot};
+use crate::limits;
+
+use super::connection::{Connection, Phase};
+use super::logins::new_login;
+use super::stop::Stop;
+use super::token::{Kind, Token};
+use super::{ConnKey, Shard};
+
+pub(super) const TICK: Duration = Duration::from_secs(1);
+/// ENOBUFS and ECANCELED on Linux; only `uring` may name `libc`.
+const ENOBUFS: i32 = 105;
+const ECANCELED: i32 = 125;
+
+impl<I: Io> Shard<I> {
+    /// Serves until it is told to stop and everything is flushed.
+    pub fn run(&mut self) {
+        self.start();
+        while !self.is_stopped() {
+            self.turn();
+        }
+    }
+
+    /// Begins to accept. `run` does this; a simulator calls it before its first `turn`.
+    pub fn start(&mut self) {
+        for index in 0..self.listeners.len() {
+            self.accept(index as u32);
+        }
+        self.await_wake();
+        self.work();
+    }
+
+    /// One turn: at most one wait, and everything that follows from it.
+    pub fn turn(&mut self) {
+        let deadline = self.deadline();
+        let mut completions = core::mem::take(&mut self.completions);
+        self.io.wait(deadline, &mut completions);
+        self.core.now = self.io.now();
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+        self.work();
+    }
+
+    pub fn io(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stop == Stop::Stopped
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if !self.outbox.is_empty() || !self.rearm.is_empty() || !self.core.ready.is_empty() {
+            return Some(self.core.now.after(Duration::from_millis(1)));
+        }
+        if self.is_stopping() {
+            return Some(self.core.now.after(Duration::from_millis(20)));
+        }
+        let idle = self.connections.is_empty() && self.stop == Stop::Serving;
+        (!idle).then_some(self.next_tick)
+    }
+
+    fn await_wake(&mut self) {
+        self.core.submit(Token::new(Kind::Wake, 0, 0), Op::AwaitWake);
+    }
+
+    fn accept(&mut self, index: u32) {
+        let listener = self.listeners[index as usize];
+        self.core.submit(Token::new(Kind::Accept, index, 0), Op::Accept { listener });
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let Some(token) = Token::decode(completion.token) else { return };
+        match (token.kind, completion.outcome) {
+            (Kind::Accept, Outcome::Accepted { socket, peer, more }) => {
+                self.accepted(socket, peer);
+                if !more && self.stop == Stop::Serving {
+                    self.accept(token.index);
+                }
+            }
+            (Kind::Accept, Outcome::AcceptEnded { error }) => self.accept_ended(token.index, error),
+            (Kind::Recv, Outcome::Received { buf, more }) => self.received(token, buf, more),
+            (Kind::Recv, Outcome::RecvEnded { error }) => self.recv_ended(token, error),
+            (Kind::Send, Outcome::Sent { result, mut parts }) => {
+                self.sent(token, result, &mut parts);
+                parts.clear();
+                if self.spare_parts.len() < 256 {
+                    self.spare_parts.push(parts);
+                }
+            }
+            (Kind::Socket, Outcome::Done { .. }) => self.socket_closed(token),
+            (Kind::Task, Outcome::Read { result, buf }) => {
+                if let Some(key) = token.key(&self.core.tasks) {
+                    self.core.read_done(key, token.part, result, buf);
+                }
+            }
+            (Kind::Task, Outcome::Wrote { result, part }) => {
+                if let Some(key) = token.key(&self.core.tasks) {
+                    self.core.write_done(key, token.part, result, part);
+                }
+            }
+            (Kind::Task, Outcome::Done { result }) => {
+                if let Some(key) = token.key(&self.core.tasks) {
+                    self.core.control_done(key, token.part, result);
+                }
+            }
+            (Kind::Fill, Outcome::Read { result, buf }) => self.core.fill_done(token, result, buf),
+            (Kind::Bitmap, Outcome::Read { result, buf }) => self.core.bitmap_read(token, result, buf),
+            (Kind::Meta, Outcome::Wrote { result, part }) => self.core.meta_written(token, result, part),
+            (Kind::Meta, Outcome::Done { result }) => self.core.meta_done(token, result),
+            (Kind::Wake, _) => self.await_wake(),
+            // Cancellations and shutdowns: what they were for completes by itself.
+            _ => {}
+        }
+    }
+
+    fn accepted(&mut self, socket: SocketSlot, peer: std::net::SocketAddr) {
+        let login = new_login(&self.config, &mut self.login_count);
+        let now = self.core.now;
+        let nobody = ConnKey::from_parts(u32::MAX, 0);
+        match self.connections.insert(Connection::new(nobody, socket, peer, login, now)) {
+            Ok(key) => {
+                if let Some(connection) = self.connections.get_mut(key) {
+                    connection.key = key;
+                    connection.arm_recv(&mut self.core);
+                }
+                tracing::debug!(%peer, "connection accepted");
+            }
+            Err(_) => {
+                tracing::warn!(%peer, limit = limits::CONNECTIONS_MAX, "connection refused: too many connections");
+                self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Close { socket });
+            }
+        }
+        self.next_tick = self.next_tick.min(now.after(TICK));
+    }
+
+    fn accept_ended(&mut self, index: u32, error: Errno) {
+        if self.stop != Stop::Serving {
+            return;
+        }
+        if error.0 != ECANCELED {
+            tracing::warn!(%error, "accepting a connection failed");
+        }
+        self.accept(index);
+    }
+
+    fn received(&mut self, token: Token, buf: RxBuf, more: bool) {
+        let Some(key) = token.key(&self.connections) else {
+            self.io.rx_release(buf);
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !more {
+            connection.recv_armed = false;
+        }
+        if matches!(connection.phase, Phase::Closing) {
+            self.io.rx_release(buf);
+            self.finish_close(key);
+            return;
+        }
+        connection.unread.push_back(buf);
+        if !more && !matches!(connection.phase, Phase::HandingOff { .. }) {
+            connection.arm_recv(&mut self.core);
+        }
+        if connection.recv_armed && connection.unread.len() >= limits::CONNECTION_UNREAD_BUFFERS_MAX {
+            // The connection cannot keep up: the rest stays in the socket.
+            let token = Token::of(Kind::Recv, key, 0).encode();
+            self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Cancel { token });
+        }
+        self.process(key);
+    }
+
+    fn recv_ended(&mut self, token: Token, error: Option<Errno>) {
+        let Some(key) = token.key(&self.connections) else { return };
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.recv_armed = false;
+        match connection.phase {
+            Phase::Closing => {
+                self.finish_close(key);
+                return;
+            }
+            Phase::HandingOff { .. } if error.is_some_and(|error| error.0 == ECANCELED || error.0 == ENOBUFS) => {
+                self.hand_off(key);
+                return;
+            }
+            _ => {}
+        }
+        match error {
+            Some(Errno(ENOBUFS | ECANCELED)) => self.rearm.push(key),
+            None => {
+                connection.stream_ended = true;
+                if connection.unread.is_empty() && connection.carried.is_empty() {
+                    self.close(key, "the initiator closed the connection");
+                }
+            }
+            Some(error) => {
+                connection.stream_ended = true;
+                tracing::debug!(peer = %connection.peer, %error, "receive failed");
+                self.close(key, "the connection was lost");
+            }
+        }
+    }
+
+    fn sent(&mut self, token: Token, result: Result<u32, Errno>, parts: &mut Vec<crate::io::Part>) {
+        let Some(key) = token.key(&self.connections) else { return };
+        let now = self.core.now;
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        match result {
+            Ok(sent) => {
+                connection.tx.sent(sent as usize, parts);
+                connection.last_progress = now;
+            }
+            Err(_) => connection.tx.sent(0, parts),
+        }
+        if matches!(connection.phase, Phase::Closing) {
+            connection.tx.clear();
+            self.finish_close(key);
+            return;
+        }
+        if let Err(error) = result {
+            tracing::debug!(peer = %connection.peer, %error, "send failed");
+            self.close(key, "the connection was lost");
+            return;
+        }
+        if matches!(connection.phase, Phase::HandingOff { .. }) {
+            self.hand_off(key);
+            return;
+        }
+        // Buffers came back, and the queue has room again.
+        self.core.freed = true;
+        self.mark_dirty(key);
+    }
+
+    /// Feeds everything received until the connection is blocked or empty.
+    pub(super) fn process(&mut self, key: ConnKey) {
+        loop {
+            let Some(connection) = self.connections.get_mut(key) else { return };
+            if connection.is_blocked() {
+                break;
+            }
+            let mut wants = core::mem::take(&mut self.wants);
+            if !connection.carried.is_empty() {
+                let mut carried = core::mem::take(&mut connection.carried);
+                let used = connection.feed(&mut self.core, &carried, &mut wants);
+                carried.drain(..used);
+                connection.carried = carried;
+            } else if let Some(buf) = connection.unread.pop_front() {
+                let bytes = &self.io.rx_bytes(&buf)[connection.unread_done as usize..];
+                let len = bytes.len();
+                let used = connection.feed(&mut self.core, bytes, &mut wants);
+                if used == len {
+                    connection.unread_done = 0;
+                    self.io.rx_release(buf);
+                } else {
+                    connection.unread_done += used as u32;
+                    connection.unread.push_front(buf);
+                }
+            } else {
+                self.wants = wants;
+                break;
+            }
+            for want in wants.drain(..) {
+                self.want(key, want);
+            }
+            self.wants = wants;
+        }
+        self.after_processing(key);
+    }
+
+    fn after_processing(&mut self, key: ConnKey) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.has_stalled() && !self.stalled.contains(&key) {
+            self.stalled.push(key);
+        }
+        let empty = connection.unread.is_empty() && connection.carried.is_empty();
+        if connection.stream_ended && empty && !matches!(connection.phase, Phase::Closing) {
+            self.close(key, "the initiator closed the connection");
+            return;
+        }
+        self.mark_dirty(key);
+    }
+
+    pub(super) fn mark_dirty(&mut self, key: ConnKey) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !connection.dirty
+        {
+            connection.dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Everything that can be done without waiting.
+    fn work(&mut self) {
+        self.mail();
+        loop {
+            self.core.run_ready();
+            let progressed = self.deliver() | self.resume_drained() | self.retry_stalled();
+            if !progressed && self.core.ready.is_empty() {
+                break;
+            }
+        }
+        self.send_now();
+        self.core.retry_batches();
+        for key in core::mem::take(&mut self.rearm) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.arm_recv(&mut self.core);
+            }
+        }
+        if self.core.now >= self.next_tick {
+            self.tick();
+            self.next_tick = self.core.now.after(TICK);
+        }
+        self.stop_step();
+        for (token, op) in self.core.ops.drain(..) {
+            self.io.submit(token, op);
+        }
+    }
+
+    /// Gives finished tasks back to their sessions.
+    fn deliver(&mut self) -> bool {
+        let progressed = !self.core.finished.is_empty();
+        let mut finished = core::mem::take(&mut self.core.finished);
+        for done in finished.drain(..) {
+            let Some(task) = self.core.tasks.get(done.task) else { continue };
+            let reply = task.reply();
+            let full = self.connections.get_mut(done.conn).and_then(|connection| connection.full());
+            match full {
+                Some(full) if full.task_key(done.id) == Some(done.task) => full.session.complete(done.id, reply),
+                _ => {
+                    self.core.abort(done.task);
+                    continue;
+                }
+            }
+            self.mark_dirty(done.conn);
+        }
+        self.core.finished = finished;
+        progressed
+    }
+
+    /// Offers commands that found no room again, in order, once something came free.
+    fn retry_stalled(&mut self) -> bool {
+        if !core::mem::take(&mut self.core.freed) || self.stalled.is_empty() {
+            return false;
+        }
+        let mut progressed = false;
+        for key in core::mem::take(&mut self.stalled) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.retry(&mut self.core) {
+                progressed = true;
+                self.process(key);
+            } else {
+                self.stalled.push(key);
+            }
+        }
+        progressed
+    }
+
+    /// Pumps and sends for every connection that changed in this turn.
+    pub(super) fn send_now(&mut self) {
+        let mut dirty = core::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.pump(&mut self.core);
+            self.send_one(key);
+        }
+        self.dirty = dirty;
+    }
+
+    pub(super) fn send_one(&mut self, key: ConnKey) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.tx.in_flight() {
+            return;
+        }
+        let mut parts = self.spare_parts.pop().unwrap_or_default();
+        if connection.tx.next_send(self.config.send_batch_bytes, &mut parts) {
+            let op = Op::Send { socket: connection.socket, parts };
+            connection.last_progress = self.core.now;
+            self.core.submit(Token::of(Kind::Send, key, 0), op);
+            return;
+        }
+        self.spare_parts.push(parts);
+        if connection.close_after_send && connection.tx.is_empty() {
+            self.close(key, "logged out or refused");
+        }
+    }
+
+    /// Once a second: who takes too long?
+    fn tick(&mut self) {
+        let now = self.core.now;
+        for index in 0..self.connections.slot_count() {
+            let Some(key) = self.connections.key_at(index) else { continue };
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            let stuck = now.since(connection.last_progress);
+            if connection.tx.in_flight() && stuck > self.config.send_timeout {
+                self.close(key, "the initiator takes no data");
+                continue;
+            }
+            match &mut connection.phase {
+                Phase::Login(_) | Phase::HandingOff { .. } => {
+                    if now.since(connection.since) > self.config.login_timeout {
+                        self.close(key, "login took too long");
+                    }
+                }
+                Phase::Full(full) => {
+                    // Firmware that takes 8 KiB segments cannot answer a ping (iPXE gives up its session): TCP
+                    // keepalives find out whether it lives.
+                    if !full.answers_pings {
+                        continue;
+                    }
+                    let silent = now.since(full.session.last_activity());
+                    if silent > 2 * self.config.ping_interval {
+                        self.close(key, "the initiator does not answer");
+                    } else if silent > self.config.ping_interval && !full.session.ping_outstanding() {
+                        full.session.ping(now);
+                        self.mark_dirty(key);
+                    }
+                }
+                Phase::Closing => {}
+            }
+        }
+    }
+}

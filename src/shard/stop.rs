@@ -1,0 +1,91 @@
+//! Stopping: no new connections, what is in flight is finished, every image is closed, then the end.
+//!
+//! Knows the order of these steps. Does not know what a clean image is (`image` gives the batches).
+
+use crate::clock::Instant;
+use crate::io::{Io, Op};
+
+use super::connection::Phase;
+use super::task::Stage;
+use super::token::{Kind, Token};
+use super::Shard;
+use crate::plan::LayerId;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    Serving,
+    /// Sessions end as their commands do; at the deadline they are cut.
+    Draining { deadline: Instant },
+    /// No connections any more; metadata is written and images are closed.
+    Closing,
+    Stopped,
+}
+
+/// Seconds we give an initiator to log out by itself (RFC 7143, 11.9.1).
+const LOGOUT_SECONDS: u16 = 1;
+
+impl<I: Io> Shard<I> {
+    pub(super) fn begin_stop(&mut self) {
+        if self.stop != Stop::Serving {
+            return;
+        }
+        self.stop = Stop::Draining { deadline: self.core.now.after(self.config.stop_grace) };
+        self.next_tick = self.core.now;
+        for index in 0..self.listeners.len() {
+            let token = Token::new(Kind::Accept, index as u32, 0).encode();
+            self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Cancel { token });
+        }
+        for index in 0..self.connections.slot_count() {
+            let Some(key) = self.connections.key_at(index) else { continue };
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            match &mut connection.phase {
+                Phase::Full(full) => {
+                    full.session.async_logout(LOGOUT_SECONDS);
+                    self.mark_dirty(key);
+                }
+                _ => self.close(key, "the server stops"),
+            }
+        }
+        self.send_now();
+    }
+
+    /// Called at the end of every turn.
+    pub(super) fn stop_step(&mut self) {
+        match self.stop {
+            Stop::Serving | Stop::Stopped => {}
+            Stop::Draining { deadline } => {
+                let late = self.core.now >= deadline;
+                for index in 0..self.connections.slot_count() {
+                    let Some(key) = self.connections.key_at(index) else { continue };
+                    let Some(connection) = self.connections.get_mut(key) else { continue };
+                    let busy = self.core.tasks.iter().any(|(_, task)| {
+                        task.conn == key && !matches!(task.stage, Stage::Collect | Stage::Finished)
+                    });
+                    let quiet = !busy && connection.tx.is_empty() && !connection.dirty;
+                    let asked = self.core.now.since(connection.last_progress) >= super::reactor::TICK;
+                    if late || (quiet && asked) {
+                        self.close(key, "the server stops");
+                    }
+                }
+                if self.connections.is_empty() && self.core.tasks.is_empty() {
+                    self.stop = Stop::Closing;
+                    for index in 0..self.core.layers.len() {
+                        let layer = LayerId(index as u32);
+                        self.core.images.begin_close(layer);
+                        self.core.kick(layer);
+                    }
+                }
+            }
+            Stop::Closing => {
+                if !self.core.layers.iter().any(|layer| layer.is_running()) {
+                    self.stop = Stop::Stopped;
+                }
+            }
+        }
+    }
+
+    /// True while a turn should not sleep long: something is being wound up.
+    pub(super) fn is_stopping(&self) -> bool {
+        !matches!(self.stop, Stop::Serving)
+    }
+}

@@ -1,0 +1,96 @@
+//! A target as its owning shard keeps it: its device, who is logged in, and what reinstatement waits for.
+//!
+//! Knows sessions by initiator and ISID. Does not know connections beyond their key, nor PDUs.
+
+use crate::iscsi::params::{Isid, Tsih};
+use crate::iscsi::pdu::InitiatorTaskTag;
+use crate::iscsi::session::ManagementResponse;
+use crate::limits;
+use crate::scsi::device::{Device, InitiatorPort, Nexus};
+
+use super::ConnKey;
+
+/// One logged-in session of a target.
+#[derive(Debug, Clone)]
+pub(super) struct SessionEntry {
+    pub(super) conn: ConnKey,
+    pub(super) initiator: String,
+    pub(super) isid: Isid,
+    pub(super) tsih: Tsih,
+    pub(super) nexus: Nexus,
+}
+
+/// A task management function whose aborted tasks have not all ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PendingManagement {
+    pub(super) conn: ConnKey,
+    pub(super) task_tag: InitiatorTaskTag,
+    pub(super) response: ManagementResponse,
+}
+
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) name: String,
+    pub(super) device: Device,
+    /// The shard's units `first_lun..first_lun + units` are this target's, in order of their LUN.
+    pub(super) first_lun: u32,
+    pub(super) sessions: Vec<SessionEntry>,
+    free_nexuses: Vec<Nexus>,
+    next_tsih: u16,
+    /// Tasks that are forgotten but whose file operations still run. While there are any, no new session of
+    /// this target executes a command: a late write must not land on top of a newer one.
+    pub(super) aborted_in_flight: u32,
+    pub(super) management: Vec<PendingManagement>,
+}
+
+impl Target {
+    pub(super) fn new(name: String, device: Device, first_lun: u32) -> Self {
+        let free_nexuses = (0..limits::NEXUSES_PER_TARGET_MAX as u32).rev().map(Nexus).collect();
+        Self {
+            name,
+            device,
+            first_lun,
+            sessions: Vec::new(),
+            free_nexuses,
+            next_tsih: 1,
+            aborted_in_flight: 0,
+            management: Vec::new(),
+        }
+    }
+
+    /// A TSIH no session of this target has; never zero.
+    pub(super) fn fresh_tsih(&mut self) -> Tsih {
+        loop {
+            let tsih = Tsih(self.next_tsih);
+            self.next_tsih = self.next_tsih.checked_add(1).unwrap_or(1);
+            if !self.sessions.iter().any(|session| session.tsih == tsih) {
+                return tsih;
+            }
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        !self.free_nexuses.is_empty()
+    }
+
+    /// The session a login with this name and ISID reinstates (RFC 7143, 6.3.5).
+    pub(super) fn session_of(&self, initiator: &str, isid: Isid) -> Option<&SessionEntry> {
+        self.sessions.iter().find(|session| session.isid == isid && session.initiator == initiator)
+    }
+
+    /// `None` when every nexus is taken.
+    pub(super) fn attach(&mut self, conn: ConnKey, initiator: &str, isid: Isid, tsih: Tsih) -> Option<Nexus> {
+        let nexus = self.free_nexuses.pop()?;
+        self.device.attach(nexus, InitiatorPort { name: initiator.to_owned(), isid: isid.0 });
+        self.sessions.push(SessionEntry { conn, initiator: initiator.to_owned(), isid, tsih, nexus });
+        Some(nexus)
+    }
+
+    pub(super) fn detach(&mut self, nexus: Nexus) {
+        if let Some(at) = self.sessions.iter().position(|session| session.nexus == nexus) {
+            self.sessions.swap_remove(at);
+            self.device.detach(nexus);
+            self.free_nexuses.push(nexus);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What the executor remembers of one SCSI command.
+//!
+//! Knows data-out buffers, data-in segments and how far the command has come. Does not know PDUs.
+//!
+//! | stage      | the task waits for                               | goes to                                   |
+//! |------------|--------------------------------------------------|-------------------------------------------|
+//! | `Collect`  | data-out from the initiator                      | `Resolve`, `Sync`                         |
+//! | `Resolve`  | nothing, or a bitmap, prepared space, a buffer   | `Transfer`, `Commit`, `Sync`, `Finished`  |
+//! | `Transfer` | file operations of one portion                   | `Resolve`, `Finished` (fault)             |
+//! | `Commit`   | the metadata commit that covers its data         | `Resolve`, `Sync`, `Finished`             |
+//! | `Sync`     | fdatasync                                        | `Resolve`, `Finished`                     |
+//! | `Finished` | its reply to be queued for sending               | dropped                                   |
+
+use crate::buf::{Buf, BufRef};
+use crate::io::Part;
+use crate::iscsi::session::TaskId;
+use crate::limits;
+use crate::plan::{CommitSeq, FileSlot, WriteKind};
+use crate::scsi::device::Nexus;
+use crate::scsi::sense::Sense;
+use crate::units::{BlockRange, ByteOffset, SectorRange};
+
+use super::ConnKey;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Collect,
+    Resolve,
+    Transfer,
+    Commit,
+    Sync,
+    Finished,
+}
+
+/// One traversal of the range; a command is one or two of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    Read,
+    Write(WriteKind),
+}
+
+/// The command, once `scsi` has decided what it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// The reply is known; segments hold its data, if any.
+    Reply,
+    Read,
+    Write { fua: bool, verify: bool },
+    /// Reads the range and, with `compare`, matches it with the data-out (`one_block`: repeated).
+    Verify { compare: bool, one_block: bool },
+    /// One block of data-out (or none: zeros) all over the range.
+    WriteSame { zero: bool, unmap: bool },
+    CompareAndWrite { fua: bool },
+    /// UNMAP: the ranges that are still to be zeroed, last first.
+    Zero { ranges: Vec<BlockRange> },
+    Flush,
+    /// A parameter list, given back to `scsi` when it has arrived.
+    Parameter,
+}
+
+/// A run of data-in. `buf` is missing while its bytes are on their way.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Where in the data of the command it begins.
+    pub(super) at: u32,
+    pub(super) len: u32,
+    pub(super) start: u32,
+    pub(super) buf: Option<BufRef>,
+}
+
+/// A file operation that may come back short.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transfer {
+    pub(super) file: FileSlot,
+    pub(super) offset: ByteOffset,
+    pub(super) len: u64,
+    /// Bytes that an earlier, short completion has moved already.
+    pub(super) done: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) conn: ConnKey,
+    pub(super) id: TaskId,
+    pub(super) target: u32,
+    pub(super) nexus: Nexus,
+    pub(super) lun_field: [u8; 8],
+    pub(super) cdb: [u8; 16],
+    /// What the initiator expects to read: counted against its connection.
+    pub(super) read_len: u32,
+    /// Index into the shard's units; meaningless for `Reply` and `Parameter`.
+    pub(super) lun: u32,
+    pub(super) work: Work,
+    pub(super) stage: Stage,
+    pub(super) pass: Pass,
+    /// The range of the command, the part not yet resolved, and the part being transferred.
+    pub(super) range: SectorRange,
+    pub(super) left: SectorRange,
+    pub(super) portion: SectorRange,
+    pub(super) portion_commits: bool,
+    /// Data-out: what the command takes, what the initiator can give, and where it lies.
+    pub(super) out_wanted: u32,
+    pub(super) out_received: u32,
+    pub(super) out_filling: Vec<Buf>,
+    pub(super) out: Vec<BufRef>,
+    /// Data-in.
+    pub(super) segments: Vec<Segment>,
+    pub(super) portion_first_segment: usize,
+    pub(super) assembly: Option<(Buf, u32)>,
+    /// All data-in the command has, also beyond what is fetched (EDTL).
+    pub(super) in_total: u32,
+    pub(super) transfers: Vec<Transfer>,
+    pub(super) pending: u32,
+    pub(super) commit: Option<CommitSeq>,
+    pub(super) status: u8,
+    pub(super) sense: Option<Sense>,
+    pub(super) aborted: bool,
+}
+
+impl Task {
+    /// An idle task for the free list; its vectors keep their memory for ever.
+    pub(super) fn idle() -> Self {
+        let nowhere = SectorRange::between(crate::units::Sector(0), crate::units::Sector(0));
+        Self {
+            conn: ConnKey::from_parts(u32::MAX, 0),
+            id: TaskId::default(),
+            target: 0,
+            nexus: Nexus::default(),
+            lun_field: [0; 8],
+            cdb: [0; 16],
+            read_len: 0,
+            lun: 0,
+            work: Work::Reply,
+            stage: Stage::Resolve,
+            pass: Pass::Read,
+            range: nowhere,
+            left: nowhere,
+            portion: nowhere,
+            portion_commits: false,
+            out_wanted: 0,
+            out_received: 0,
+            out_filling: Vec::new(),
+            out: Vec::new(),
+            segments: Vec::new(),
+            portion_first_segment: 0,
+            assembly: None,
+            in_total: 0,
+            transfers: Vec::new(),
+            pending: 0,
+            commit: None,
+            status: 0,
+            sense: None,
+            aborted: false,
+        }
+    }
+
+    /// Back to idle: every buffer returns to the pool, vectors keep their capacity.
+    pub(super) fn recycle(&mut self) {
+        debug_assert_eq!(self.pending, 0, "the ring still works for this task");
+        self.work = Work::Reply;
+        self.stage = Stage::Resolve;
+        self.pass = Pass::Read;
+        self.out_wanted = 0;
+        self.out_received = 0;
+        self.out_filling.clear();
+        self.out.clear();
+        self.segments.clear();
+        self.portion_first_segment = 0;
+        self.assembly = None;
+        self.in_total = 0;
+        self.transfers.clear();
+        self.commit = None;
+        self.status = 0;
+        self.sense = None;
+        self.aborted = false;
+    }
+
+    /// Starts a traversal of `range`.
+    pub(super) fn start_pass(&mut self, pass: Pass, range: SectorRange) {
+        self.pass = pass;
+        self.range = range;
+        self.left = range;
+        self.stage = Stage::Resolve;
+    }
+
+    pub(super) fn push_segment(&mut self, start: u32, len: u32, buf: Option<BufRef>) -> u16 {
+        let at = self.segments.last().map_or(0, |last| last.at + last.len);
+        self.segments.push(Segment { at, len, start, buf });
+        (self.segments.len() - 1) as u16
+    }
+
+    /// Bytes of data-in present in segments.
+    pub(super) fn in_len(&self) -> u32 {
+        self.segments.last().map_or(0, |last| last.at + last.len)
+    }
+
+    /// Copies data-out into its buffers; what lies beyond `out_wanted` is dropped.
+    pub(super) fn fill_out(&mut self, offset: u32, mut bytes: &[u8]) {
+        let mut at = offset as usize;
+        let end = self.out_wanted as usize;
+        while !bytes.is_empty() && at < end {
+            let Some(buf) = self.out_filling.get_mut(at / limits::CHUNK_BYTES) else { return };
+            let start = at % limits::CHUNK_BYTES;
+            let room = buf.as_slice().len().saturating_sub(start).min(end - at);
+            let take = room.min(bytes.len());
+            if take == 0 {
+                return;
+            }
+            buf.as_mut_slice()[start..start + take].copy_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            at += take;
+        }
+    }
+
+    /// The data-out is complete: from here on it is only read.
+    pub(super) fn seal_out(&mut self) {
+        for buf in self.out_filling.drain(..) {
+            self.out.push(buf.share());
+        }
+    }
+
+    /// The parts of data-in `offset..offset + len`, in order.
+    pub(super) fn in_parts(&self, offset: u32, len: u32) -> impl Iterator<Item = Part> {
+        let first = self.segments.partition_point(|segment| segment.at + segment.len <= offset);
+        let end = offset + len;
+        self.segments[first..].iter().take_while(move |segment| segment.at < end).filter_map(move |segment| {
+            let from = offset.max(segment.at);
+            let to = end.min(segment.at + segment.len);
+            let buf = segment.buf.clone()?;
+            Some(Part { buf, start: segment.start + (from - segment.at), len: to - from })
+        })
+    }
+
+    /// The data-out piece at `position` of at most `len` bytes that lies in one buffer.
+    pub(super) fn out_part(&self, position: u64, len: u32) -> Option<Part> {
+        let chunk = limits::CHUNK_BYTES as u64;
+        let (buf, start) = if self.repeats() {
+            (self.out.first()?, position % chunk)
+        } else {
+            (self.out.get(usize::try_from(position / chunk).ok()?)?, position % chunk)
+        };
+        let room = (buf.as_slice().len() as u64).saturating_sub(start);
+        Some(Part { buf: buf.clone(), start: start as u32, len: u64::from(len).min(room) as u32 })
+    }
+
+    /// WRITE SAME: the first buffer is a whole chunk of the repeated block.
+    fn repeats(&self) -> bool {
+        matches!(self.work, Work::WriteSame { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::{Pool, PoolConfig};
+
+    #[test]
+    fn data_out_lands_across_buffers_and_stops_at_its_length() {
+        let pool = Pool::new(PoolConfig { chunks: 4, smalls: 1, huge_pages: false }).unwrap();
+        let mut task = Task::idle();
+        task.out_wanted = limits::CHUNK_BYTES as u32 + 10;
+        task.out_filling.extend([pool.take_chunk().unwrap(), pool.take_chunk().unwrap()]);
+        task.fill_out(limits::CHUNK_BYTES as u32 - 2, &[7; 100]);
+        task.seal_out();
+        assert_eq!(task.out[0].as_slice()[limits::CHUNK_BYTES - 2..], [7, 7]);
+        assert_eq!(task.out[1].as_slice()[..10], [7; 10]);
+        assert_eq!(task.out_part(limits::CHUNK_BYTES as u64 - 2, 100).unwrap().len, 2);
+    }
+
+    #[test]
+    fn data_in_parts_cut_segments_at_any_offset() {
+        let pool = Pool::new(PoolConfig { chunks: 4, smalls: 4, huge_pages: false }).unwrap();
+        let mut task = Task::idle();
+        task.push_segment(100, 512, Some(pool.zero_chunk()));
+        task.push_segment(0, 1024, Some(pool.zero_chunk()));
+        let parts: Vec<_> = task.in_parts(500, 100).map(|part| (part.start, part.len)).collect();
+        assert_eq!(parts, [(600, 12), (0, 88)]);
+        assert_eq!(task.in_parts(512, 0).count(), 0);
+        assert_eq!(task.in_len(), 1536);
+    }
+}
