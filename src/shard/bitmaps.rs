@@ -6,7 +6,7 @@ use crate::buf::Buf;
 use crate::io::{Errno, Op};
 use crate::limits;
 use crate::plan::{BitmapRead, IoFault};
-use crate::scsi::device::UnitFault;
+use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
 use super::executor::{Core, TaskKey};

@@ -19,7 +19,7 @@ use crate::iscsi::framer::{Framer, Step};
 use crate::iscsi::login::LoginMachine;
 use crate::iscsi::session::{OutData, PayloadSink, Session, SessionEvent, TaskId};
 use crate::limits;
-use crate::scsi::device::Nexus;
+use crate::scsi::Nexus;
 
 use super::executor::{Begun, Core, Request, TaskKey};
 use super::token::{Kind, Token};
@@ -33,8 +33,6 @@ pub(super) struct FullFeature {
     pub(super) target: Option<u32>,
     pub(super) nexus: Nexus,
     pub(super) initiator: String,
-    /// It takes part in keepalive by NOP.
-    pub(super) answers_pings: bool,
     /// The executor's task of each session task.
     tasks: Box<[Option<TaskKey>]>,
     /// A command the executor had no room for.
@@ -164,16 +162,20 @@ impl Connection {
                     self.sink = full.session.sink();
                 }
             }
-            _ => self.sink = PayloadSink::Control,
+            _ => self.sink = PayloadSink::Control { keep: limits::LOGIN_SEGMENT_BYTES_MAX },
         }
     }
 
     fn payload(&mut self, core: &mut Core, offset: u32, bytes: &[u8]) {
         match self.sink {
-            PayloadSink::Discard => {}
-            // The framer has bounded the segment.
-            PayloadSink::Control => self.control.extend_from_slice(bytes),
-            PayloadSink::Task { task, offset: base } => {
+            PayloadSink::Discard | PayloadSink::Wait { .. } => {}
+            PayloadSink::Control { keep } => {
+                let room = (keep as usize).saturating_sub(offset as usize);
+                self.control.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
+            PayloadSink::Task { task, offset: base, len } => {
+                let room = len.saturating_sub(offset) as usize;
+                let bytes = &bytes[..bytes.len().min(room)];
                 if let Phase::Full(full) = &self.phase
                     && let Some(key) = full.tasks[task.index as usize]
                     && let Some(task) = core.tasks.get_mut(key)
@@ -201,7 +203,7 @@ impl Connection {
     }
 
     /// Executes what the session has decided.
-    fn drain_session(&mut self, core: &mut Core, wants: &mut Vec<Want>) {
+    pub(super) fn drain_session(&mut self, core: &mut Core, wants: &mut Vec<Want>) {
         let Phase::Full(full) = &mut self.phase else { return };
         while let Some(event) = full.session.poll_event() {
             match event {
@@ -238,7 +240,7 @@ impl Connection {
     pub(super) fn retry(&mut self, core: &mut Core) -> bool {
         let Phase::Full(full) = &mut self.phase else { return true };
         let Some(request) = full.stalled else { return true };
-        if !full.session.has_task(request.id) {
+        if !full.session.tasks().any(|(id, ..)| id == request.id) {
             full.stalled = None;
         } else if full.try_begin(core, &request) {
             full.stalled = None;
@@ -257,9 +259,7 @@ impl Connection {
             let Some(out) = full.session.poll_output(core.now) else { break };
             match out.data {
                 OutData::None => self.tx.stage_inline(&core.pool, &out.header, &[]),
-                OutData::Inline => {
-                    self.tx.stage_inline(&core.pool, &out.header, full.session.inline_bytes());
-                }
+                OutData::Inline(bytes) => self.tx.stage_inline(&core.pool, &out.header, &bytes),
                 OutData::Task { task, offset, len } => {
                     let key = full.tasks[task.index as usize];
                     if let Some(task) = key.and_then(|key| core.tasks.get(key)) {
@@ -290,9 +290,9 @@ impl Connection {
 }
 
 impl FullFeature {
-    pub(super) fn new(session: Box<Session>, target: Option<u32>, nexus: Nexus, initiator: String, answers_pings: bool) -> Self {
+    pub(super) fn new(session: Box<Session>, target: Option<u32>, nexus: Nexus, initiator: String) -> Self {
         let tasks = vec![None; limits::SESSION_TASKS_MAX].into_boxed_slice();
-        Self { session, target, nexus, initiator, answers_pings, tasks, stalled: None, in_bytes: 0 }
+        Self { session, target, nexus, initiator, tasks, stalled: None, in_bytes: 0 }
     }
 
     /// False when the executor has no room, or this connection has enough on its way already.

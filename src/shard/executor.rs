@@ -14,10 +14,9 @@ use crate::io::{Op, OpToken};
 use crate::iscsi::session::TaskId;
 use crate::limits;
 use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
-use crate::scsi::device::{Nexus, UnitFault, UnitPlan};
-use crate::scsi::sense::Sense;
+use crate::scsi::{LbaRun, Nexus, ScsiStatus, Sense, UnitFault, UnitIndex, UnitPlan, UnitReply};
 use crate::slab::{Key, Slab};
-use crate::units::{BlockRange, BlockSize, SECTOR_BYTES, SectorCount, SectorRange};
+use crate::units::{BlockCount, BlockRange, BlockSize, Lba, SECTOR_BYTES, SectorCount};
 
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
@@ -84,6 +83,8 @@ pub(super) struct Core {
     pub(super) tasks: Slab<Box<Task>>,
     spare: Vec<Box<Task>>,
     pub(super) finished: Vec<Finished>,
+    /// Nexuses whose commands on a unit end (PREEMPT AND ABORT): target, unit, nexus.
+    pub(super) preempted: Vec<(u32, UnitIndex, Nexus)>,
     /// Tasks that can go on.
     pub(super) ready: VecDeque<TaskKey>,
     /// Tasks that wait for buffers, first come first served.
@@ -99,8 +100,8 @@ pub(super) struct Core {
 }
 
 /// Chunks and small buffers that must be free before a command begins, so that it can always finish planning.
-const ADMIT_CHUNKS: usize = limits::TASK_CHUNKS_MAX + 8;
-const ADMIT_SMALLS: usize = 32;
+const ADMIT_CHUNKS: u32 = 2 * limits::TASK_CHUNKS_MAX as u32 + 8;
+const ADMIT_SMALLS: u32 = 32;
 
 impl Core {
     pub(super) fn new(pool: Pool, cache: GoldenCache, images: Images) -> Self {
@@ -115,6 +116,7 @@ impl Core {
             tasks: Slab::with_capacity(limits::SHARD_TASKS_MAX),
             spare: Vec::new(),
             finished: Vec::with_capacity(1024),
+            preempted: Vec::new(),
             ready: VecDeque::with_capacity(1024),
             parked: VecDeque::with_capacity(1024),
             bitmaps: Slab::with_capacity(limits::SHARD_TASKS_MAX),
@@ -158,21 +160,14 @@ impl Core {
     fn start(&mut self, key: TaskKey, plan: UnitPlan, read_len: u32, write_len: u32) -> Begun {
         let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
         let first_lun = self.targets[task.target as usize].first_lun;
-        let mut place = |task: &mut Task, unit: crate::scsi::device::UnitIndex, range: BlockRange| {
-            task.lun = first_lun + u32::from(unit.0);
+        let mut place = |task: &mut Task, unit: UnitIndex, range: BlockRange| {
+            task.lun = first_lun + unit.0;
             let size = self.luns[task.lun as usize].block_size;
             // `scsi` has checked the range against the capacity, which fits.
             range.sectors(size).unwrap_or(task.range)
         };
         match plan {
-            UnitPlan::Done(reply) => {
-                task.status = reply.status as u8;
-                task.sense = reply.sense;
-                task.work = Work::Reply;
-                self.attach_reply_data(key, &reply.data, read_len);
-                self.finish(key);
-                Begun::Running(key)
-            }
+            UnitPlan::Done(reply) => self.reply(key, reply, read_len),
             UnitPlan::Read { unit, range, .. } => {
                 let range = place(task, unit, range);
                 task.work = Work::Read;
@@ -200,9 +195,9 @@ impl Core {
                 let block = u64::from(self.luns[task.lun as usize].block_size.bytes());
                 self.collect(key, if one_block { block } else { range.bytes().0 }, write_len)
             }
-            UnitPlan::WriteSame { unit, range, zero, unmap } => {
+            UnitPlan::WriteSame { unit, range, zero, fua, .. } => {
                 let range = place(task, unit, range);
-                task.work = Work::WriteSame { zero, unmap };
+                task.work = Work::WriteSame { fua };
                 let kind = if zero { WriteKind::Zero } else { WriteKind::Data };
                 task.start_pass(Pass::Write(kind), range);
                 if zero {
@@ -222,14 +217,25 @@ impl Core {
                 ranges.reverse();
                 let first = ranges.pop();
                 task.work = Work::Zero { ranges };
-                let empty = BlockRange { start: crate::units::Lba(0), count: crate::units::BlockCount(0) };
+                let empty = BlockRange { start: Lba(0), count: BlockCount(0) };
                 let range = place(task, unit, first.unwrap_or(empty));
                 task.start_pass(Pass::Write(WriteKind::Zero), range);
                 self.advance(key);
                 Begun::Running(key)
             }
+            // A hint, and the golden cache reads whole chunks anyway: GOOD is a full answer (SBC-3, 5.10).
+            UnitPlan::PreFetch { .. } => self.reply(key, UnitReply::good(), read_len),
+            UnitPlan::LbaStatus { unit, start, allocation } => {
+                let nothing = BlockRange { start, count: BlockCount(0) };
+                place(task, unit, nothing);
+                self.lba_status(key, start, allocation, read_len)
+            }
+            UnitPlan::AbortThenDone { unit, victims, reply } => {
+                self.preempted.extend(victims.into_iter().map(|victim| (task.target, unit, victim)));
+                self.reply(key, reply, read_len)
+            }
             UnitPlan::Flush { unit, .. } => {
-                let nothing = BlockRange { start: crate::units::Lba(0), count: crate::units::BlockCount(0) };
+                let nothing = BlockRange { start: Lba(0), count: BlockCount(0) };
                 place(task, unit, nothing);
                 task.work = Work::Flush;
                 self.sync(key);
@@ -240,6 +246,18 @@ impl Core {
                 self.collect(key, u64::from(len), write_len)
             }
         }
+    }
+
+    /// The command is decided.
+    fn reply(&mut self, key: TaskKey, reply: UnitReply, read_len: u32) -> Begun {
+        if let Some(task) = self.tasks.get_mut(key) {
+            task.status = reply.status;
+            task.sense = reply.sense;
+            task.work = Work::Reply;
+            self.attach_reply_data(key, &reply.data, read_len);
+            self.finish(key);
+        }
+        Begun::Running(key)
     }
 
     /// Takes buffers for `wanted` bytes of data-out. `begin` has made sure that they are there.
@@ -319,7 +337,7 @@ impl Core {
 
     /// Fewer bytes than the command needs to mean anything.
     fn short_data(&mut self, key: TaskKey) {
-        self.fail(key, Sense::INVALID_FIELD_IN_CDB);
+        self.fail_io(key, UnitFault::DataOutLength);
     }
 
     /// Drives a task as far as it goes without waiting.
@@ -396,7 +414,7 @@ impl Core {
                 task.start_pass(Pass::Read, range);
                 true
             }
-            (Pass::Write(_), Work::Write { fua: true, .. } | Work::CompareAndWrite { fua: true }) => {
+            (Pass::Write(_), Work::Write { fua: true, .. } | Work::CompareAndWrite { fua: true } | Work::WriteSame { fua: true }) => {
                 self.sync(key);
                 false
             }
@@ -417,7 +435,7 @@ impl Core {
         if let Some(one_block) = compare_with
             && let Some(at) = super::read_path::first_difference(task, one_block)
         {
-            self.fail(key, Sense::miscompare(at));
+            self.fail_io(key, UnitFault::Miscompare { offset: u64::from(at) });
             return false;
         }
         match task.work {
@@ -460,12 +478,21 @@ impl Core {
 
     /// The fault of a file operation, as sense data.
     pub(super) fn fail_io(&mut self, key: TaskKey, fault: UnitFault) {
-        self.fail(key, fault.sense());
+        let sense = self.sense_of(key, fault);
+        self.fail(key, sense);
+    }
+
+    /// The fault in the sense format the unit is set to.
+    pub(super) fn sense_of(&self, key: TaskKey, fault: UnitFault) -> Sense {
+        let Some(task) = self.tasks.get(key) else { return Sense::INTERNAL_TARGET_FAILURE };
+        let target = &self.targets[task.target as usize];
+        let unit = UnitIndex(task.lun.saturating_sub(target.first_lun));
+        target.device.io_failed(unit, fault, None).sense.unwrap_or(Sense::INTERNAL_TARGET_FAILURE)
     }
 
     pub(super) fn fail(&mut self, key: TaskKey, sense: Sense) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        task.status = crate::scsi::status::ScsiStatus::CheckCondition as u8;
+        task.status = ScsiStatus::CheckCondition;
         task.sense = Some(sense);
         self.finish(key);
     }
@@ -536,7 +563,7 @@ impl Core {
             && task.portion_commits
         {
             let (lun, portion) = (task.lun as usize, task.portion);
-            self.images.write_abandoned(&self.luns[lun].chain, portion, kind);
+            self.images.write_abandoned(&self.luns[lun].chain, portion);
         }
         let target = task.target as usize;
         self.targets[target].aborted_in_flight -= 1;
@@ -573,7 +600,17 @@ fn repeat_block(task: &mut Task, block: usize) {
     }
 }
 
-/// The sectors of `range`, for messages.
-pub(super) fn describe(range: SectorRange) -> (u64, u64) {
-    (range.start().0, range.count().0)
+impl Core {
+    /// GET LBA STATUS: which blocks the image holds, as far as the answer has room.
+    fn lba_status(&mut self, key: TaskKey, start: Lba, allocation: u32, read_len: u32) -> Begun {
+        let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
+        let lun = &self.luns[task.lun as usize];
+        let size = lun.block_size;
+        let blocks = lun.chain.sectors().0 / size.sectors();
+        // One run to the end of the disk, all of it mapped: true of every block that was ever written, and allowed
+        // for the others (SBC-3, 4.7.4.1: a mapped block may read as zeros).
+        let count = BlockCount(blocks.saturating_sub(start.0));
+        let reply = crate::scsi::lba_status(start, &[LbaRun { count, mapped: true }], allocation);
+        self.reply(key, reply, read_len)
+    }
 }

@@ -5,13 +5,13 @@
 use crate::io::{Io, Op};
 use crate::iscsi::login::{AuthPolicy, Established, LoginEvent, LoginMachine, SessionKind, TargetAnswer};
 use crate::iscsi::params::Tsih;
-use crate::iscsi::session::{Session, SessionStart};
+use crate::iscsi::session::{Keepalive, Session, SessionStart};
 
 use super::connection::{Connection, FullFeature, Phase};
 use super::mailbox::{Handoff, Message, Sent};
 use super::token::{Kind, Token};
 use super::{ConnKey, Shard, ShardConfig, ShardId};
-use crate::scsi::device::Nexus;
+use crate::scsi::Nexus;
 
 /// Segments up to this length are what firmware takes: it cannot answer a ping.
 const FIRMWARE_SEGMENT_BYTES: u32 = 8192;
@@ -137,7 +137,7 @@ impl<I: Io> Shard<I> {
             .and_then(|name| self.directory.find(name))
             .map(|entry| entry.index);
         let initiator = established.initiator_name.clone();
-        let mut nexus = Nexus::default();
+        let mut nexus = Nexus(0);
         if let Some(index) = index {
             // RFC 7143, 6.3.5: the same name and ISID again end the former session.
             let former = self.core.targets[index as usize].session_of(&initiator, established.isid);
@@ -159,9 +159,20 @@ impl<I: Io> Shard<I> {
         connection.tx.set_digests(params.header_digest, params.data_digest);
         connection.framer.set_digests(params.header_digest, params.data_digest);
         connection.framer.set_max_data_len(params.max_recv_segment);
+        // Firmware that takes 8 KiB segments cannot answer a ping (iPXE gives up its session): TCP keepalives find
+        // out whether it lives.
         let answers_pings = !discovery && params.max_send_segment > FIRMWARE_SEGMENT_BYTES;
-        let session = Box::new(Session::new(SessionStart::from(established)));
-        let full = FullFeature::new(session, index, nexus, initiator, answers_pings);
+        let interval = self.config.ping_interval;
+        let session = Session::new(SessionStart {
+            kind: established.session_kind,
+            params,
+            cid: established.cid,
+            next_stat_sn: established.next_stat_sn,
+            exp_cmd_sn: established.exp_cmd_sn,
+            keepalive: answers_pings.then_some(Keepalive { idle: interval, answer: interval }),
+            now: self.core.now,
+        });
+        let full = FullFeature::new(Box::new(session), index, nexus, initiator);
         connection.phase = Phase::Full(Box::new(full));
         connection.waiting = false;
         if let Some(index) = index

@@ -4,9 +4,11 @@
 
 use crate::io::{Io, Op};
 use crate::iscsi::discovery::TargetListing;
-use crate::iscsi::session::{ManagementFunction, ManagementResponse, SessionEvent, TaskId};
 use crate::iscsi::pdu::InitiatorTaskTag;
-use crate::scsi::device::Nexus;
+use crate::iscsi::pdu::task_mgmt::ManagementResponse;
+use crate::iscsi::serial::CmdSn;
+use crate::iscsi::session::{ManagementFunction, SessionEvent, TaskId};
+use crate::scsi::{Lun, Nexus};
 
 use super::connection::{Phase, Want};
 use super::target::PendingManagement;
@@ -43,8 +45,8 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.waiting = false;
         match event {
-            SessionEvent::Management { function, task_tag, lun, referenced } => {
-                self.manage(key, function, task_tag, lun.0, referenced);
+            SessionEvent::Management { function, task_tag, lun, cmd_sn } => {
+                self.manage(key, function, task_tag, lun.0, cmd_sn);
             }
             SessionEvent::SendTargets { value } => self.send_targets(key, &value),
             SessionEvent::Logout { .. } => connection.close_after_send = true,
@@ -57,6 +59,41 @@ impl<I: Io> Shard<I> {
         self.mark_dirty(key);
     }
 
+    /// A session's own timer ran out: its events are executed outside of any PDU.
+    pub(super) fn session_timed_out(&mut self, key: ConnKey) {
+        let mut wants = core::mem::take(&mut self.wants);
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.drain_session(&mut self.core, &mut wants);
+        }
+        for want in wants.drain(..) {
+            self.want(key, want);
+        }
+        self.wants = wants;
+        self.mark_dirty(key);
+    }
+
+    /// PREEMPT AND ABORT: ends the commands of the preempted nexuses.
+    pub(super) fn end_preempted(&mut self) {
+        for (index, unit, victim) in core::mem::take(&mut self.core.preempted) {
+            let target = &self.core.targets[index as usize];
+            let Some(lun) = target.device.lun(unit) else { continue };
+            let conn = target.sessions.iter().find(|session| session.nexus == victim).map(|session| session.conn);
+            let Some(full) = conn.and_then(|conn| self.connections.get_mut(conn)).and_then(|c| c.full()) else {
+                continue;
+            };
+            let ended: Vec<_> = full
+                .session
+                .tasks()
+                .filter(|(_, field, ..)| Lun::from_field(field.0) == Ok(lun))
+                .map(|(task, ..)| task)
+                .collect();
+            for task in ended {
+                full.session.abort_task(task);
+                full.forget(&mut self.core, task);
+            }
+        }
+    }
+
     /// RFC 7143, 11.5: what the function ends is forgotten; the response waits until it has really ended.
     fn manage(
         &mut self,
@@ -64,40 +101,35 @@ impl<I: Io> Shard<I> {
         function: ManagementFunction,
         task_tag: InitiatorTaskTag,
         lun: [u8; 8],
-        referenced: Option<TaskId>,
+        cmd_sn: CmdSn,
     ) {
         let Some(full) = self.connections.get_mut(key).and_then(|connection| connection.full()) else { return };
         let (Some(index), nexus) = (full.target, full.nexus) else { return };
         tracing::info!(initiator = %full.initiator, ?function, "task management");
         let mut response = ManagementResponse::FunctionComplete;
         let scope = match function {
-            ManagementFunction::AbortTask => match referenced {
-                Some(task) => Scope::Task(task),
-                None => {
-                    full.session.complete_management(task_tag, ManagementResponse::TaskDoesNotExist);
-                    return;
-                }
-            },
+            ManagementFunction::AbortTask(task) => Scope::Task(task),
             ManagementFunction::AbortTaskSet => Scope::NexusUnit(lun),
-            ManagementFunction::ClearTaskSet | ManagementFunction::LogicalUnitReset => Scope::Unit(lun),
+            ManagementFunction::ClearTaskSet | ManagementFunction::LunReset => Scope::Unit(lun),
             ManagementFunction::TargetWarmReset | ManagementFunction::TargetColdReset => Scope::Target,
-            ManagementFunction::ClearAca | ManagementFunction::TaskReassign => {
-                full.session.complete_management(task_tag, ManagementResponse::NotSupported);
-                return;
-            }
         };
         let device = &mut self.core.targets[index as usize].device;
-        if matches!(scope, Scope::NexusUnit(_) | Scope::Unit(_)) && !device.has_unit(lun) {
+        let unit = device.unit(lun);
+        if matches!(scope, Scope::NexusUnit(_) | Scope::Unit(_)) && unit.is_none() {
             response = ManagementResponse::LunDoesNotExist;
         } else {
             match function {
-                ManagementFunction::LogicalUnitReset => device.reset_unit(lun, Some(nexus)),
+                ManagementFunction::LunReset => {
+                    if let Some(unit) = unit {
+                        device.reset_unit(unit, Some(nexus));
+                    }
+                }
                 ManagementFunction::TargetWarmReset | ManagementFunction::TargetColdReset => {
                     device.reset(Some(nexus));
                 }
                 _ => {}
             }
-            self.end_tasks(key, index, nexus, scope, function);
+            self.end_tasks(key, index, nexus, scope, function, cmd_sn);
         }
         let pending = PendingManagement { conn: key, task_tag, response };
         self.core.targets[index as usize].management.push(pending);
@@ -107,7 +139,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn end_tasks(&mut self, key: ConnKey, index: u32, nexus: Nexus, scope: Scope, function: ManagementFunction) {
+    fn end_tasks(&mut self, key: ConnKey, index: u32, nexus: Nexus, scope: Scope, function: ManagementFunction, cmd_sn: CmdSn) {
         let victims: Vec<_> = self.core.targets[index as usize]
             .sessions
             .iter()
@@ -119,9 +151,10 @@ impl<I: Io> Shard<I> {
             let ended: Vec<_> = full
                 .session
                 .tasks()
-                .filter(|(task, lun, ..)| match scope {
+                .filter(|(task, lun, _, sn)| match scope {
                     Scope::Task(only) => conn == key && *task == only,
-                    Scope::NexusUnit(unit) | Scope::Unit(unit) => lun.0 == unit,
+                    Scope::NexusUnit(unit) => lun.0 == unit && sn.before(cmd_sn),
+                    Scope::Unit(unit) => lun.0 == unit,
                     Scope::Target => true,
                 })
                 .map(|(task, ..)| task)
@@ -135,7 +168,10 @@ impl<I: Io> Shard<I> {
                 && !ended.is_empty()
                 && let Scope::Unit(unit) = scope
             {
-                self.core.targets[index as usize].device.aborted_by_other(victim, unit);
+                let device = &mut self.core.targets[index as usize].device;
+                if let Some(unit) = device.unit(unit) {
+                    device.aborted_by_other(victim, unit);
+                }
             }
             self.stalled.push(conn);
             self.core.freed = true;

@@ -40,7 +40,7 @@ use crate::image::{Chain, Images};
 use crate::io::{Completion, Io, ListenerSlot, Part};
 use crate::limits;
 use crate::plan::{FileSlot, LayerId};
-use crate::scsi::device::Device;
+use crate::scsi::Device;
 use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 

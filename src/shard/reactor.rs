@@ -4,6 +4,7 @@
 
 use crate::clock::{Duration, Instant};
 use crate::io::{Completion, Errno, Io, Op, Outcome, RxBuf, SocketSlot};
+use crate::iscsi::session::TaskReply;
 use crate::limits;
 
 use super::connection::{Connection, Phase};
@@ -301,6 +302,7 @@ impl<I: Io> Shard<I> {
         self.mail();
         loop {
             self.core.run_ready();
+            self.end_preempted();
             let progressed = self.deliver() | self.resume_drained() | self.retry_stalled();
             if !progressed && self.core.ready.is_empty() {
                 break;
@@ -329,7 +331,9 @@ impl<I: Io> Shard<I> {
         let mut finished = core::mem::take(&mut self.core.finished);
         for done in finished.drain(..) {
             let Some(task) = self.core.tasks.get(done.task) else { continue };
-            let reply = task.reply();
+            let sense = task.sense.map(|sense| sense.encode());
+            let sense = sense.as_ref().map_or(&[][..], |sense| sense.as_slice());
+            let reply = TaskReply { status: task.status.code(), sense, data_in: task.in_total };
             let full = self.connections.get_mut(done.conn).and_then(|connection| connection.full());
             match full {
                 Some(full) if full.task_key(done.id) == Some(done.task) => full.session.complete(done.id, reply),
@@ -409,17 +413,9 @@ impl<I: Io> Shard<I> {
                     }
                 }
                 Phase::Full(full) => {
-                    // Firmware that takes 8 KiB segments cannot answer a ping (iPXE gives up its session): TCP
-                    // keepalives find out whether it lives.
-                    if !full.answers_pings {
-                        continue;
-                    }
-                    let silent = now.since(full.session.last_activity());
-                    if silent > 2 * self.config.ping_interval {
-                        self.close(key, "the initiator does not answer");
-                    } else if silent > self.config.ping_interval && !full.session.ping_outstanding() {
-                        full.session.ping(now);
-                        self.mark_dirty(key);
+                    if full.session.poll_timeout().is_some_and(|due| due <= now) {
+                        full.session.handle_timeout(now);
+                        self.session_timed_out(key);
                     }
                 }
                 Phase::Closing => {}

@@ -10,7 +10,7 @@ use crate::cache::{CHUNK_BYTES, ChunkKey, Lookup, SlotId, Waiter};
 use crate::io::{Errno, Op};
 use crate::limits;
 use crate::plan::{FileSlot, ReadExtent, ReadPlan, ReadStep, Source};
-use crate::scsi::device::UnitFault;
+use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
 use super::executor::{Core, TaskKey};
@@ -173,7 +173,7 @@ impl Core {
             start: have,
             len: CHUNK_BYTES as u32 - have,
         };
-        // A short read says how much is there already; a chunk is at most 64 KiB, in units of 2 bytes it fits.
+        // The generation field carries how much is there already: it holds any count up to a chunk.
         self.submit(Token { kind: Kind::Fill, index: slot.0, generation: have, part: 0 }, op);
     }
 
@@ -245,7 +245,7 @@ fn cut(plan: &mut ReadPlan) -> crate::units::SectorCount {
 }
 
 /// Chunks and small buffers the reads of a plan may take.
-fn needs(plan: &ReadPlan, fragmented: bool) -> (usize, usize) {
+fn needs(plan: &ReadPlan, fragmented: bool) -> (u32, u32) {
     let mut chunks = 0;
     let mut smalls = 0;
     for extent in &plan.extents {
@@ -262,7 +262,7 @@ fn needs(plan: &ReadPlan, fragmented: bool) -> (usize, usize) {
     if fragmented {
         chunks += (plan.bytes() as usize).div_ceil(CHUNK_BYTES) + 1;
     }
-    (chunks, smalls)
+    (chunks as u32, smalls)
 }
 
 /// Copies the segments of this portion behind what is assembled, chunk by chunk.

@@ -4,9 +4,9 @@
 
 use crate::iscsi::params::{Isid, Tsih};
 use crate::iscsi::pdu::InitiatorTaskTag;
-use crate::iscsi::session::ManagementResponse;
+use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::limits;
-use crate::scsi::device::{Device, InitiatorPort, Nexus};
+use crate::scsi::{Device, InitiatorPort, Nexus};
 
 use super::ConnKey;
 
@@ -81,7 +81,11 @@ impl Target {
     /// `None` when every nexus is taken.
     pub(super) fn attach(&mut self, conn: ConnKey, initiator: &str, isid: Isid, tsih: Tsih) -> Option<Nexus> {
         let nexus = self.free_nexuses.pop()?;
-        self.device.attach(nexus, InitiatorPort { name: initiator.to_owned(), isid: isid.0 });
+        let port = InitiatorPort { name: initiator.to_owned(), isid: isid.0 };
+        if self.device.attach(nexus, port).is_err() {
+            self.free_nexuses.push(nexus);
+            return None;
+        }
         self.sessions.push(SessionEntry { conn, initiator: initiator.to_owned(), isid, tsih, nexus });
         Some(nexus)
     }

@@ -16,8 +16,8 @@ use crate::io::Part;
 use crate::iscsi::session::TaskId;
 use crate::limits;
 use crate::plan::{CommitSeq, FileSlot, WriteKind};
-use crate::scsi::device::Nexus;
-use crate::scsi::sense::Sense;
+use crate::scsi::Nexus;
+use crate::scsi::{ScsiStatus, Sense};
 use crate::units::{BlockRange, ByteOffset, SectorRange};
 
 use super::ConnKey;
@@ -49,7 +49,7 @@ pub(super) enum Work {
     /// Reads the range and, with `compare`, matches it with the data-out (`one_block`: repeated).
     Verify { compare: bool, one_block: bool },
     /// One block of data-out (or none: zeros) all over the range.
-    WriteSame { zero: bool, unmap: bool },
+    WriteSame { fua: bool },
     CompareAndWrite { fua: bool },
     /// UNMAP: the ranges that are still to be zeroed, last first.
     Zero { ranges: Vec<BlockRange> },
@@ -112,7 +112,7 @@ pub(super) struct Task {
     pub(super) transfers: Vec<Transfer>,
     pub(super) pending: u32,
     pub(super) commit: Option<CommitSeq>,
-    pub(super) status: u8,
+    pub(super) status: ScsiStatus,
     pub(super) sense: Option<Sense>,
     pub(super) aborted: bool,
 }
@@ -123,9 +123,9 @@ impl Task {
         let nowhere = SectorRange::between(crate::units::Sector(0), crate::units::Sector(0));
         Self {
             conn: ConnKey::from_parts(u32::MAX, 0),
-            id: TaskId::default(),
+            id: TaskId { index: 0, generation: 0 },
             target: 0,
-            nexus: Nexus::default(),
+            nexus: Nexus(0),
             lun_field: [0; 8],
             cdb: [0; 16],
             read_len: 0,
@@ -148,7 +148,7 @@ impl Task {
             transfers: Vec::new(),
             pending: 0,
             commit: None,
-            status: 0,
+            status: ScsiStatus::Good,
             sense: None,
             aborted: false,
         }
@@ -170,7 +170,7 @@ impl Task {
         self.in_total = 0;
         self.transfers.clear();
         self.commit = None;
-        self.status = 0;
+        self.status = ScsiStatus::Good;
         self.sense = None;
         self.aborted = false;
     }

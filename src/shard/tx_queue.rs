@@ -135,7 +135,7 @@ impl TxQueue {
         if self.header_digest == DigestKind::Crc32c {
             let mut crc = digest::Crc32c::new();
             crc.update(&bhs.0);
-            self.put_control(&crc.wire_bytes());
+            self.put_control(&crc.wire());
         }
     }
 
@@ -145,7 +145,7 @@ impl TxQueue {
         self.put_control(pad);
         if self.data_digest == DigestKind::Crc32c {
             crc.update(pad);
-            self.put_control(&crc.wire_bytes());
+            self.put_control(&crc.wire());
         }
     }
 

@@ -5,7 +5,7 @@
 use crate::io::{Errno, Op, Part};
 use crate::limits::CHUNK_BYTES;
 use crate::plan::{CommitSeq, FileSlot, IoFault, WriteExtent, WriteKind, WriteRefused, WriteStep};
-use crate::scsi::device::UnitFault;
+use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
 use super::executor::{Core, TaskKey};
@@ -158,11 +158,12 @@ impl Core {
     }
 
     fn note_fault(&mut self, key: TaskKey, fault: UnitFault) {
+        let sense = self.sense_of(key, fault);
         if let Some(task) = self.tasks.get_mut(key)
             && task.sense.is_none()
         {
-            task.status = crate::scsi::status::ScsiStatus::CheckCondition as u8;
-            task.sense = Some(fault.sense());
+            task.status = crate::scsi::ScsiStatus::CheckCondition;
+            task.sense = Some(sense);
         }
     }
 
@@ -180,14 +181,14 @@ impl Core {
         task.portion_commits = false;
         if let Some(sense) = task.sense {
             if commits {
-                self.images.write_abandoned(&self.luns[lun].chain, portion, kind);
+                self.images.write_abandoned(&self.luns[lun].chain, portion);
             }
             self.fail(key, sense);
             return false;
         }
         task.stage = Stage::Resolve;
         if commits {
-            let seq = self.images.data_written(&self.luns[lun].chain, portion, kind);
+            let seq = self.images.data_written(&self.luns[lun].chain, portion);
             if let Some(task) = self.tasks.get_mut(key) {
                 task.commit = task.commit.max(Some(seq));
             }
@@ -227,8 +228,8 @@ impl Core {
 
 fn refusal(refused: WriteRefused) -> UnitFault {
     match refused {
-        WriteRefused::ReadOnly => UnitFault::WriteProtected,
-        WriteRefused::OutOfRange => UnitFault::OutOfRange,
+        WriteRefused::ReadOnly => UnitFault::ReadOnly,
+        WriteRefused::OutOfRange => UnitFault::Internal,
         WriteRefused::FormatFull | WriteRefused::NoSpace => UnitFault::NoSpace,
         WriteRefused::Failed => UnitFault::Write,
     }
