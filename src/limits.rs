@@ -66,8 +66,6 @@ pub const TEXT_KEY_BYTES_MAX: usize = 63;
 pub const CHAP_BINARY_BYTES_MAX: usize = 1024;
 /// Bytes of an iSCSI name (RFC 7143, 4.2.7.1).
 pub const ISCSI_NAME_BYTES_MAX: usize = 223;
-/// The data segment of one login PDU; what RFC 7143, 13.12 sets before anything is negotiated.
-pub const LOGIN_SEGMENT_BYTES_MAX: u32 = 8192;
 /// Login PDUs before the full-feature phase.
 pub const LOGIN_PDUS_MAX: u32 = 64;
 /// Data of a NOP-Out ping that is echoed.

@@ -115,12 +115,7 @@ impl GoldenCache {
         while slots.len() < chunks as usize
             && let Some(buf) = pool.take_chunk()
         {
-            slots.push(Slot {
-                key: None,
-                state: State::Empty(buf),
-                referenced: false,
-                waiters: Vec::new(),
-            });
+            slots.push(Slot { key: None, state: State::Empty(buf), referenced: false, waiters: Vec::new() });
         }
         let by_key = HashMap::with_capacity_and_hasher(slots.len() * 2, BuildHasherDefault::default());
         Self { slots, by_key, hand: 0, hits: 0, misses: 0, joins: 0 }

@@ -183,6 +183,19 @@ impl Images {
         self.layer(layer).and_then(Layer::as_vhd).is_some_and(VhdImage::is_failed)
     }
 
+    /// A flush of the leaf's file failed, so that what it should have made stable may be lost: from here on the
+    /// layer takes no more writes. Reads go on.
+    pub fn fail(&mut self, layer: LayerId) {
+        match self.layer_mut(layer) {
+            Some(Layer::Raw(raw)) => raw.writable = false,
+            Some(Layer::Vhd(vhd)) => {
+                vhd.writable = false;
+                vhd.image.fail();
+            }
+            None => {}
+        }
+    }
+
     /// Refuses further writes and lets the metadata batches finish the file: the footer moves down to the last block
     /// and the unused end is cut. Call when no write is in flight; then run batches until there is none.
     pub fn begin_close(&mut self, layer: LayerId) {

@@ -22,6 +22,7 @@ use crate::limits;
 use crate::scsi::Nexus;
 
 use super::executor::{Begun, Core, Request, TaskKey};
+use super::mailbox::Named;
 use super::token::{Kind, Token};
 use super::tx_queue::TxQueue;
 use super::{ConnKey, ShardId};
@@ -44,7 +45,7 @@ pub(super) struct FullFeature {
 #[derive(Debug)]
 pub(super) enum Phase {
     Login(Box<LoginMachine>),
-    HandingOff { login: Box<LoginMachine>, to: ShardId, initiator: String, target: String },
+    HandingOff { login: Box<LoginMachine>, to: ShardId, named: Named },
     Full(Box<FullFeature>),
     Closing,
 }
@@ -89,7 +90,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(key: ConnKey, socket: SocketSlot, peer: SocketAddr, login: Box<LoginMachine>, now: Instant) -> Self {
+    pub(super) fn new(
+        key: ConnKey,
+        socket: SocketSlot,
+        peer: SocketAddr,
+        login: Box<LoginMachine>,
+        now: Instant,
+    ) -> Self {
         Self {
             key,
             socket,
@@ -275,7 +282,8 @@ impl Connection {
 
     /// Starts receiving unless that is under way or not wanted.
     pub(super) fn arm_recv(&mut self, core: &mut Core) {
-        if !self.recv_armed && !self.stream_ended && self.unread.len() < limits::CONNECTION_UNREAD_BUFFERS_MAX {
+        if !self.recv_armed && !self.stream_ended && self.unread.len() < limits::CONNECTION_UNREAD_BUFFERS_MAX
+        {
             self.recv_armed = true;
             core.submit(Token::of(Kind::Recv, self.key, 0), Op::Recv { socket: self.socket });
         }
@@ -297,7 +305,8 @@ impl FullFeature {
 
     /// False when the executor has no room, or this connection has enough on its way already.
     fn try_begin(&mut self, core: &mut Core, request: &Request) -> bool {
-        if self.in_bytes > 0 && self.in_bytes + request.read_len as usize > limits::CONNECTION_READ_BYTES_MAX {
+        if self.in_bytes > 0 && self.in_bytes + request.read_len as usize > limits::CONNECTION_READ_BYTES_MAX
+        {
             return false;
         }
         let key = match core.begin(request) {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::iscsi::login::AuthPolicy;
+use crate::iscsi::chap::AuthPolicy;
 
 use super::ShardId;
 
@@ -14,30 +14,30 @@ pub struct DirectoryEntry {
     pub owner: ShardId,
     /// Place among the owner's targets.
     pub index: u32,
-    /// Initiators that may log in; `None`: any.
+    /// Initiators that may log in, normalized (`iscsi::name`); `None`: any.
     pub initiators: Option<Vec<String>>,
     pub auth: AuthPolicy,
 }
 
 impl DirectoryEntry {
-    /// iSCSI names are compared without regard to case (RFC 3722 prepares them to lower case).
+    /// `initiator` is normalized, and so is the list.
     pub fn admits(&self, initiator: &str) -> bool {
         match &self.initiators {
             None => true,
-            Some(names) => names.iter().any(|name| name.eq_ignore_ascii_case(initiator)),
+            Some(names) => names.iter().any(|name| name == initiator),
         }
     }
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
-    /// By lower-case target name.
+    /// By normalized target name.
     pub targets: BTreeMap<String, DirectoryEntry>,
     pub portals: Vec<SocketAddr>,
 }
 
 impl Directory {
     pub fn find(&self, target: &str) -> Option<&DirectoryEntry> {
-        self.targets.get(&target.to_ascii_lowercase())
+        self.targets.get(target)
     }
 }

@@ -18,12 +18,12 @@ use crate::scsi::{LbaRun, Nexus, ScsiStatus, Sense, UnitFault, UnitIndex, UnitPl
 use crate::slab::{Key, Slab};
 use crate::units::{BlockCount, BlockRange, BlockSize, Lba, SECTOR_BYTES, SectorCount};
 
+use super::ConnKey;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
-use super::ConnKey;
 
 pub(super) type TaskKey = Key<Box<Task>>;
 
@@ -160,7 +160,7 @@ impl Core {
     fn start(&mut self, key: TaskKey, plan: UnitPlan, read_len: u32, write_len: u32) -> Begun {
         let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
         let first_lun = self.targets[task.target as usize].first_lun;
-        let mut place = |task: &mut Task, unit: UnitIndex, range: BlockRange| {
+        let place = |task: &mut Task, unit: UnitIndex, range: BlockRange| {
             task.lun = first_lun + unit.0;
             let size = self.luns[task.lun as usize].block_size;
             // `scsi` has checked the range against the capacity, which fits.
@@ -311,7 +311,8 @@ impl Core {
                 task.start_pass(Pass::Write(WriteKind::Data), range);
             }
             Work::CompareAndWrite { .. } | Work::Verify { .. } => {
-                let needed = if matches!(task.work, Work::Verify { .. }) { 1 } else { 2 } * task.range.bytes().0;
+                let needed =
+                    if matches!(task.work, Work::Verify { .. }) { 1 } else { 2 } * task.range.bytes().0;
                 if u64::from(task.out_received) < needed {
                     self.short_data(key);
                     return;
@@ -382,7 +383,7 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return false };
         match task.pass {
             Pass::Read => self.read_portion_done(key),
-            Pass::Write(kind) => self.write_portion_done(key, kind),
+            Pass::Write(_) => self.write_portion_done(key),
         }
     }
 
@@ -414,7 +415,12 @@ impl Core {
                 task.start_pass(Pass::Read, range);
                 true
             }
-            (Pass::Write(_), Work::Write { fua: true, .. } | Work::CompareAndWrite { fua: true } | Work::WriteSame { fua: true }) => {
+            (
+                Pass::Write(_),
+                Work::Write { fua: true, .. }
+                | Work::CompareAndWrite { fua: true }
+                | Work::WriteSame { fua: true },
+            ) => {
                 self.sync(key);
                 false
             }
@@ -558,10 +564,7 @@ impl Core {
 
     fn drop_aborted(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        if task.stage == Stage::Transfer
-            && let Pass::Write(kind) = task.pass
-            && task.portion_commits
-        {
+        if task.stage == Stage::Transfer && matches!(task.pass, Pass::Write(_)) && task.portion_commits {
             let (lun, portion) = (task.lun as usize, task.portion);
             self.images.write_abandoned(&self.luns[lun].chain, portion);
         }

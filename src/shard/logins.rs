@@ -3,16 +3,20 @@
 //! Knows the directory, hand-off and reinstatement. Does not know keys, stages or secrets (`iscsi::login`).
 
 use crate::io::{Io, Op};
-use crate::iscsi::login::{AuthPolicy, Established, LoginEvent, LoginMachine, SessionKind, TargetAnswer};
+use crate::iscsi::chap::AuthPolicy;
+use crate::iscsi::login::{Established, LoginEvent, LoginMachine, TargetAnswer};
+use crate::iscsi::negotiate;
 use crate::iscsi::params::Tsih;
-use crate::iscsi::session::{Keepalive, Session, SessionStart};
+use crate::iscsi::session::{Keepalive, Session, SessionKind, SessionStart};
 
 use super::connection::{Connection, FullFeature, Phase};
-use super::mailbox::{Handoff, Message, Sent};
+use super::mailbox::{Handoff, Message, Named, Sent};
 use super::token::{Kind, Token};
 use super::{ConnKey, Shard, ShardConfig, ShardId};
 use crate::scsi::Nexus;
 
+/// The one portal group there is (RFC 7143, 13.9).
+const PORTAL_GROUP: u16 = 1;
 /// Segments up to this length are what firmware takes: it cannot answer a ping.
 const FIRMWARE_SEGMENT_BYTES: u32 = 8192;
 
@@ -39,8 +43,8 @@ impl<I: Io> Shard<I> {
             let Phase::Login(login) = &mut connection.phase else { return };
             match login.poll_event() {
                 None => break,
-                Some(LoginEvent::TargetNamed { initiator, target }) => {
-                    if !self.target_named(key, initiator, target) {
+                Some(LoginEvent::TargetNamed { initiator, target, tsih, .. }) => {
+                    if !self.target_named(key, Named { initiator, target, tsih }) {
                         return;
                     }
                 }
@@ -49,10 +53,10 @@ impl<I: Io> Shard<I> {
                     self.established(key, *established);
                     return;
                 }
-                Some(LoginEvent::Failed) => {
+                Some(LoginEvent::Failed(failure)) => {
                     self.stage_login(key);
                     if let Some(connection) = self.connections.get_mut(key) {
-                        tracing::info!(peer = %connection.peer, "login refused");
+                        tracing::info!(peer = %connection.peer, %failure, "login refused");
                         connection.close_after_send = true;
                     }
                     return;
@@ -81,12 +85,21 @@ impl<I: Io> Shard<I> {
     }
 
     /// Answers the machine, or starts to move the connection. False when it moves.
-    fn target_named(&mut self, key: ConnKey, initiator: String, target: Option<String>) -> bool {
+    fn target_named(&mut self, key: ConnKey, named: Named) -> bool {
+        let Named { initiator, target, tsih } = named;
         let Some(name) = target else {
             // Discovery stays where it landed; its TSIH only has to be non-zero.
             let tsih_for_new_session = Tsih((self.login_count as u16).max(1));
             let auth = AuthPolicy::None;
-            self.answer(key, TargetAnswer::Accept { auth, portal_group: 1, tsih_for_new_session });
+            self.answer(
+                key,
+                TargetAnswer::Accept {
+                    auth,
+                    portal_group: PORTAL_GROUP,
+                    target_alias: None,
+                    tsih_for_new_session,
+                },
+            );
             return true;
         };
         let answer = match self.directory.find(&name) {
@@ -100,14 +113,24 @@ impl<I: Io> Shard<I> {
             }
             Some(entry) if entry.owner != self.config.id => {
                 let to = entry.owner;
-                self.begin_hand_off(key, to, initiator, name);
+                self.begin_hand_off(key, to, Named { initiator, target: Some(name), tsih });
                 return false;
             }
             Some(entry) => {
                 let (index, auth) = (entry.index, entry.auth.clone());
-                if self.core.targets[index as usize].has_room() {
+                if tsih != Tsih(0) {
+                    // One connection a session: nobody can join one (RFC 7143, 11.13.5).
+                    let sessions = &self.core.targets[index as usize].sessions;
+                    let exists = sessions.iter().any(|session| session.tsih == tsih);
+                    if exists { TargetAnswer::TooManyConnections } else { TargetAnswer::SessionDoesNotExist }
+                } else if self.core.targets[index as usize].has_room() {
                     let tsih_for_new_session = self.core.targets[index as usize].fresh_tsih();
-                    TargetAnswer::Accept { auth, portal_group: 1, tsih_for_new_session }
+                    TargetAnswer::Accept {
+                        auth,
+                        portal_group: PORTAL_GROUP,
+                        target_alias: None,
+                        tsih_for_new_session,
+                    }
                 } else {
                     tracing::warn!(%initiator, target = %name, "login refused: the target has all the sessions it takes");
                     TargetAnswer::OutOfResources
@@ -129,7 +152,7 @@ impl<I: Io> Shard<I> {
     fn established(&mut self, key: ConnKey, established: Established) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let peer = connection.peer;
-        let discovery = established.session_kind == SessionKind::Discovery;
+        let discovery = established.session_kind == negotiate::SessionKind::Discovery;
         let index = established
             .target_name
             .as_deref()
@@ -164,7 +187,7 @@ impl<I: Io> Shard<I> {
         let answers_pings = !discovery && params.max_send_segment > FIRMWARE_SEGMENT_BYTES;
         let interval = self.config.ping_interval;
         let session = Session::new(SessionStart {
-            kind: established.session_kind,
+            kind: if discovery { SessionKind::Discovery } else { SessionKind::Normal },
             params,
             cid: established.cid,
             next_stat_sn: established.next_stat_sn,
@@ -184,14 +207,14 @@ impl<I: Io> Shard<I> {
     }
 
     /// Stops receiving; the socket moves when that has ended.
-    fn begin_hand_off(&mut self, key: ConnKey, to: ShardId, initiator: String, target: String) {
+    fn begin_hand_off(&mut self, key: ConnKey, to: ShardId, named: Named) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let former = core::mem::replace(&mut connection.phase, Phase::Closing);
         let Phase::Login(login) = former else {
             connection.phase = former;
             return;
         };
-        connection.phase = Phase::HandingOff { login, to, initiator, target };
+        connection.phase = Phase::HandingOff { login, to, named };
         if connection.recv_armed {
             let token = Token::of(Kind::Recv, key, 0).encode();
             self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Cancel { token });
@@ -219,16 +242,9 @@ impl<I: Io> Shard<I> {
             self.io.rx_release(buf);
         }
         let Some(socket) = self.io.release_socket(connection.socket) else { return };
-        let Phase::HandingOff { login, to, initiator, target } = connection.phase else { return };
-        let handoff = Handoff {
-            socket,
-            peer: connection.peer,
-            login,
-            framer: connection.framer,
-            initiator,
-            target,
-            unread,
-        };
+        let Phase::HandingOff { login, to, named } = connection.phase else { return };
+        let handoff =
+            Handoff { socket, peer: connection.peer, login, framer: connection.framer, named, unread };
         self.outbox.push((to, Message::Handoff(Box::new(handoff))));
         self.post();
     }
@@ -243,7 +259,9 @@ impl<I: Io> Shard<I> {
                         self.outbox.push((to, message));
                     }
                 }
-                None => tracing::error!(shard = to.0, "a connection was to move to a shard that does not exist"),
+                None => {
+                    tracing::error!(shard = to.0, "a connection was to move to a shard that does not exist")
+                }
             }
         }
     }
@@ -280,7 +298,7 @@ impl<I: Io> Shard<I> {
             connection.arm_recv(&mut self.core);
         }
         self.next_tick = now;
-        if self.target_named(key, handoff.initiator, Some(handoff.target)) {
+        if self.target_named(key, handoff.named) {
             self.login_event(key);
             self.process(key);
         }

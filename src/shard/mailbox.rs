@@ -10,6 +10,16 @@ use crossbeam::queue::ArrayQueue;
 use crate::io::Waker;
 use crate::iscsi::framer::Framer;
 use crate::iscsi::login::LoginMachine;
+use crate::iscsi::params::Tsih;
+
+/// Whom a login names.
+#[derive(Clone, Debug)]
+pub struct Named {
+    pub(super) initiator: String,
+    /// `None`: discovery.
+    pub(super) target: Option<String>,
+    pub(super) tsih: Tsih,
+}
 
 /// A connection on its way to the shard that owns its target. Nothing is in flight on it.
 #[derive(Debug)]
@@ -18,8 +28,7 @@ pub struct Handoff<S> {
     pub(super) peer: SocketAddr,
     pub(super) login: Box<LoginMachine>,
     pub(super) framer: Framer,
-    pub(super) initiator: String,
-    pub(super) target: String,
+    pub(super) named: Named,
     /// Received, not yet processed.
     pub(super) unread: Vec<u8>,
 }

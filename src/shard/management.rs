@@ -3,7 +3,7 @@
 //! Knows which tasks a function hits. Does not know how they run (`executor`) nor PDU layouts.
 
 use crate::io::{Io, Op};
-use crate::iscsi::discovery::TargetListing;
+use crate::iscsi::discovery::{SendTargets, TargetListing};
 use crate::iscsi::pdu::InitiatorTaskTag;
 use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::iscsi::serial::CmdSn;
@@ -54,7 +54,9 @@ impl<I: Io> Shard<I> {
                 tracing::info!(peer = %connection.peer, ?reason, "closing after a protocol error");
                 connection.close_after_send = true;
             }
-            SessionEvent::Command { .. } | SessionEvent::DataComplete { .. } | SessionEvent::DataFailed { .. } => {}
+            SessionEvent::Command { .. }
+            | SessionEvent::DataComplete { .. }
+            | SessionEvent::DataFailed { .. } => {}
         }
         self.mark_dirty(key);
     }
@@ -77,8 +79,10 @@ impl<I: Io> Shard<I> {
         for (index, unit, victim) in core::mem::take(&mut self.core.preempted) {
             let target = &self.core.targets[index as usize];
             let Some(lun) = target.device.lun(unit) else { continue };
-            let conn = target.sessions.iter().find(|session| session.nexus == victim).map(|session| session.conn);
-            let Some(full) = conn.and_then(|conn| self.connections.get_mut(conn)).and_then(|c| c.full()) else {
+            let conn =
+                target.sessions.iter().find(|session| session.nexus == victim).map(|session| session.conn);
+            let Some(full) = conn.and_then(|conn| self.connections.get_mut(conn)).and_then(|c| c.full())
+            else {
                 continue;
             };
             let ended: Vec<_> = full
@@ -103,7 +107,9 @@ impl<I: Io> Shard<I> {
         lun: [u8; 8],
         cmd_sn: CmdSn,
     ) {
-        let Some(full) = self.connections.get_mut(key).and_then(|connection| connection.full()) else { return };
+        let Some(full) = self.connections.get_mut(key).and_then(|connection| connection.full()) else {
+            return;
+        };
         let (Some(index), nexus) = (full.target, full.nexus) else { return };
         tracing::info!(initiator = %full.initiator, ?function, "task management");
         let mut response = ManagementResponse::FunctionComplete;
@@ -139,7 +145,15 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn end_tasks(&mut self, key: ConnKey, index: u32, nexus: Nexus, scope: Scope, function: ManagementFunction, cmd_sn: CmdSn) {
+    fn end_tasks(
+        &mut self,
+        key: ConnKey,
+        index: u32,
+        nexus: Nexus,
+        scope: Scope,
+        function: ManagementFunction,
+        cmd_sn: CmdSn,
+    ) {
         let victims: Vec<_> = self.core.targets[index as usize]
             .sessions
             .iter()
@@ -147,7 +161,9 @@ impl<I: Io> Shard<I> {
             .map(|session| (session.conn, session.nexus))
             .collect();
         for (conn, victim) in victims {
-            let Some(full) = self.connections.get_mut(conn).and_then(|connection| connection.full()) else { continue };
+            let Some(full) = self.connections.get_mut(conn).and_then(|connection| connection.full()) else {
+                continue;
+            };
             let ended: Vec<_> = full
                 .session
                 .tasks()
@@ -229,11 +245,14 @@ impl<I: Io> Shard<I> {
         let Some(full) = connection.full() else { return };
         let own = full.target.map(|index| self.core.targets[index as usize].name.as_str());
         let portals: Vec<_> = self.directory.portals.iter().map(|portal| (portal.to_string(), 1)).collect();
-        let listings = self.directory.targets.iter().filter(|(_, entry)| entry.admits(&full.initiator)).map(
-            |(name, _)| TargetListing { name: name.clone(), portals: portals.clone() },
-        );
+        let listings = self
+            .directory
+            .targets
+            .iter()
+            .filter(|(_, entry)| entry.admits(&full.initiator))
+            .map(|(name, _)| TargetListing { name: name.clone(), portals: portals.clone() });
         let mut text = Vec::new();
-        crate::iscsi::discovery::send_targets(value, listings, own, &mut text);
+        crate::iscsi::discovery::send_targets(&SendTargets::parse(value), listings, own, &mut text);
         full.session.send_targets_reply(&text);
     }
 

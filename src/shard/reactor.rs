@@ -187,7 +187,9 @@ impl<I: Io> Shard<I> {
                 self.finish_close(key);
                 return;
             }
-            Phase::HandingOff { .. } if error.is_some_and(|error| error.0 == ECANCELED || error.0 == ENOBUFS) => {
+            Phase::HandingOff { .. }
+                if error.is_some_and(|error| error.0 == ECANCELED || error.0 == ENOBUFS) =>
+            {
                 self.hand_off(key);
                 return;
             }
@@ -336,7 +338,9 @@ impl<I: Io> Shard<I> {
             let reply = TaskReply { status: task.status.code(), sense, data_in: task.in_total };
             let full = self.connections.get_mut(done.conn).and_then(|connection| connection.full());
             match full {
-                Some(full) if full.task_key(done.id) == Some(done.task) => full.session.complete(done.id, reply),
+                Some(full) if full.task_key(done.id) == Some(done.task) => {
+                    full.session.complete(done.id, reply)
+                }
                 _ => {
                     self.core.abort(done.task);
                     continue;

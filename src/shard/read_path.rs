@@ -95,10 +95,8 @@ impl Core {
     fn read_cached(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, start: u32, len: u32) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let chunk = ChunkKey::containing(file, offset);
-        let waiter = Waiter {
-            task: Token::of(Kind::Task, key, 0).encode().0,
-            segment: task.segments.len() as u32,
-        };
+        let waiter =
+            Waiter { task: Token::of(Kind::Task, key, 0).encode().0, segment: task.segments.len() as u32 };
         match self.cache.lookup(chunk, waiter) {
             Lookup::Hit(buf) => {
                 task.push_segment(start, len, Some(buf));

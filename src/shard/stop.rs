@@ -5,17 +5,19 @@
 use crate::clock::Instant;
 use crate::io::{Io, Op};
 
+use super::Shard;
 use super::connection::Phase;
 use super::task::Stage;
 use super::token::{Kind, Token};
-use super::Shard;
 use crate::plan::LayerId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     Serving,
     /// Sessions end as their commands do; at the deadline they are cut.
-    Draining { deadline: Instant },
+    Draining {
+        deadline: Instant,
+    },
     /// No connections any more; metadata is written and images are closed.
     Closing,
     Stopped,

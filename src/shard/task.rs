@@ -45,14 +45,26 @@ pub(super) enum Work {
     /// The reply is known; segments hold its data, if any.
     Reply,
     Read,
-    Write { fua: bool, verify: bool },
+    Write {
+        fua: bool,
+        verify: bool,
+    },
     /// Reads the range and, with `compare`, matches it with the data-out (`one_block`: repeated).
-    Verify { compare: bool, one_block: bool },
+    Verify {
+        compare: bool,
+        one_block: bool,
+    },
     /// One block of data-out (or none: zeros) all over the range.
-    WriteSame { fua: bool },
-    CompareAndWrite { fua: bool },
+    WriteSame {
+        fua: bool,
+    },
+    CompareAndWrite {
+        fua: bool,
+    },
     /// UNMAP: the ranges that are still to be zeroed, last first.
-    Zero { ranges: Vec<BlockRange> },
+    Zero {
+        ranges: Vec<BlockRange>,
+    },
     Flush,
     /// A parameter list, given back to `scsi` when it has arrived.
     Parameter,

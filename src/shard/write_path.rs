@@ -109,7 +109,13 @@ impl Core {
     }
 
     /// A write of a task came back.
-    pub(super) fn write_done(&mut self, key: TaskKey, index: u16, result: Result<u32, Errno>, mut part: Part) {
+    pub(super) fn write_done(
+        &mut self,
+        key: TaskKey,
+        index: u16,
+        result: Result<u32, Errno>,
+        mut part: Part,
+    ) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Some(transfer) = task.transfers.get_mut(index as usize) else { return };
         match result {
@@ -175,7 +181,7 @@ impl Core {
         }
     }
 
-    pub(super) fn write_portion_done(&mut self, key: TaskKey, kind: WriteKind) -> bool {
+    pub(super) fn write_portion_done(&mut self, key: TaskKey) -> bool {
         let Some(task) = self.tasks.get_mut(key) else { return false };
         let (lun, portion, commits) = (task.lun as usize, task.portion, task.portion_commits);
         task.portion_commits = false;

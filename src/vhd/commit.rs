@@ -64,6 +64,15 @@ impl VhdImage {
         CommitSeq(self.writer().map_or(0, |writer| writer.committed))
     }
 
+    /// A flush of the file failed outside of a commit: as if one of its own had.
+    pub fn fail(&mut self) {
+        if let Body::Sparse(sparse) = &mut self.body
+            && let Some(writer) = &mut sparse.writer
+        {
+            writer.failed = true;
+        }
+    }
+
     /// A metadata write or flush has failed: no write is taken, and none that waits will complete.
     pub fn is_failed(&self) -> bool {
         self.writer().is_some_and(|writer| writer.failed)
