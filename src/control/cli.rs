@@ -105,9 +105,12 @@ pub struct DataPlaneArgs {
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = send_batch)]
     pub send_batch: Size,
     /// Memory for golden data over all cores; 0 leaves caching to the kernel [default: a quarter of the
-    /// available memory, at most 4G]
+    /// available memory, at most 1G]
     #[arg(long, value_name = "SIZE")]
     pub golden_cache: Option<Size>,
+    /// Register the buffers of each core with the kernel: cheaper I/O, but all of them take real memory at once
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub register_buffers: bool,
 }
 
 fn send_batch(text: &str) -> Result<Size, String> {

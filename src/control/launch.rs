@@ -1,11 +1,41 @@
 //! From an open catalog to running shards, and back to an empty process.
 //!
-//! Knows threads, signals and the ring. Does not know where the catalog came from.
+//! Knows threads, signals and the ring; the only place that names both `shard` and `uring`. Does not know where the
+//! catalog came from.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, TargetSpec};
+use super::config::{ChapConfig, Credential};
 use super::error::Error;
+use super::open_image::LayerTable;
+use crate::buf::{Pool, PoolConfig};
+use crate::io::{ListenerSlot, Waker};
+use crate::iscsi::chap::{AuthPolicy, Credentials, Secret};
+use crate::limits;
+use crate::plan::FileSlot;
+use crate::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
+use crate::shard::{
+    Directory, DirectoryEntry, Mailbox, Message, Peer, Sent, Shard, ShardConfig, ShardId, ShardSeed,
+    TargetSeed, UnitSeed,
+};
+use crate::units::BlockSize;
+use crate::uring::host::{self, Signal, Signals};
+use crate::uring::{UringConfig, UringIo, probe};
+
+/// Buffers of one shard beside the golden cache: data on its way in and out, and headers.
+const TASK_CHUNKS: u32 = 2048;
+const SMALLS: u32 = 8192;
+/// Messages one shard may have waiting.
+const MAILBOX_MESSAGES: usize = 1024;
+/// How often the control thread looks whether a shard has ended by itself.
+const WATCH: Duration = Duration::from_millis(200);
+const PORTAL_GROUP: u16 = 1;
 
 /// What the data plane is asked to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +50,25 @@ pub struct DataPlane {
     pub send_batch_bytes: usize,
     /// Golden data kept in memory, over all cores.
     pub golden_cache_bytes: u64,
+    /// Register the buffers with the kernel.
+    pub register_buffers: bool,
 }
+
+/// What one shard's thread is started with.
+struct Seed {
+    config: ShardConfig,
+    core: usize,
+    ring: UringConfig,
+    pool: PoolConfig,
+    cache_chunks: u32,
+    table: LayerTable,
+    targets: Vec<TargetSeed>,
+    listeners: Vec<TcpListener>,
+    directory: Arc<Directory>,
+    mailbox: Arc<Mailbox<OwnedFd>>,
+}
+
+type Wakers = Vec<Peer<OwnedFd>>;
 
 /// Serves until SIGINT or SIGTERM. `listening` is called once all addresses are bound, with the real ports.
 pub(super) fn run(
@@ -28,6 +76,260 @@ pub(super) fn run(
     plane: &DataPlane,
     listening: &mut dyn FnMut(&[SocketAddr]),
 ) -> Result<(), Error> {
-    let _ = (catalog, plane, listening);
-    Err(Error::Failed("the data plane is not built yet".to_owned()))
+    let signals = Signals::block().map_err(|error| failed("blocking signals", &error))?;
+    let report = probe::probe().map_err(|error| Error::Failed(error.to_string()))?;
+    tracing::info!("{report}");
+    let cores = cores(plane)?;
+    if let Err(error) = host::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+    let mut listeners = Vec::new();
+    for address in &plane.listen {
+        let bound = host::listen(*address).map_err(|error| {
+            Error::Failed(format!("cannot listen on {address}: {error}; free it or name another"))
+        })?;
+        listeners.push(bound);
+    }
+    let addresses: Vec<SocketAddr> =
+        listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+    let seeds = seeds(catalog, plane, &cores, listeners, &addresses)?;
+    let shards = start(seeds)?;
+    tracing::info!(cores = ?cores, "serving");
+    listening(&addresses);
+    watch(&signals, &shards)?;
+    stop(shards)
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::Failed(format!("{what} failed: {error}"))
+}
+
+/// The cores to run on, each allowed.
+fn cores(plane: &DataPlane) -> Result<Vec<usize>, Error> {
+    let allowed = host::allowed_cores().map_err(|error| failed("asking for the allowed cores", &error))?;
+    let Some(wanted) = &plane.cores else { return Ok(allowed) };
+    match wanted.iter().find(|core| !allowed.contains(core)) {
+        Some(core) => Err(Error::Usage(format!(
+            "core {core} is not one this process may run on ({allowed:?}): change --cores or the CPU affinity"
+        ))),
+        None => Ok(wanted.clone()),
+    }
+}
+
+/// Divides the targets among the cores, and with them everything else.
+fn seeds(
+    catalog: Catalog,
+    plane: &DataPlane,
+    cores: &[usize],
+    listeners: Vec<TcpListener>,
+    portals: &[SocketAddr],
+) -> Result<Vec<Seed>, Error> {
+    let mut directory = Directory { portals: portals.to_vec(), ..Directory::default() };
+    let mut tables: Vec<LayerTable> = cores.iter().map(|_| LayerTable::default()).collect();
+    let mut targets: Vec<Vec<TargetSeed>> = cores.iter().map(|_| Vec::new()).collect();
+    for (place, spec) in catalog.targets.into_iter().enumerate() {
+        let owner = place % cores.len();
+        let entry = DirectoryEntry {
+            owner: ShardId(owner as u16),
+            index: targets[owner].len() as u32,
+            initiators: spec.initiators.clone(),
+            auth: auth(spec.chap.as_ref()),
+        };
+        directory.targets.insert(spec.name.clone(), entry);
+        targets[owner].push(target(spec, &mut tables[owner])?);
+    }
+    let directory = Arc::new(directory);
+    let cache_chunks = plane.golden_cache_bytes / (cores.len() * limits::CHUNK_BYTES) as u64;
+    let cache_chunks = u32::try_from(cache_chunks).unwrap_or(u32::MAX / 2);
+    let mut listeners = Some(listeners);
+    let mut seeds = Vec::new();
+    for (index, ((core, table), targets)) in cores.iter().zip(tables).zip(targets).enumerate() {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| failed("asking the kernel for random bytes", &error))?;
+        let mut config = ShardConfig::new(ShardId(index as u16), seed);
+        config.send_batch_bytes = plane.send_batch_bytes;
+        let ring = UringConfig {
+            spin: Duration::from_micros(u64::from(plane.spin_us)),
+            register_buffers: plane.register_buffers,
+            files_max: (table.files.len() as u32).max(64),
+            ..UringConfig::default()
+        };
+        seeds.push(Seed {
+            config,
+            core: *core,
+            ring,
+            pool: PoolConfig { chunks: TASK_CHUNKS + cache_chunks, smalls: SMALLS, huge_pages: true },
+            cache_chunks,
+            table,
+            targets,
+            // The first core accepts; a connection moves to its target's core at login.
+            listeners: listeners.take().unwrap_or_default(),
+            directory: Arc::clone(&directory),
+            mailbox: Arc::new(Mailbox::new(MAILBOX_MESSAGES)),
+        });
+    }
+    Ok(seeds)
+}
+
+fn auth(chap: Option<&ChapConfig>) -> AuthPolicy {
+    let credentials = |credential: &Credential| Credentials {
+        user: credential.user.clone(),
+        secret: Secret::new(credential.secret.bytes()),
+    };
+    match chap {
+        None => AuthPolicy::None,
+        Some(chap) => AuthPolicy::Chap {
+            initiator: credentials(&chap.inward),
+            mutual: chap.mutual.as_ref().map(credentials),
+        },
+    }
+}
+
+fn target(spec: TargetSpec, table: &mut LayerTable) -> Result<TargetSeed, Error> {
+    let mut units = Vec::new();
+    let mut configs = Vec::new();
+    for unit in spec.units {
+        let block_size = unit.block_size;
+        let writable = !unit.readonly && unit.chain.leaf().file().is_writable();
+        let chain = table.add(unit.chain).map_err(|error| Error::Failed(error.to_string()))?;
+        let leaf = chain.leaf();
+        let leaf_file = table.images.layer(leaf).map_or(FileSlot(0), |layer| layer.file());
+        let lun = Lun::new(unit.lun)
+            .ok_or_else(|| Error::Failed(format!("LUN {} of {} is out of range", unit.lun, spec.name)))?;
+        configs.push(UnitConfig {
+            identity: UnitIdentity { target_name: spec.name.clone(), lun, serial: None },
+            block_size,
+            blocks: chain.sectors().0 / block_size.sectors(),
+            physical_exponent: if block_size == BlockSize::B512 { 3 } else { 0 },
+            read_only: !writable,
+            thin: true,
+            removable: false,
+        });
+        units.push(UnitSeed { chain, block_size, leaf, leaf_file, writable });
+    }
+    let config = DeviceConfig { target_name: spec.name.clone(), portal_group: PORTAL_GROUP, units: configs };
+    let device = Device::new(config).map_err(|error| Error::Failed(error.to_string()))?;
+    Ok(TargetSeed { name: spec.name, device, units })
+}
+
+/// A running shard.
+struct Running {
+    peer: Peer<OwnedFd>,
+    thread: JoinHandle<()>,
+}
+
+/// Starts every thread, waits until all have their ring, then lets them serve.
+fn start(seeds: Vec<Seed>) -> Result<Vec<Running>, Error> {
+    let mut begun = Vec::new();
+    for seed in seeds {
+        let (ready, is_ready) = channel();
+        let (go, may_go) = channel::<Wakers>();
+        let mailbox = Arc::clone(&seed.mailbox);
+        let name = format!("shard-{}", seed.config.id.0);
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || serve(seed, &ready, &may_go))
+            .map_err(|error| failed("starting a thread", &error))?;
+        begun.push((thread, is_ready, go, mailbox));
+    }
+    let mut peers = Vec::new();
+    for (_, is_ready, _, mailbox) in &begun {
+        let waker = is_ready
+            .recv()
+            .unwrap_or_else(|_| Err("a shard ended before it had its ring".to_owned()))
+            .map_err(Error::Failed)?;
+        peers.push(Peer::new(Arc::clone(mailbox), waker));
+    }
+    let mut running = Vec::new();
+    for ((thread, _, go, _), peer) in begun.into_iter().zip(&peers) {
+        // A thread that is gone already is noticed by `watch`.
+        let _ = go.send(peers.clone());
+        running.push(Running { peer: peer.clone(), thread });
+    }
+    Ok(running)
+}
+
+type Ready = Result<Arc<dyn Waker>, String>;
+
+/// The life of a shard's thread.
+fn serve(seed: Seed, ready: &Sender<Ready>, may_go: &Receiver<Wakers>) {
+    let (io, pool) = match ring(&seed) {
+        Ok((io, waker, pool)) => {
+            let _ = ready.send(Ok(waker));
+            (io, pool)
+        }
+        Err(reason) => {
+            let _ = ready.send(Err(reason));
+            return;
+        }
+    };
+    // The control thread gave up: another shard has no ring.
+    let Ok(peers) = may_go.recv() else { return };
+    let listeners = (0..seed.listeners.len() as u32).map(ListenerSlot).collect();
+    let layer_files = seed.table.images.files().collect();
+    let mut shard = Shard::new(ShardSeed {
+        config: seed.config,
+        io,
+        pool,
+        cache_chunks: seed.cache_chunks,
+        images: seed.table.images,
+        layer_files,
+        targets: seed.targets,
+        directory: seed.directory,
+        listeners,
+        mailbox: seed.mailbox,
+        peers,
+    });
+    shard.run();
+}
+
+fn ring(seed: &Seed) -> Result<(UringIo, Arc<dyn Waker>, Pool), String> {
+    host::pin_thread(seed.core).map_err(|error| format!("core {} cannot be used: {error}", seed.core))?;
+    let pool = Pool::new(seed.pool).map_err(|error| {
+        format!("no memory for the buffers of core {}: {error}; lower --golden-cache", seed.core)
+    })?;
+    let duplicate = |what: &str, error: &std::io::Error| format!("{what} cannot be duplicated: {error}");
+    let files = seed.table.files.iter().map(|file| file.file().try_clone()).collect::<Result<_, _>>();
+    let files = files.map_err(|error| duplicate("an image file", &error))?;
+    let listeners = seed.listeners.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
+    let listeners = listeners.map_err(|error| duplicate("a listening socket", &error))?;
+    let (io, waker) = UringIo::new(&seed.ring, &pool, files, listeners).map_err(|error| error.to_string())?;
+    tracing::info!(core = seed.core, "{}", io.report());
+    Ok((io, Arc::new(waker), pool))
+}
+
+/// Waits for the signal to end. A shard that ends before is a bug: the server ends with it, loudly.
+fn watch(signals: &Signals, shards: &[Running]) -> Result<(), Error> {
+    loop {
+        match signals.wait_for(WATCH) {
+            Ok(Some(Signal::Terminate)) => return Ok(()),
+            Ok(Some(Signal::Reload)) => {
+                tracing::warn!("SIGHUP: the configuration is read at start only; restart to apply a new one");
+            }
+            Ok(None) => {}
+            Err(error) => return Err(failed("waiting for signals", &error)),
+        }
+        if let Some(ended) = shards.iter().position(|shard| shard.thread.is_finished()) {
+            return Err(Error::Failed(format!("shard {ended} ended by itself; its log lines above say why")));
+        }
+    }
+}
+
+fn stop(shards: Vec<Running>) -> Result<(), Error> {
+    tracing::info!("stopping");
+    for shard in &shards {
+        let mut message = Message::Stop;
+        while let Sent::Full(back) = shard.peer.send(message) {
+            std::thread::sleep(Duration::from_millis(1));
+            message = back;
+        }
+    }
+    let mut result = Ok(());
+    for (index, shard) in shards.into_iter().enumerate() {
+        if shard.thread.join().is_err() {
+            result = Err(Error::Failed(format!("shard {index} failed while it stopped; check its images")));
+        }
+    }
+    tracing::info!("stopped");
+    result
 }

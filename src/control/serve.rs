@@ -15,7 +15,7 @@ use super::overlay;
 
 /// Of the available memory, the share golden data may take by default, and the most of it.
 const GOLDEN_CACHE_SHARE: u64 = 4;
-const GOLDEN_CACHE_BYTES_MAX: u64 = 4 << 30;
+const GOLDEN_CACHE_BYTES_MAX: u64 = 1 << 30;
 
 /// Runs the command until the server is told to stop.
 pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
@@ -74,6 +74,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         spin_us: args.spin,
         // The command line admits a few MiB at most.
         send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
+        register_buffers: args.register_buffers,
         golden_cache_bytes: args.golden_cache.map_or_else(golden_cache_default, |size| size.0),
     }
 }

@@ -45,6 +45,11 @@ impl Images {
         self.layers.get_mut(layer.0 as usize)?.take()
     }
 
+    /// The file of every layer, by `LayerId`; of a removed one, any.
+    pub fn files(&self) -> impl Iterator<Item = FileSlot> {
+        self.layers.iter().map(|layer| layer.as_ref().map_or(FileSlot(0), Layer::file))
+    }
+
     pub fn layer(&self, layer: LayerId) -> Option<&Layer> {
         self.layers.get(layer.0 as usize)?.as_ref()
     }

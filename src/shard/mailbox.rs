@@ -61,10 +61,6 @@ impl<S> Mailbox<S> {
     pub(super) fn take(&self) -> Option<Message<S>> {
         self.queue.pop()
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
 }
 
 /// Another shard, as seen from here (or from the control thread).

@@ -45,7 +45,7 @@ use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 
 pub use directory::{Directory, DirectoryEntry};
-pub use mailbox::{Mailbox, Message, Peer, Sent};
+pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 
 /// Names a shard of this server: its place among the cores given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
