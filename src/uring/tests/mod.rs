@@ -98,8 +98,10 @@ impl Bench {
 
     /// Receives until `count` bytes came, re-arming when buffers ran out. `recv` is the armed receive.
     fn receive(&mut self, socket: SocketSlot, recv: &mut OpToken, count: usize) -> Vec<u8> {
+        let deadline = self.io.now().after(PATIENCE);
         let mut bytes = Vec::new();
         while bytes.len() < count {
+            assert!(self.io.now() < deadline, "{} of {count} bytes in {PATIENCE:?}", bytes.len());
             match self.next(*recv) {
                 Outcome::Received { buf, more } => {
                     bytes.extend_from_slice(self.io.rx_bytes(&buf));

@@ -186,6 +186,33 @@ fn a_socket_in_use_is_neither_closed_nor_given_away() {
     assert!(matches!(bench.run(Op::Recv { socket }), Outcome::RecvEnded { error: Some(Errno(libc::EBADF)) }));
 }
 
+/// Submission queue and send lists are both too small, so most sends wait; a waiting one can still be cancelled.
+#[test]
+fn operations_that_wait_for_room_keep_their_order() {
+    let config = UringConfig { sq_entries: 8, cq_entries: 16, ..small_config() };
+    let Some(mut bench) = bench(&config, vec![], vec![]) else { return };
+    let (socket, mut peer) = bench.connect();
+    let mut buf = bench.pool.take_small().unwrap();
+    buf.as_mut_slice()[..200].copy_from_slice(&pattern(200));
+    let buf = buf.share();
+    let sends: Vec<OpToken> = (0..200)
+        .map(|start| {
+            let parts = vec![Part { buf: buf.clone(), start, len: 1 }];
+            bench.submit(Op::Send { socket, parts })
+        })
+        .collect();
+    let outcome = bench.run(Op::Cancel { token: sends[199] });
+    assert!(matches!(outcome, Outcome::Done { result: Ok(()) }));
+    let outcome = bench.next(sends[199]);
+    assert!(matches!(outcome, Outcome::Sent { result: Err(Errno(libc::ECANCELED)), .. }), "{outcome:?}");
+    for send in &sends[..199] {
+        assert!(matches!(bench.next(*send), Outcome::Sent { result: Ok(1), .. }));
+    }
+    let mut received = [0; 199];
+    peer.read_exact(&mut received).unwrap();
+    assert_eq!(received[..], pattern(199));
+}
+
 #[test]
 fn a_cancel_without_a_target_says_so() {
     let Some(mut bench) = bench(&small_config(), vec![], vec![]) else { return };
