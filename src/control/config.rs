@@ -254,10 +254,9 @@ impl<'a> Reader<'a> {
             self.errors.push(ConfigError { origin, reason: "there is no [[target]] to serve".to_owned() });
         }
         if !given {
-            image_roots.push(self.folder.clone());
-            let folders =
-                targets.iter().flat_map(|target| &target.units).filter_map(|unit| unit.path.parent());
-            let mut folders: Vec<PathBuf> = folders.map(Path::to_owned).collect();
+            image_roots.push(folder_of(&self.path).to_owned());
+            let units = targets.iter().flat_map(|target| &target.units);
+            let mut folders: Vec<PathBuf> = units.map(|unit| folder_of(&unit.path).to_owned()).collect();
             folders.sort();
             folders.dedup();
             image_roots.extend(folders);

@@ -2,11 +2,14 @@
 //!
 //! Knows everything below it; may block, and owns all opening of files. Nothing names it but `main`.
 
+mod block_io;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+mod copy;
 mod error;
 pub mod file;
+mod image_convert;
 mod image_create;
 pub mod launch;
 mod logging;
@@ -57,6 +60,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         }
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(_) => Ok(ExitCode::FAILURE),
     }
 }

@@ -8,6 +8,7 @@ pub mod allocate;
 pub mod bat;
 mod bitmap_table;
 pub mod block_bitmap;
+pub mod build;
 pub mod check;
 mod commit;
 pub mod create;

@@ -1,0 +1,131 @@
+//! `goldrush image convert`: the content of one image in another format.
+//!
+//! Knows formats by name and when a destination may be replaced. Does not know how bytes are moved (`copy`).
+
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::block_io::{ChainReader, Pieces};
+use super::cli::{ConvertArgs, DiskKind, ImageFormat};
+use super::copy::{self, Sink};
+use super::error::Error;
+use super::file::{Access, Locking, OpenedFile, identity_of};
+use super::image_create::{StagedFile, exists, new_disk, write_image};
+use super::open_image::{OpenedChain, Opener};
+use super::size::{Size, human};
+use crate::vhd::build::Builder;
+use crate::vhd::create::{NewKind, create};
+
+/// Runs the command.
+pub(super) fn run(args: &ConvertArgs) -> Result<(), Error> {
+    let format = format(args)?;
+    let chain = Opener::anywhere(Locking::Hold).open_chain(&args.source, Access::ReadOnly)?;
+    check_destination(&args.destination, args.force, &chain)?;
+    let size = chain.sectors().bytes().0;
+    let staged = StagedFile::create(&args.destination)?;
+    let mut sink = sink(&staged, args, format, size)?;
+    let progress = progress(size);
+    let mut pieces = Pieces::new(ChainReader::new(chain)?);
+    copy::run(&mut pieces, &mut sink, &staged.file, &args.destination, &|at| progress.set_position(at))?;
+    finish(&staged, sink, &args.destination)?;
+    staged.publish(args.force)?;
+    progress.finish_and_clear();
+    let name = match format {
+        ImageFormat::Raw => "raw",
+        ImageFormat::Vhd => "vhd",
+    };
+    println!("{}: {name}, {}", args.destination.display(), human(size));
+    Ok(())
+}
+
+/// The format asked for; a name that ends in `.vhd` asks for a VHD.
+fn format(args: &ConvertArgs) -> Result<ImageFormat, Error> {
+    let ending = args.destination.extension();
+    let by_name = match ending {
+        Some(ending) if ending.eq_ignore_ascii_case("vhd") => ImageFormat::Vhd,
+        _ => ImageFormat::Raw,
+    };
+    let format = args.format.unwrap_or(by_name);
+    if format == ImageFormat::Raw && (args.kind.is_some() || args.block_size.is_some()) {
+        return Err(Error::Usage("--type and --block-size are for VHDs: add --format vhd".to_owned()));
+    }
+    if format == ImageFormat::Raw && by_name == ImageFormat::Vhd {
+        return Err(Error::Usage(format!(
+            "{} would be taken for a VHD by its name: give a raw image another ending",
+            args.destination.display()
+        )));
+    }
+    Ok(format)
+}
+
+/// A destination is new, or a regular file that nobody uses and that the source does not need.
+fn check_destination(path: &Path, force: bool, source: &OpenedChain) -> Result<(), Error> {
+    let identity = match identity_of(path) {
+        Ok(identity) => identity,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(path, "looking at the destination")(error)),
+    };
+    if !force {
+        return Err(exists(path));
+    }
+    if source.layers().iter().any(|layer| layer.file().identity() == identity) {
+        return Err(Error::Failed(format!(
+            "{} belongs to the source and cannot be its destination: choose another name",
+            path.display()
+        )));
+    }
+    let old = OpenedFile::open(path, Access::Writable, Locking::Hold)
+        .map_err(super::open_image::OpenError::from)?;
+    if old.is_block_device() {
+        return Err(Error::Failed(format!(
+            "{} is a block device: choose the name of a file",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// An empty destination of the right kind, and its writer.
+fn sink(staged: &StagedFile, args: &ConvertArgs, format: ImageFormat, size: u64) -> Result<Sink, Error> {
+    if format == ImageFormat::Raw {
+        staged.file.set_len(size).map_err(Error::io(&args.destination, "setting the length"))?;
+        return Ok(Sink::Flat);
+    }
+    let disk = new_disk(Size(size), args.kind.or(Some(DiskKind::Dynamic)), args.block_size)?;
+    if disk.kind == NewKind::Fixed {
+        let image = create(&disk).map_err(|error| Error::Usage(error.to_string()))?;
+        write_image(staged, &image)?;
+        return Ok(Sink::Flat);
+    }
+    let builder = Builder::new(&disk).map_err(|error| Error::Usage(error.to_string()))?;
+    Ok(Sink::Blocks(builder))
+}
+
+/// What a dynamic disk still lacks when all its blocks are there.
+fn finish(staged: &StagedFile, sink: Sink, path: &Path) -> Result<(), Error> {
+    let Sink::Blocks(builder) = sink else { return Ok(()) };
+    let (len, pieces) = builder.finish();
+    staged.file.set_len(len).map_err(Error::io(path, "setting the length"))?;
+    for (offset, bytes) in pieces {
+        staged.file.write_all_at(&bytes, offset).map_err(Error::io(path, "writing"))?;
+    }
+    Ok(())
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn progress(size: u64) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(size);
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
