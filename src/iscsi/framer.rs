@@ -430,6 +430,13 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_may_be_as_long_as_the_limit() {
+        let wire = Pdu { ahs: vec![], data: vec![1; 600] }.wire(DigestKind::None, DigestKind::None);
+        let told = frame(&mut Framer::new(600), &[&wire]);
+        assert_eq!(told, [Told::Pdu { ahs: vec![], data: vec![1; 600], good: true }]);
+    }
+
+    #[test]
     fn a_length_is_believed_only_with_a_good_digest() {
         let mut wire = Pdu { ahs: vec![], data: vec![1; 8] }.wire(DigestKind::Crc32c, DigestKind::None);
         wire[5] = 0xFF;
