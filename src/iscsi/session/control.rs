@@ -31,6 +31,7 @@ impl Session {
         }
         let cmd_sn = CmdSn(bhs.u32_at(24));
         match self.window.arrival(bhs.immediate(), cmd_sn) {
+            Arrival::Now if self.is_tag_taken(bhs.task_tag()) => self.reject(RejectReason::TaskInProgress),
             Arrival::Now => self.dispatch_control(bhs, data),
             Arrival::Ahead if self.held_bytes + data.len() <= limits::HELD_BYTES_MAX => {
                 self.held_bytes += data.len();
@@ -39,6 +40,11 @@ impl Session {
             Arrival::Ahead | Arrival::Ignore => {}
             Arrival::TooManyImmediate => self.reject(RejectReason::ImmediateCommandReject),
         }
+    }
+
+    /// A task or an unanswered management request has the tag.
+    fn is_tag_taken(&self, tag: InitiatorTaskTag) -> bool {
+        self.tasks.find(tag).is_some() || self.management.iter().any(|(taken, _)| *taken == tag)
     }
 
     /// The turn of a control request.

@@ -40,7 +40,7 @@ use super::pdu::reject::RejectReason;
 use super::pdu::scsi_command::{Cdb, ScsiCommand, TaskAttribute};
 use super::pdu::{InitiatorTaskTag, LunField, TargetTransferTag};
 use super::serial::{CmdSn, StatSn};
-use super::task::TaskTable;
+use super::task::{Phase, TaskTable};
 use crate::clock::{Duration, Instant};
 use crate::limits;
 
@@ -357,13 +357,10 @@ impl Session {
         self.events.pop_front()
     }
 
-    /// Tasks the session knows: id, LUN, tag and CmdSN. Those without an executor (refused by the session, or
-    /// failed) are left out.
+    /// Every task: id, LUN, tag and CmdSN. Also those that are with the session alone, because it refused them or
+    /// their data failed; `abort_task` says [`Aborted::Unknown`] of them.
     pub fn tasks(&self) -> impl Iterator<Item = (TaskId, LunField, InitiatorTaskTag, CmdSn)> {
-        self.tasks
-            .iter()
-            .filter(|(_, task)| task.is_known)
-            .map(|(id, task)| (id, task.lun, task.task_tag, task.cmd_sn))
+        self.tasks.iter().map(|(id, task)| (id, task.lun, task.task_tag, task.cmd_sn))
     }
 
     /// The operational parameters; MaxRecvDataSegmentLength may change in full-feature phase.
@@ -414,10 +411,18 @@ impl Session {
                 None => {}
             }
         }
-        let stalled = |since: Instant| now.since(since).as_secs() >= limits::DATA_OUT_STALL_S;
-        if self.tasks.iter().any(|(_, task)| !task.data_out.is_quiet() && stalled(task.touched)) {
+        if self.is_stalled(now) {
             self.close(CloseReason::DataOutStalled);
         }
+    }
+
+    /// A burst is open and does not go on, though we take what comes.
+    fn is_stalled(&self, now: Instant) -> bool {
+        let late = |since: Instant| now.since(since).as_secs() >= limits::DATA_OUT_STALL_S;
+        !matches!(self.sink(), PayloadSink::Wait { .. })
+            && self.tasks.iter().any(|(_, task)| {
+                task.phase != Phase::Offered && !task.data_out.is_quiet() && late(task.touched)
+            })
     }
 
     fn close(&mut self, reason: CloseReason) {

@@ -252,6 +252,9 @@ impl Session {
             }
             Answer::Logout { task_tag, outcome } => {
                 let stat_sn = self.next_stat_sn.take();
+                if outcome == LogoutOutcome::Closed {
+                    self.state = State::Closed;
+                }
                 // Nothing survives a logout here, so there is nothing to wait for (11.15.3).
                 let response =
                     LogoutResponse { outcome, task_tag, stat_sn, window, time2wait_s: 0, time2retain_s: 0 };

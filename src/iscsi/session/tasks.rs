@@ -23,7 +23,7 @@ pub enum Aborted {
     Executing,
     /// `complete` had been called; only the buffers of its data-in are left to drop.
     Replied,
-    /// There is no such task, or the shard was never told of it.
+    /// There is no such task, or it is not with the shard: never offered, or taken back by `DataFailed`.
     Unknown,
 }
 
