@@ -46,19 +46,12 @@ use crate::limits;
 
 pub use self::output::{OutData, OutPdu};
 pub use self::tasks::Aborted;
+pub use super::negotiate::SessionKind;
 pub use super::pdu::task_mgmt::ManagementResponse;
 pub use super::task::TaskId;
 
 /// How often [`Session::handle_timeout`] looks around.
 const TICK: Duration = Duration::from_secs(1);
-
-/// What a session may do (RFC 7143, 4.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionKind {
-    Normal,
-    /// Only SendTargets, NOP and Logout.
-    Discovery,
-}
 
 /// What login leaves behind.
 #[derive(Clone, Debug, PartialEq, Eq)]

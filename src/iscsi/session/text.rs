@@ -10,14 +10,14 @@
 //! | Sending   | starts anew               | the next piece of the answer; the last one ends the exchange  |
 
 use super::output::Answer;
-use super::{Session, SessionEvent, SessionKind};
+use super::{Session, SessionEvent};
 use crate::iscsi::command_window::Place;
+use crate::iscsi::negotiate::negotiate_text;
 use crate::iscsi::pdu::bhs::Bhs;
 use crate::iscsi::pdu::reject::RejectReason;
 use crate::iscsi::pdu::text::TextRequest;
 use crate::iscsi::pdu::{InitiatorTaskTag, TargetTransferTag};
-use crate::iscsi::text_keys::{TextCollector, TextKeys, parse_number, write_pair};
-use crate::limits;
+use crate::iscsi::text_keys::{TextCollector, TextKeys};
 
 /// The one text exchange a connection may have (11.10.3).
 #[derive(Debug, Default)]
@@ -96,39 +96,18 @@ impl Session {
     }
 
     fn answer_keys(&mut self, request: &TextRequest, keys: &TextKeys, place: Place) {
-        let mut answer = Vec::new();
-        let mut wanted_targets = None;
-        for (key, value) in keys.iter() {
-            match key {
-                "SendTargets" if wanted_targets.is_none() && self.may_list(value) => {
-                    wanted_targets = Some(value.to_owned());
-                }
-                "SendTargets" => write_pair(&mut answer, key, "Reject"),
-                // Declared, not negotiated: taken without an answer (13.12).
-                "MaxRecvDataSegmentLength" => match parse_number(value) {
-                    Some(len @ 512..=0xFF_FFFF) => {
-                        self.params.max_send_segment = (len as u32).min(limits::SEND_SEGMENT_BYTES_MAX);
-                    }
-                    _ => write_pair(&mut answer, key, "Reject"),
-                },
-                "InitiatorAlias" => {}
-                _ if is_login_only(key) => write_pair(&mut answer, key, "Reject"),
-                _ => write_pair(&mut answer, key, "NotUnderstood"),
-            }
-        }
-        let task_tag = request.task_tag;
-        match wanted_targets {
+        let Ok(outcome) = negotiate_text(keys, self.kind, &mut self.params) else {
+            return self.refuse_text(RejectReason::ProtocolError, place);
+        };
+        let (task_tag, is_final) = (request.task_tag, request.is_final);
+        let answer = outcome.answers.into_bytes();
+        match keys.get("SendTargets") {
             Some(value) => {
-                self.text = TextExchange::Asked { task_tag, place, answer, is_final: request.is_final };
-                self.events.push_back(SessionEvent::SendTargets { value });
+                self.text = TextExchange::Asked { task_tag, place, answer, is_final };
+                self.events.push_back(SessionEvent::SendTargets { value: value.to_owned() });
             }
-            None => self.send_text(task_tag, answer, request.is_final, place),
+            None => self.send_text(task_tag, answer, is_final, place),
         }
-    }
-
-    /// `All` only where targets are to be discovered (RFC 7143, 4.3 and appendix C).
-    fn may_list(&self, value: &str) -> bool {
-        self.kind == SessionKind::Discovery || value != "All"
     }
 
     /// The shard's answer to [`SessionEvent::SendTargets`]: `TargetName=` and `TargetAddress=` pairs, each
@@ -173,34 +152,4 @@ impl Session {
         let data = data.into_boxed_slice();
         self.answer(Answer::Text { task_tag, transfer_tag, is_final, text_continues, data }, Some(place));
     }
-}
-
-/// Keys that only login may negotiate (13; "use: LO or IO").
-fn is_login_only(key: &str) -> bool {
-    matches!(
-        key,
-        "HeaderDigest"
-            | "DataDigest"
-            | "MaxConnections"
-            | "InitiatorName"
-            | "TargetName"
-            | "SessionType"
-            | "AuthMethod"
-            | "InitialR2T"
-            | "ImmediateData"
-            | "MaxBurstLength"
-            | "FirstBurstLength"
-            | "DefaultTime2Wait"
-            | "DefaultTime2Retain"
-            | "MaxOutstandingR2T"
-            | "DataPDUInOrder"
-            | "DataSequenceInOrder"
-            | "ErrorRecoveryLevel"
-            | "IFMarker"
-            | "OFMarker"
-            | "IFMarkInt"
-            | "OFMarkInt"
-            | "TaskReporting"
-            | "iSCSIProtocolLevel"
-    )
 }

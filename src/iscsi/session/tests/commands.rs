@@ -68,15 +68,9 @@ fn residuals_of_reads_and_writes() {
         let mut initiator = Initiator::with(NegotiatedParams::default());
         let task = initiator.read(1, expected);
         initiator.session.complete(task, TaskReply { status: 8, sense: &[], data_in: moved });
-        while initiator.session.output.len() == 1 && expected > 0 {
-            let pdu = initiator.output().unwrap();
-            if pdu.finished.is_some() {
-                let response = ScsiResponse::decode(&pdu.header).unwrap();
-                assert!(
-                    matches!(response.outcome, Outcome::Completed { residual: got, .. } if got == residual)
-                );
-            }
-        }
+        let last = core::iter::from_fn(|| initiator.output()).last().unwrap();
+        let response = ScsiResponse::decode(&last.header).unwrap();
+        assert!(matches!(response.outcome, Outcome::Completed { residual: got, .. } if got == residual));
 
         let mut initiator = Initiator::with(NegotiatedParams::default());
         let command = initiator.command(1, Transfer::Write { expected, unsolicited: false });
@@ -243,6 +237,35 @@ fn a_damaged_data_segment_is_rejected_and_ends_its_task() {
     initiator.silent();
     initiator.send(&data_out(6, answering(&r2t), 1, 512, 512, true));
     assert_eq!(initiator.response().0, CHECK_CONDITION, "after the last Data-Out");
+}
+
+#[test]
+fn reads_and_writes_allocate_nothing_once_the_session_stands() {
+    let mut initiator = Initiator::new();
+    let queues = |session: &Session| (session.events.capacity(), session.output.capacity());
+    let before = queues(&initiator.session);
+    for round in 0..3 {
+        let reads: Vec<TaskId> = (0..100).map(|tag| initiator.read(1000 * round + tag, 512)).collect();
+        let writes: Vec<TaskId> = (200..228)
+            .map(|tag| {
+                let command = initiator.command(1000 * round + tag, WRITE);
+                initiator.offer(&command)
+            })
+            .collect();
+        writes.iter().for_each(|task| initiator.session.accept_data_out(*task, 1024));
+        reads.iter().for_each(|task| initiator.session.complete(*task, TaskReply::good(512)));
+        while let Some(pdu) = initiator.output() {
+            if pdu.header.opcode() == ResponseOpcode::R2t as u8 {
+                let r2t = R2t::decode(&pdu.header).unwrap();
+                initiator.send(&data_out(r2t.task_tag.0, answering(&r2t), 0, 0, 1024, true));
+                initiator.event();
+            }
+        }
+        writes.iter().for_each(|task| initiator.session.complete(*task, TaskReply::good(0)));
+        assert_eq!(core::iter::from_fn(|| initiator.output()).count(), 28);
+        assert!(initiator.session.is_idle());
+    }
+    assert_eq!(queues(&initiator.session), before);
 }
 
 #[test]
