@@ -85,6 +85,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn slices_are_contiguous_and_within_the_limits(
             len in 0u32..300_000, segment in 512u32..70_000, burst in 512u32..200_000

@@ -317,6 +317,28 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_on_another_unit_is_foreign() {
+        let (mut sequence, _) = DataOutSequence::new(512, 0, false, &params(512));
+        sequence.accept(512);
+        sequence.step();
+        sequence.solicit(TAG, 512).unwrap();
+        let fits = pdu(Some(TAG), 0, 0, 512, true);
+        assert_eq!(sequence.check(&fits, LunField([9; 8])), Err(DataOutError::Foreign));
+    }
+
+    #[test]
+    fn a_write_within_the_first_burst_need_not_fill_it() {
+        let (mut sequence, _) = DataOutSequence::new(1024, 0, true, &params(2048));
+        sequence.accept(1024);
+        receive(&mut sequence, &pdu(None, 0, 0, 100, true)).unwrap();
+        assert_eq!(sequence.step(), Step::Solicit);
+        assert_eq!(
+            sequence.solicit(TAG, 2048).map(|request| (request.offset, request.len)),
+            Some((100, 924))
+        );
+    }
+
+    #[test]
     fn too_much_and_too_little_are_faults() {
         let amount = Err(DataOutError::Fault(DataOutFault::IncorrectAmountOfData));
         let (mut sequence, _) = DataOutSequence::new(1024, 0, false, &params(512));
@@ -354,6 +376,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// However a write is cut, every byte of it arrives once, in place, and nothing more is asked for.
         #[test]
         fn every_splitting_reassembles_equally(

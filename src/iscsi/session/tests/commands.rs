@@ -240,6 +240,18 @@ fn a_damaged_data_segment_is_rejected_and_ends_its_task() {
 }
 
 #[test]
+fn a_damaged_last_data_out_still_ends_its_burst() {
+    let mut initiator = Initiator::new();
+    let command = initiator.command(5, WRITE_UNSOLICITED);
+    let task = initiator.offer(&command);
+    initiator.session.accept_data_out(task, 1024);
+    initiator.header(&data_out(5, Solicitation::Unsolicited, 0, 0, 1024, true));
+    initiator.session.handle_data_digest_error(initiator.now);
+    assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::Reject as u8);
+    assert_eq!(initiator.response().0, CHECK_CONDITION);
+}
+
+#[test]
 fn reads_and_writes_allocate_nothing_once_the_session_stands() {
     let mut initiator = Initiator::new();
     let queues = |session: &Session| (session.events.capacity(), session.output.capacity());

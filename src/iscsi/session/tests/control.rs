@@ -271,6 +271,30 @@ fn a_silent_initiator_is_pinged_then_let_go() {
 }
 
 #[test]
+fn any_request_answers_a_ping() {
+    let keepalive = Keepalive { idle: Duration::from_secs(10), answer: Duration::from_secs(5) };
+    let mut initiator =
+        Initiator::started(SessionStart { keepalive: Some(keepalive), ..start(NegotiatedParams::default()) });
+    let second = |n: u64| Instant(n * 1_000_000_000);
+    initiator.session.handle_timeout(second(10));
+    assert!(initiator.session.ping_outstanding_since().is_some());
+    initiator.now = second(12);
+    initiator.read(1, 0);
+    initiator.session.handle_timeout(second(16));
+    assert!(initiator.session.poll_event().is_none());
+    assert!(initiator.session.ping_outstanding_since().is_none());
+}
+
+#[test]
+fn a_write_the_shard_has_not_decided_on_is_not_given_up() {
+    let mut initiator = Initiator::new();
+    let command = initiator.command(1, Transfer::Write { expected: 512, unsolicited: true });
+    initiator.offer(&command);
+    initiator.session.handle_timeout(Instant(limits::DATA_OUT_STALL_S * 1_000_000_000));
+    initiator.silent();
+}
+
+#[test]
 fn a_write_without_data_is_given_up_unless_the_shard_keeps_it_waiting() {
     let late = Instant(limits::DATA_OUT_STALL_S * 1_000_000_000);
     let write = Transfer::Write { expected: 512, unsolicited: true };

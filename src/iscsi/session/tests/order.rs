@@ -177,6 +177,16 @@ fn abort_task_of_a_missing_command_closes_the_gap() {
 }
 
 #[test]
+fn abort_task_of_a_command_yet_to_be_sent_closes_no_gap() {
+    let mut initiator = Initiator::new();
+    let at = initiator.cmd_sn;
+    let request = management(&mut initiator, Function::AbortTask, 1, at);
+    initiator.send(&request);
+    assert_eq!(management_response(&mut initiator), 1);
+    initiator.read(1, 0);
+}
+
+#[test]
 fn unsupported_functions_are_answered_here() {
     let mut initiator = Initiator::new();
     for (function, response) in
