@@ -56,7 +56,7 @@ fn drive(choice: u8, steps: &[u8]) -> [u32; 64] {
         let bhs = request(step, &checker);
         session.handle_header(&bhs, additional(step), now);
         execute(&mut session, step[14], &mut open);
-        let control = sink(&mut session, &bhs, &mut open);
+        let control = sink(&mut session, &bhs, &open);
         if step[13] & 0x1F == 0x1F {
             session.handle_data_digest_error(now);
         } else {
@@ -101,7 +101,7 @@ fn request(step: &[u8], checker: &Checker) -> Bhs {
     bhs.0[0] = step[0];
     bhs.0[1] = step[1];
     bhs.0[4] = if step[13] & 0x60 == 0x60 { 4 } else { 0 };
-    bhs.set_data_len(u32::from(step[2]) * 8 & !7);
+    bhs.set_data_len(u32::from(step[2]) * 8);
     bhs.put_u32(16, if step[3] == 0xFF { u32::MAX } else { u32::from(step[3]) % TAGS });
     let transfer_tag = match step[4] {
         0..=0x7F => checker.transfer_tag,
@@ -174,7 +174,7 @@ fn finish(session: &mut Session, task: TaskId, how: u8, open: &[TaskId]) {
 }
 
 /// Plays the shard's part between header and end; gives what it collected.
-fn sink(session: &mut Session, bhs: &Bhs, open: &mut Vec<TaskId>) -> Vec<u8> {
+fn sink(session: &mut Session, bhs: &Bhs, open: &[TaskId]) -> Vec<u8> {
     for _ in 0..2 {
         match session.sink() {
             PayloadSink::Discard => return Vec::new(),
