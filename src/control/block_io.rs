@@ -1,18 +1,21 @@
-//! Reading a chain as a disk with blocking calls, for tools.
+//! Reading a chain as a disk, and running metadata batches, with blocking calls: for tools.
 //!
 //! Knows how to run the plans of `image` over open files. Does not know what the data is for; the server does not
 //! use it.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 
 use super::file::OpenedFile;
 use super::open_image::{LayerTable, OpenError, OpenedChain};
 use crate::image::Chain;
 use crate::limits::BITMAP_BYTES_MAX;
-use crate::plan::{BitmapRead, FileSlot, ReadPlan, ReadStep, Source};
+use crate::plan::{BitmapRead, FileSlot, MetaBatch, MetaOp, ReadPlan, ReadStep, Source};
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
 /// The longest piece of data: a power of two no larger than the smallest block, so that no piece crosses one.
@@ -171,12 +174,26 @@ pub(super) fn nonzero_runs(bytes: &[u8], grain: usize) -> Vec<(usize, usize)> {
     runs
 }
 
+/// Runs the operations of a metadata batch one after the other, which is one of the orders it allows.
+pub(super) fn run_batch(file: &File, batch: &MetaBatch) -> io::Result<()> {
+    for op in &batch.ops {
+        match op {
+            MetaOp::Write { offset, bytes } => file.write_all_at(&batch.bytes[bytes.clone()], offset.0)?,
+            MetaOp::Sync => file.sync_data()?,
+            MetaOp::Zero { offset, len } => {
+                fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset.0, *len)?;
+            }
+            MetaOp::SetLen { len } => file.set_len(*len)?,
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::file::{Access, Locking};
     use crate::control::open_image::Opener;
-    use std::os::unix::fs::FileExt;
 
     #[test]
     fn zero_grains_split_runs() {

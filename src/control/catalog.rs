@@ -9,6 +9,7 @@ use super::config::{ChapConfig, Config, ConfigError, Origin, TargetConfig, UnitC
 use super::file::{Access, FileIdentity};
 use super::open_image::{OpenError, OpenedChain, Opener};
 use crate::units::BlockSize;
+use crate::uring::host;
 
 /// All targets, in order of the configuration.
 #[derive(Debug)]
@@ -38,7 +39,10 @@ pub struct UnitSpec {
 impl Catalog {
     /// Opens and locks every image. All that is wrong comes back, each with the place that named the image.
     pub fn open(config: &Config) -> Result<Self, Vec<ConfigError>> {
-        raise_file_limit();
+        // A child each, a socket each: the soft limit of 1024 files is soon met. Opening says when it is.
+        if let Err(error) = host::raise_open_files() {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
         let opener = Opener::confined(&config.image_roots, config.strict);
         let mut opener = opener
             .map_err(|error| vec![ConfigError { origin: Origin::CommandLine, reason: error.to_string() }])?;
@@ -95,13 +99,4 @@ fn open_unit(
     }
     let UnitConfig { lun, readonly, block_size, .. } = *unit;
     Ok(UnitSpec { lun, readonly, block_size, chain })
-}
-
-/// A child each, a socket each: the soft limit of 1024 files is soon met. Best effort; opening says what fails.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    }
 }

@@ -173,6 +173,9 @@ pub struct InfoArgs {
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     pub path: PathBuf,
+    /// First write lost footers again; nothing else is changed
+    #[arg(long)]
+    pub repair: bool,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

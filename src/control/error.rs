@@ -19,6 +19,9 @@ pub enum Error {
     Config(Vec<ConfigError>),
     #[error("{0}")]
     Usage(String),
+    /// A check that reached no verdict.
+    #[error("{0}")]
+    Unchecked(String),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("{path}: {doing} failed: {source}", path = .path.display())]
@@ -48,7 +51,7 @@ impl Error {
 
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Usage(_) => EXIT_USAGE,
+            Self::Config(_) | Self::Usage(_) | Self::Unchecked(_) => EXIT_USAGE,
             Self::Open(_) | Self::Io { .. } | Self::Failed(_) => EXIT_FAILED,
         }
     }

@@ -80,9 +80,6 @@ pub(super) fn run(
     let report = probe::probe().map_err(|error| Error::Failed(error.to_string()))?;
     tracing::info!("{report}");
     let cores = cores(plane)?;
-    if let Err(error) = host::raise_open_files() {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
-    }
     let mut listeners = Vec::new();
     for address in &plane.listen {
         let bound = host::listen(*address).map_err(|error| {

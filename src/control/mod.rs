@@ -9,8 +9,10 @@ pub mod config;
 mod copy;
 mod error;
 pub mod file;
+mod image_check;
 mod image_convert;
 mod image_create;
+mod image_info;
 pub mod launch;
 mod logging;
 pub mod name;
@@ -61,6 +63,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Image(_) => Ok(ExitCode::FAILURE),
+        Command::Image(ImageCommand::Info(args)) => image_info::run(&args),
+        Command::Image(ImageCommand::Check(args)) => image_check::run(&args),
     }
 }

@@ -356,18 +356,24 @@ fn plain(path: &str) -> PathBuf {
 
 /// A VHD by the footer that ends it, otherwise raw. The head of a disk is its guest's to write and proves nothing;
 /// a name that ends in `.vhd` is its administrator's, and makes a lost footer an error (or a matter of the copy).
-fn parse(file: Arc<OpenedFile>) -> Result<OpenedLayer, OpenError> {
+pub(super) fn detect(file: &OpenedFile) -> Result<Format, OpenError> {
     let named_vhd = file.path().extension().is_some_and(|ending| ending.eq_ignore_ascii_case("vhd"));
-    if !file.is_block_device() && (named_vhd || ends_in_footer(&file)?) {
+    let is_vhd = !file.is_block_device() && (named_vhd || ends_in_footer(file)?);
+    Ok(if is_vhd { Format::Vhd } else { Format::Raw })
+}
+
+fn parse(file: Arc<OpenedFile>) -> Result<OpenedLayer, OpenError> {
+    let format = detect(&file)?;
+    if format == Format::Vhd {
         let image = parse_vhd(&file)?;
         let sectors = image.sectors();
-        return Ok(OpenedLayer { file, format: Format::Vhd, sectors, image: Some(image) });
+        return Ok(OpenedLayer { file, format, sectors, image: Some(image) });
     }
     if file.is_empty() || !file.len().is_multiple_of(SECTOR_BYTES) {
         return Err(OpenError::RawSize { path: file.path().to_owned(), len: file.len() });
     }
     let sectors = SectorCount(file.len() / SECTOR_BYTES);
-    Ok(OpenedLayer { file, format: Format::Raw, sectors, image: None })
+    Ok(OpenedLayer { file, format, sectors, image: None })
 }
 
 /// True when the file's last 512 bytes (511 with some old writers) begin with the footer's cookie.

@@ -114,7 +114,7 @@ fn ones(sectors: u64, bytes: u64) -> Vec<u8> {
     let mut bitmap = vec![0; bytes as usize];
     let whole = (sectors / 8) as usize;
     bitmap[..whole].fill(0xFF);
-    if sectors % 8 != 0 {
+    if !sectors.is_multiple_of(8) {
         bitmap[whole] = !(0xFF >> (sectors % 8));
     }
     bitmap

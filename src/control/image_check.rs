@@ -1,0 +1,150 @@
+//! `goldrush image check`: is the structure of an image, and of its parents, sound?
+//!
+//! Knows whom to ask and what the exit code says. Does not know what is wrong with a VHD (`vhd::check`,
+//! `vhd::repair`).
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::block_io::run_batch;
+use super::cli::CheckArgs;
+use super::error::{EXIT_FAILED, Error};
+use super::file::{Access, FileError, Locking, OpenedFile};
+use super::open_image::{Format, OpenError, Opener, detect};
+use crate::vhd::check::{Severity, check};
+use crate::vhd::{self, OpenMode};
+
+/// What was found in one file of the chain.
+#[derive(Debug, Serialize)]
+struct FileReport {
+    path: String,
+    format: &'static str,
+    allocated_blocks: u64,
+    unreferenced_bytes: u64,
+    findings: Vec<FindingReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct FindingReport {
+    severity: &'static str,
+    structure: String,
+    offset: u64,
+    message: String,
+}
+
+#[derive(Debug, Serialize)]
+struct CheckReport {
+    clean: bool,
+    /// Leaf first.
+    chain: Vec<FileReport>,
+    /// Why the parents could not be opened, when they could not.
+    chain_error: Option<String>,
+}
+
+/// Runs the command: 0 clean, 1 findings; what could not be checked is an error.
+pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
+    if args.repair {
+        repair(&args.path).map_err(unchecked)?;
+    }
+    let report = report(&args.path).map_err(unchecked)?;
+    print(&report, args.json)
+        .map_err(|error| Error::Unchecked(format!("standard output failed: {error}")))?;
+    Ok(if report.clean { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+}
+
+fn unchecked(error: Error) -> Error {
+    Error::Unchecked(error.to_string())
+}
+
+fn report(path: &Path) -> Result<CheckReport, Error> {
+    let leaf = OpenedFile::open(path, Access::ReadOnly, Locking::Hold).map_err(OpenError::from)?;
+    let (files, chain_error) = match Opener::anywhere(Locking::Hold).open_chain(path, Access::ReadOnly) {
+        Ok(chain) => (chain.layers().iter().map(|layer| layer.file().clone()).collect(), None),
+        Err(error @ (OpenError::File(FileError::InUse { .. }) | OpenError::Read { .. })) => {
+            return Err(error.into());
+        }
+        Err(error) => (vec![Arc::new(leaf)], Some(error)),
+    };
+    let chain: Vec<FileReport> = files.iter().map(|file| check_file(file)).collect::<Result<_, _>>()?;
+    // What the leaf's own report says already needs no second sentence.
+    let chain_error = match chain_error {
+        Some(OpenError::Vhd { path: of, .. }) if of == path => None,
+        other => other.map(|error| error.to_string()),
+    };
+    let finding = |file: &FileReport| file.findings.iter().any(|finding| finding.severity != "info");
+    let clean = chain_error.is_none() && !chain.iter().any(finding);
+    Ok(CheckReport { clean, chain, chain_error })
+}
+
+fn check_file(file: &OpenedFile) -> Result<FileReport, Error> {
+    let path = file.path().display().to_string();
+    if detect(file)? == Format::Raw {
+        let (format, findings) = ("raw", Vec::new());
+        return Ok(FileReport { path, format, allocated_blocks: 0, unreferenced_bytes: 0, findings });
+    }
+    let report = check(file.len(), |offset, bytes| {
+        let len = bytes.len();
+        let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
+        file.read_at(offset, bytes).map_err(failed)
+    })?;
+    let findings = report.findings.into_iter().map(|finding| FindingReport {
+        severity: match finding.severity {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        },
+        structure: finding.structure.to_string(),
+        offset: finding.offset,
+        message: finding.sentence,
+    });
+    Ok(FileReport {
+        path,
+        format: "vhd",
+        allocated_blocks: report.allocated_blocks,
+        unreferenced_bytes: report.leaked_bytes,
+        findings: findings.collect(),
+    })
+}
+
+/// Writes lost footers again; nothing when none is lost. The table and the header are never guessed.
+fn repair(path: &Path) -> Result<(), Error> {
+    let file = OpenedFile::open(path, Access::Writable, Locking::Hold).map_err(OpenError::from)?;
+    if detect(&file)? == Format::Raw {
+        return Ok(());
+    }
+    let image = vhd::open_with(file.len(), OpenMode::ReadOnly, |offset, bytes| file.read_at(offset, bytes));
+    // What does not open has no repair; the check says why.
+    let Ok(image) = image else { return Ok(()) };
+    let batches = image.repair(file.len());
+    for batch in &batches {
+        run_batch(file.file(), batch).map_err(Error::io(path, "repairing"))?;
+    }
+    if !batches.is_empty() {
+        tracing::info!(image = %path.display(), "wrote a lost footer again");
+    }
+    Ok(())
+}
+
+fn print(report: &CheckReport, json: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, report)?;
+        return writeln!(out);
+    }
+    for file in &report.chain {
+        for finding in &file.findings {
+            writeln!(out, "{}: {}: {}", file.path, finding.severity, finding.message)?;
+        }
+        let clean = file.findings.iter().all(|finding| finding.severity == "info");
+        match (clean, file.format) {
+            (true, "raw") => writeln!(out, "{}: raw, nothing to check", file.path)?,
+            (true, _) => writeln!(out, "{}: clean, {} blocks allocated", file.path, file.allocated_blocks)?,
+            (false, _) => {}
+        }
+    }
+    report.chain_error.iter().try_for_each(|error| writeln!(out, "error: {error}"))
+}
