@@ -4,6 +4,7 @@
 
 pub(crate) mod ceiling;
 pub(crate) mod compare;
+pub(crate) mod demo;
 pub(crate) mod load;
 pub(crate) mod probe;
 pub(crate) mod table;

@@ -7,6 +7,7 @@
 mod ceiling;
 mod commands;
 mod compare;
+mod demo;
 mod fail;
 mod initiator;
 mod keys;
@@ -39,6 +40,8 @@ enum Command {
     Ceiling(commands::ceiling::CeilingArgs),
     /// Visit several servers in turn and put them beside the ceiling
     Compare(commands::compare::CompareArgs),
+    /// Boot simulated diskless machines from one golden image and check every byte
+    Demo(commands::demo::DemoArgs),
     /// Ask a portal and a disk what they are
     Probe(commands::probe::ProbeArgs),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Load(args) => commands::load::run(&args),
         Command::Ceiling(args) => commands::ceiling::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
+        Command::Demo(args) => commands::demo::run(&args),
         Command::Probe(args) => commands::probe::run(&args),
     };
     match outcome {

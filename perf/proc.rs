@@ -73,7 +73,7 @@ impl Server {
         // Reads on to the end, so that the server never blocks on a full pipe.
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(std::io::Result::ok) {
-                if let Some(address) = line.split("listening on ").nth(1).and_then(|rest| address(rest)) {
+                if let Some(address) = line.split("listening on ").nth(1).and_then(address) {
                     // The receiver stops listening after the first address.
                     let _ = tell.send(address);
                 }

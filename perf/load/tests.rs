@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Base, Engine, Plan, Stats, Workload};
+use super::{Base, Engine, Plan, Stats};
 use crate::ceiling::{Ceiling, SEED, Setup, TARGET};
 use crate::initiator::{self, Options};
 use crate::url::Url;
