@@ -4,6 +4,7 @@
 //! is read or written, who asks, or what a CDB is.
 
 pub mod chain;
+pub mod fuzz;
 pub mod images;
 pub mod layer;
 mod write;

@@ -15,6 +15,7 @@ pub mod create;
 pub mod dynamic_header;
 pub mod error;
 pub mod footer;
+pub mod fuzz;
 pub mod geometry;
 pub mod image;
 pub mod layout;

@@ -1,0 +1,10 @@
+//! Integration tests, in one binary: each module tests one thing through the public interfaces.
+#![allow(unreachable_pub)] // A test binary exports nothing.
+
+mod blocking;
+mod oracles;
+mod sector_history;
+mod sim_disk;
+mod vhd_corpus;
+mod vhd_crash;
+mod vhd_world;
