@@ -10,7 +10,7 @@ use crate::vhd::{DiskType, OpenMode, Run, VhdImage};
 #[derive(Debug)]
 pub enum Layer {
     Raw(RawLayer),
-    Vhd(VhdLayer),
+    Vhd(Box<VhdLayer>),
 }
 
 /// A file that is the disk, byte for byte.
@@ -37,7 +37,7 @@ impl Layer {
     /// An open VHD. It is writable when it was opened so; a read-only one promises that nobody changes the file.
     pub fn vhd(file: FileSlot, image: VhdImage) -> Self {
         let writable = image.mode() == OpenMode::Writable;
-        Self::Vhd(VhdLayer { file, image, writable })
+        Self::Vhd(Box::new(VhdLayer { file, image, writable }))
     }
 
     pub fn sectors(&self) -> SectorCount {
