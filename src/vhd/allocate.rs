@@ -281,8 +281,11 @@ impl Sparse {
         }
         let Some(entry) = self.bitmaps.get(block) else {
             // A full block needs no bits. Anything else was not resolved, or reported twice: its bits are unknown.
-            writer.failed |= !self.full.contains(block);
-            return writer.committed;
+            if self.full.contains(block) {
+                return writer.committed;
+            }
+            writer.failed = true;
+            return next;
         };
         if entry.set.all_set(at, count) {
             return writer.committed;

@@ -100,6 +100,11 @@ impl BitmapTable {
         Self { entries: BTreeMap::new(), capacity, hand: 0, ticket: 0, fence: 0 }
     }
 
+    pub(super) fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.max(1);
+        while self.entries.len() > self.capacity && self.forget_one() {}
+    }
+
     pub(super) fn next_ticket(&mut self) -> u64 {
         self.ticket += 1;
         self.ticket
@@ -120,9 +125,7 @@ impl BitmapTable {
 
     /// The bitmap of a new block, clear in the file.
     pub(super) fn insert(&mut self, block: BlockIndex, set: BlockBitmap) -> &mut BitmapEntry {
-        if self.entries.len() >= self.capacity {
-            self.forget_one();
-        }
+        while self.entries.len() >= self.capacity && self.forget_one() {}
         self.entries.entry(block.0).or_insert(BitmapEntry {
             set,
             writes: None,
@@ -143,18 +146,20 @@ impl BitmapTable {
         }
     }
 
-    /// Clock: the hand passes used bitmaps once. Without an idle one the table grows: writes in flight are bounded.
-    fn forget_one(&mut self) {
+    /// Clock: the hand passes used bitmaps once. Without an idle one (false) the table grows: writes in flight are
+    /// bounded.
+    fn forget_one(&mut self) -> bool {
         for _ in 0..2 * self.entries.len() {
             let next = self.entries.range(self.hand..).next().or_else(|| self.entries.iter().next());
-            let Some(block) = next.map(|(block, _)| *block) else { return };
+            let Some(block) = next.map(|(block, _)| *block) else { return false };
             self.hand = block.wrapping_add(1);
-            let Some(entry) = self.entries.get_mut(&block) else { return };
+            let Some(entry) = self.entries.get_mut(&block) else { return false };
             if entry.is_idle() && !core::mem::take(&mut entry.used) {
                 self.remove(BlockIndex(block));
-                return;
+                return true;
             }
         }
+        false
     }
 }
 

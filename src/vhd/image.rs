@@ -195,6 +195,13 @@ impl VhdImage {
         }
     }
 
+    /// Keeps at most `bitmaps` idle block bitmaps in memory, instead of `LAYER_BITMAPS_MAX`.
+    pub fn limit_bitmaps(&mut self, bitmaps: usize) {
+        if let Body::Sparse(sparse) = &mut self.body {
+            sparse.bitmaps.set_capacity(bitmaps);
+        }
+    }
+
     /// The run that begins at `sector` (of the disk), at most `max` sectors of it. Beyond the disk all is absent.
     pub fn run_at(&mut self, sector: u64, max: u64) -> Run {
         let inside = self.footer.sectors.0.saturating_sub(sector).min(max);

@@ -96,7 +96,9 @@ impl<S: Store> Disk<S> {
         let mut layers = Vec::new();
         for (index, file) in files.iter().enumerate() {
             let mode = if index == 0 { mode } else { OpenMode::ReadOnly };
-            let image = open(file, mode).map_err(|error| error.to_string())?;
+            let mut image = open(file, mode).map_err(|error| error.to_string())?;
+            // So few that they are forgotten all the time.
+            image.limit_bitmaps(2);
             layers.push(images.add(Layer::vhd(FileSlot(index as u32), image)));
         }
         let chain = Chain::new(&images, layers).map_err(|error| error.to_string())?;
