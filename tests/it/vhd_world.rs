@@ -65,6 +65,8 @@ pub struct World {
     now: u64,
     next_write: u64,
     closing: bool,
+    /// A metadata operation of this life has failed.
+    meta_fault: bool,
     pub states: u64,
 }
 
@@ -157,6 +159,7 @@ impl World {
             now: 0,
             next_write: 1,
             closing: false,
+            meta_fault: false,
             states: 0,
         }
     }
@@ -334,6 +337,7 @@ impl World {
     fn meta_done(&mut self, result: Result<(), IoFault>) {
         self.batch_left -= 1;
         self.batch_result = self.batch_result.and(result);
+        self.meta_fault |= result.is_err();
         if self.batch_left == 0 {
             self.disk.images.meta_batch_done(self.disk.chain.leaf(), self.batch_result);
             self.answer_committed();
@@ -344,6 +348,7 @@ impl World {
         let leaf = self.disk.chain.leaf();
         let committed = self.disk.images.committed(leaf);
         let failed = self.disk.images.is_failed(leaf);
+        assert!(!failed || self.meta_fault, "an image failed without a fault");
         let early = self.mistake == Mistake::EarlyAnswer;
         let (done, waiting): (Vec<_>, Vec<_>) = core::mem::take(&mut self.waiting)
             .into_iter()
@@ -421,6 +426,7 @@ impl World {
         self.waiting.clear();
         self.batch_left = 0;
         self.closing = false;
+        self.meta_fault = false;
         Ok(())
     }
 }
