@@ -6,6 +6,8 @@ use std::fs::{File, FileType, OpenOptions, TryLockError};
 use std::io::{self, Seek};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
@@ -42,6 +44,16 @@ pub enum FileError {
     InUse { path: PathBuf },
     #[error("{path} cannot be locked: {source}", path = .path.display())]
     Lock { path: PathBuf, source: io::Error },
+}
+
+/// How long this process waits for locks, all files together, and how often it looks.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// True until `LOCK_WAIT` after the first lock was found held: many held files cost no more than one.
+fn may_wait_for_locks() -> bool {
+    static SINCE: OnceLock<Instant> = OnceLock::new();
+    SINCE.get_or_init(Instant::now).elapsed() < LOCK_WAIT
 }
 
 /// An image file, open until this is dropped; so is its lock.
@@ -90,15 +102,28 @@ impl OpenedFile {
         Ok(opened)
     }
 
+    /// Waits a little for a lock that is held: the kernel gives up the files of a killed server only after the
+    /// process is gone, when it takes its ring apart.
     fn lock(&self) -> Result<(), FileError> {
-        let locked = match self.access {
-            Access::Writable => self.file.try_lock(),
-            Access::ReadOnly => self.file.try_lock_shared(),
-        };
-        locked.map_err(|error| match error {
-            TryLockError::WouldBlock => FileError::InUse { path: self.path.clone() },
-            TryLockError::Error(source) => FileError::Lock { path: self.path.clone(), source },
-        })
+        loop {
+            let locked = match self.access {
+                Access::Writable => self.file.try_lock(),
+                Access::ReadOnly => self.file.try_lock_shared(),
+            };
+            match locked {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) if may_wait_for_locks() => std::thread::sleep(LOCK_RETRY),
+                Err(TryLockError::WouldBlock) => return Err(FileError::InUse { path: self.path.clone() }),
+                Err(TryLockError::Error(source)) => {
+                    return Err(FileError::Lock { path: self.path.clone(), source });
+                }
+            }
+        }
+    }
+
+    /// Gives the lock up although the file stays open, here or in a ring that is being taken apart.
+    pub fn unlock(&self) {
+        let _ = self.file.unlock();
     }
 
     /// True when another process holds the file so that we could not read it undisturbed.

@@ -90,11 +90,15 @@ pub(super) fn run(
     let addresses: Vec<SocketAddr> =
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     let seeds = seeds(catalog, plane, &cores, listeners, &addresses)?;
+    let files: Vec<_> = seeds.iter().flat_map(|seed| seed.table.files.iter().cloned()).collect();
     let shards = start(seeds)?;
     tracing::info!(cores = ?cores, "serving");
     listening(&addresses);
     watch(&signals, &shards)?;
-    stop(shards)
+    stop(shards)?;
+    // The kernel takes rings apart in its own time; whoever comes next need not wait for that.
+    files.iter().for_each(|file| file.unlock());
+    Ok(())
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {
