@@ -137,6 +137,11 @@ pub trait Io {
     fn rx_bytes(&self, buf: &RxBuf) -> &[u8];
     fn rx_release(&mut self, buf: RxBuf);
 
+    /// The address a connection came in at; `None` where that is not known.
+    fn local_address(&self, _socket: SocketSlot) -> Option<SocketAddr> {
+        None
+    }
+
     /// Takes a socket in; gives it back when the table is full.
     fn adopt_socket(&mut self, socket: Self::Socket) -> Result<SocketSlot, Self::Socket>;
     /// Takes a socket out. No operation on it may be pending. `None` for an empty slot.

@@ -37,7 +37,37 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// The portals as an initiator that came in at `local` can use them: one that listens on every address is
+    /// named by the address it was reached at, and left out for the other address family.
+    pub fn portals_at(&self, local: Option<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
+        self.portals.iter().filter_map(move |portal| {
+            if !portal.ip().is_unspecified() {
+                return Some(*portal);
+            }
+            let local = local.filter(|local| local.is_ipv4() == portal.is_ipv4())?;
+            Some(SocketAddr::new(local.ip(), portal.port()))
+        })
+    }
+
     pub fn find(&self, target: &str) -> Option<&DirectoryEntry> {
         self.targets.get(target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portal_on_every_address_is_named_by_the_one_it_was_reached_at() {
+        let portals =
+            ["0.0.0.0:3260", "[::]:3261", "192.0.2.1:3260"].map(|text| text.parse().unwrap()).to_vec();
+        let directory = Directory { portals, ..Directory::default() };
+        let at = |local: &str| {
+            directory.portals_at(local.parse().ok()).map(|portal| portal.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(at("10.0.0.9:3260"), ["10.0.0.9:3260", "192.0.2.1:3260"]);
+        assert_eq!(at("[2001:db8::9]:3261"), ["[2001:db8::9]:3261", "192.0.2.1:3260"]);
+        assert_eq!(at("unknown"), ["192.0.2.1:3260"]);
     }
 }

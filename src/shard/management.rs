@@ -242,9 +242,11 @@ impl<I: Io> Shard<I> {
     /// SendTargets (RFC 7143, Appendix C): only what this initiator may log in to.
     fn send_targets(&mut self, key: ConnKey, value: &str) {
         let Some(connection) = self.connections.get_mut(key) else { return };
+        let local = self.io.local_address(connection.socket);
+        let portals: Vec<_> =
+            self.directory.portals_at(local).map(|portal| (portal.to_string(), 1)).collect();
         let Some(full) = connection.full() else { return };
         let own = full.target.map(|index| self.core.targets[index as usize].name.as_str());
-        let portals: Vec<_> = self.directory.portals.iter().map(|portal| (portal.to_string(), 1)).collect();
         let listings = self
             .directory
             .targets

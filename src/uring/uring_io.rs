@@ -6,7 +6,7 @@ use core::fmt;
 use core::time::Duration;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::opcode;
@@ -313,6 +313,11 @@ impl Io for UringIo {
         // Sockets that come from a ring have these options; one that is not TCP works without.
         let _ = configure(socket.as_fd());
         self.state.sockets.insert(socket).map(SocketSlot)
+    }
+
+    fn local_address(&self, socket: SocketSlot) -> Option<SocketAddr> {
+        let socket = self.state.sockets.get(socket.0)?;
+        SocketAddr::try_from(rustix::net::getsockname(socket).ok()?).ok()
     }
 
     fn release_socket(&mut self, socket: SocketSlot) -> Option<OwnedFd> {
