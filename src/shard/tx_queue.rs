@@ -275,8 +275,11 @@ mod tests {
         let part = Part { buf: chunk.share(), start: 1, len: 7 };
         let mut bhs = Bhs::default();
         bhs.set_data_len(7);
+        assert!(queue.can_stage(pool));
         queue.stage_parts(&bhs, core::iter::once(part), 7);
+        assert!(queue.can_stage(pool));
         queue.stage_inline(pool, &bhs, b"abcdefg");
+        assert!(queue.can_stage(pool));
         queue.stage_inline(pool, &Bhs::default(), b"");
         queue.queued_bytes()
     }
