@@ -32,6 +32,7 @@ pub struct TargetSpec {
 pub struct UnitSpec {
     pub lun: u16,
     pub readonly: bool,
+    pub removable: bool,
     pub block_size: BlockSize,
     pub chain: OpenedChain,
 }
@@ -97,6 +98,6 @@ fn open_unit(
             unit.path.display()
         ));
     }
-    let UnitConfig { lun, readonly, block_size, .. } = *unit;
-    Ok(UnitSpec { lun, readonly, block_size, chain })
+    let UnitConfig { lun, readonly, removable, block_size, .. } = *unit;
+    Ok(UnitSpec { lun, readonly, removable, block_size, chain })
 }

@@ -66,6 +66,8 @@ pub struct UnitConfig {
     pub path: PathBuf,
     pub origin: Origin,
     pub readonly: bool,
+    /// The initiator may eject the medium: until it is loaded again, the unit is NOT READY.
+    pub removable: bool,
     pub block_size: BlockSize,
 }
 
@@ -138,6 +140,8 @@ struct RawLun {
     path: Spanned<PathBuf>,
     #[serde(default)]
     readonly: bool,
+    #[serde(default)]
+    removable: bool,
     block_size: Option<Spanned<i64>>,
 }
 
@@ -414,7 +418,10 @@ impl<'a> Reader<'a> {
         let path = self.folder.join(raw.path.get_ref());
         let origin = self.origin(&raw.path);
         match std::fs::metadata(&path) {
-            Ok(_) => Some(UnitConfig { lun, path, origin, readonly: raw.readonly, block_size }),
+            Ok(_) => {
+                let (readonly, removable) = (raw.readonly, raw.removable);
+                Some(UnitConfig { lun, path, origin, readonly, removable, block_size })
+            }
             Err(error) => {
                 self.refuse(&raw.path, format!("image {} cannot be opened: {error}", path.display()));
                 None
@@ -443,6 +450,7 @@ block_size = 4096
   lun = 0
   path = "image"
   block_size = 512
+  removable = true
 "#;
 
     fn folder() -> tempfile::TempDir {
@@ -474,9 +482,12 @@ block_size = 4096
             ("node-001", &b"a secret of the node"[..])
         );
         assert_eq!(chap.mutual.as_ref().unwrap().user, "room");
-        let units: Vec<_> =
-            target.units.iter().map(|unit| (unit.lun, unit.readonly, unit.block_size)).collect();
-        assert_eq!(units, [(0, false, BlockSize::B512), (1, true, BlockSize::B4096)]);
+        let units: Vec<_> = target
+            .units
+            .iter()
+            .map(|unit| (unit.lun, unit.readonly, unit.removable, unit.block_size))
+            .collect();
+        assert_eq!(units, [(0, false, true, BlockSize::B512), (1, true, false, BlockSize::B4096)]);
     }
 
     #[test]
@@ -501,7 +512,7 @@ block_size = 4096
         let text = format!("[[target]]{target}[[target]]{target}");
         assert_eq!(
             errors(folder.path(), &text),
-            ["15: target iqn.2026-11.io.goldrush:node-001 stands a second time; it is on line 2 already"]
+            ["16: target iqn.2026-11.io.goldrush:node-001 stands a second time; it is on line 2 already"]
         );
     }
 

@@ -204,7 +204,7 @@ fn target(spec: TargetSpec, table: &mut LayerTable) -> Result<TargetSeed, Error>
             physical_exponent: if block_size == BlockSize::B512 { 3 } else { 0 },
             read_only: !writable,
             thin: true,
-            removable: false,
+            removable: unit.removable,
         });
         units.push(UnitSeed { chain, block_size, leaf, leaf_file, writable });
     }

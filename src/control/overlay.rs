@@ -41,7 +41,8 @@ pub(super) fn prepare(
             created += 1;
         }
         let origin = Origin::CommandLine;
-        let unit = UnitConfig { lun: 0, path, origin, readonly: false, block_size: BlockSize::default() };
+        let block_size = BlockSize::default();
+        let unit = UnitConfig { lun: 0, path, origin, readonly: false, removable: false, block_size };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
         targets.push(TargetConfig { name, origin, initiators: None, chap: None, units: vec![unit] });
