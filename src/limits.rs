@@ -21,11 +21,13 @@ pub const REPLY_BYTES_MAX: usize = CHUNK_BYTES;
 /// What initiators are told is best (VPD page B0h, OPTIMAL TRANSFER LENGTH): one burst.
 pub const TRANSFER_OPTIMAL_BYTES: usize = 1024 * 1024;
 /// The longest WRITE SAME (VPD page B0h).
-pub const WRITE_SAME_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const WRITE_SAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The longest COMPARE AND WRITE, each half (VPD page B0h).
 pub const COMPARE_AND_WRITE_BYTES_MAX: usize = 64 * 1024;
 /// All ranges of one UNMAP together (VPD page B0h).
 pub const UNMAP_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// What one GET LBA STATUS looks at; the initiator asks on from there. Bounds the bitmaps it may have to read.
+pub const LBA_STATUS_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Ranges of one UNMAP (VPD page B0h).
 pub const UNMAP_DESCRIPTORS_MAX: u32 = 256;
 

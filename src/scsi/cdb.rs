@@ -123,6 +123,10 @@ pub(super) enum Command {
         extent: Extent,
         fua: bool,
     },
+    OrWrite {
+        extent: Extent,
+        fua: bool,
+    },
     WriteSame {
         extent: Extent,
         unmap: bool,
@@ -276,6 +280,7 @@ pub(super) fn decode(row: &Opcode, bytes: &[u8; CDB_BYTES_MAX]) -> Result<Comman
         }
         Operation::PreFetch => Command::PreFetch { extent: extent(), immediate: fields.bit(1, 0x02) },
         Operation::CompareAndWrite => compare_and_write(&fields),
+        Operation::OrWrite => Command::OrWrite { extent: extent(), fua: fields.fua() },
         Operation::WriteSame => return write_same(&fields),
         Operation::Unmap => return unmap(&fields),
         Operation::TestUnitReady => Command::TestUnitReady,

@@ -234,7 +234,8 @@ impl Device {
             UnitFault::NoSpace => Sense::SPACE_ALLOCATION_FAILED,
             UnitFault::ReadOnly => Sense::WRITE_PROTECTED,
             UnitFault::Miscompare { offset } => Sense::MISCOMPARE.with_information(offset),
-            UnitFault::DataOutLength => Sense::INVALID_DATA_OUT_LENGTH,
+            // It is the CDB's length that does not fit what the initiator announced to send.
+            UnitFault::DataOutLength => Sense::INVALID_FIELD_IN_CDB,
             UnitFault::Internal => Sense::INTERNAL_TARGET_FAILURE,
         };
         let with_lba = match (lba, sense.information) {
@@ -247,16 +248,16 @@ impl Device {
         }
     }
 
-    /// LOGICAL UNIT RESET. Everyone but `by` hears of it (SAM-5, 6.3.3).
-    pub fn reset_unit(&mut self, unit: UnitIndex, by: Option<Nexus>) {
+    /// LOGICAL UNIT RESET. Every nexus hears of it (SAM-5, 6.3.3), also the one that asked for it; `except` spares one.
+    pub fn reset_unit(&mut self, unit: UnitIndex, except: Option<Nexus>) {
         if let Some(unit) = self.units.get_mut(unit.0 as usize) {
-            unit.reset(by, UnitAttention::UnitReset);
+            unit.reset(except, UnitAttention::UnitReset);
         }
     }
 
     /// Target reset, warm or cold: every unit.
-    pub fn reset(&mut self, by: Option<Nexus>) {
-        self.units.iter_mut().for_each(|unit| unit.reset(by, UnitAttention::TargetReset));
+    pub fn reset(&mut self, except: Option<Nexus>) {
+        self.units.iter_mut().for_each(|unit| unit.reset(except, UnitAttention::TargetReset));
     }
 
     /// Commands of `victim` ended because another initiator cleared the task set; with TAS zero they get no status,

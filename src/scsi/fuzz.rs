@@ -79,19 +79,26 @@ fn small_device() -> Option<Device> {
 }
 
 fn check(plan: &UnitPlan) {
+    let inside = |range: &BlockRange| {
+        assert!(range.start.0.checked_add(range.count.0).is_some_and(|end| end <= BLOCKS), "{range:?}");
+    };
     let within = |range: &BlockRange| {
         assert!(range.count.0 > 0, "an empty range has no plan");
-        assert!(range.start.0.checked_add(range.count.0).is_some_and(|end| end <= BLOCKS), "{range:?}");
+        inside(range);
     };
     match plan {
         UnitPlan::Done(reply) | UnitPlan::AbortThenDone { reply, .. } => check_reply(reply),
         UnitPlan::Read { range, .. }
         | UnitPlan::Write { range, .. }
         | UnitPlan::Verify { range, .. }
-        | UnitPlan::CompareAndWrite { range, .. }
+        | UnitPlan::OrWrite { range, .. }
         | UnitPlan::PreFetch { range, .. } => {
             within(range);
             assert!(range.count.0 <= limits::TRANSFER_BYTES_MAX as u64 / 512);
+        }
+        UnitPlan::CompareAndWrite { range, .. } => {
+            inside(range);
+            assert!(range.count.0 <= limits::COMPARE_AND_WRITE_BYTES_MAX as u64 / 512);
         }
         UnitPlan::WriteSame { range, .. } => within(range),
         UnitPlan::Zero { ranges, .. } => {

@@ -42,7 +42,7 @@ impl UnitReply {
 }
 
 /// What must happen for a command. Ranges lie within the unit and, where data moves, within
-/// `limits::TRANSFER_BYTES_MAX`; a range with nothing in it never gets here.
+/// `limits::TRANSFER_BYTES_MAX`; a range with nothing in it gets here only for `CompareAndWrite`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitPlan {
     Done(UnitReply),
@@ -68,7 +68,7 @@ pub enum UnitPlan {
         one_block: bool,
     },
     /// Every block becomes the one block of data-out, or zeros without data-out when `zero`. `unmap`: blocks may be
-    /// deallocated when the block is all zeros. May be longer than a transfer (`limits::WRITE_SAME_BYTES_MAX`).
+    /// deallocated when the block is all zeros. Fails without the exact amount of data-out. May be longer than a transfer (`limits::WRITE_SAME_BYTES_MAX`).
     WriteSame {
         unit: UnitIndex,
         range: BlockRange,
@@ -82,8 +82,14 @@ pub enum UnitPlan {
         ranges: Vec<BlockRange>,
     },
     /// Data-out: twice the range. The first half is compared; when equal, the second half is written; both without
-    /// any other command in between.
+    /// another write in between. Fails without the exact amount of data-out.
     CompareAndWrite {
+        unit: UnitIndex,
+        range: BlockRange,
+        fua: bool,
+    },
+    /// Data-out: the blocks. They are combined by OR with what is there, without another write in between.
+    OrWrite {
         unit: UnitIndex,
         range: BlockRange,
         fua: bool,
@@ -122,7 +128,7 @@ impl UnitPlan {
     pub fn data_out_bytes(&self, block_size: BlockSize) -> u64 {
         let block = u64::from(block_size.bytes());
         match self {
-            Self::Write { range, .. } => range.count.0.saturating_mul(block),
+            Self::Write { range, .. } | Self::OrWrite { range, .. } => range.count.0.saturating_mul(block),
             Self::CompareAndWrite { range, .. } => range.count.0.saturating_mul(2 * block),
             Self::Verify { one_block: true, .. } | Self::WriteSame { zero: false, .. } => block,
             Self::Verify { range, compare: true, .. } => range.count.0.saturating_mul(block),

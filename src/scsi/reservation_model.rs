@@ -41,6 +41,7 @@ const TABLE: &[(Operation, &str)] = &[
     (Operation::WriteAndVerify, "CCACC"),
     (Operation::WriteSame, "CCACC"),
     (Operation::CompareAndWrite, "CCACC"),
+    (Operation::OrWrite, "CCACC"),
     (Operation::Unmap, "CCACC"),
     (Operation::SynchronizeCache, "CCACC"),
 ];

@@ -14,7 +14,7 @@ use crate::io::{Op, OpToken};
 use crate::iscsi::session::TaskId;
 use crate::limits;
 use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
-use crate::scsi::{LbaRun, Nexus, ScsiStatus, Sense, UnitFault, UnitIndex, UnitPlan, UnitReply};
+use crate::scsi::{Nexus, ScsiStatus, Sense, UnitFault, UnitIndex, UnitPlan, UnitReply};
 use crate::slab::{Key, Slab};
 use crate::units::{BlockCount, BlockRange, BlockSize, Lba, SECTOR_BYTES, SectorCount};
 
@@ -24,6 +24,7 @@ use super::commit::LayerWork;
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
+use super::turns::Turns;
 
 pub(super) type TaskKey = Key<Box<Task>>;
 
@@ -35,6 +36,7 @@ pub(super) struct LunState {
     pub(super) leaf: LayerId,
     pub(super) leaf_file: FileSlot,
     pub(super) writable: bool,
+    pub(super) turns: Turns,
 }
 
 /// A task whose reply is ready.
@@ -43,6 +45,16 @@ pub(super) struct Finished {
     pub(super) task: TaskKey,
     pub(super) conn: ConnKey,
     pub(super) id: TaskId,
+}
+
+/// A PREEMPT AND ABORT that is decided, and answered when the commands of its victims on this unit have ended.
+#[derive(Debug)]
+pub(super) struct Preempting {
+    pub(super) task: TaskKey,
+    pub(super) target: u32,
+    pub(super) unit: UnitIndex,
+    /// Emptied once their commands are told to end.
+    pub(super) victims: Vec<Nexus>,
 }
 
 /// A command as it comes from a session.
@@ -83,8 +95,8 @@ pub(super) struct Core {
     pub(super) tasks: Slab<Box<Task>>,
     spare: Vec<Box<Task>>,
     pub(super) finished: Vec<Finished>,
-    /// Nexuses whose commands on a unit end (PREEMPT AND ABORT): target, unit, nexus.
-    pub(super) preempted: Vec<(u32, UnitIndex, Nexus)>,
+    /// PREEMPT AND ABORT commands that wait for the end of others.
+    pub(super) preempting: Vec<Preempting>,
     /// Tasks that can go on.
     pub(super) ready: VecDeque<TaskKey>,
     /// Tasks that wait for buffers, first come first served.
@@ -116,7 +128,7 @@ impl Core {
             tasks: Slab::with_capacity(limits::SHARD_TASKS_MAX),
             spare: Vec::new(),
             finished: Vec::with_capacity(1024),
-            preempted: Vec::new(),
+            preempting: Vec::new(),
             ready: VecDeque::with_capacity(1024),
             parked: VecDeque::with_capacity(1024),
             bitmaps: Slab::with_capacity(limits::SHARD_TASKS_MAX),
@@ -201,7 +213,7 @@ impl Core {
                 let kind = if zero { WriteKind::Zero } else { WriteKind::Data };
                 task.start_pass(Pass::Write(kind), range);
                 if zero {
-                    self.advance(key);
+                    self.execute(key);
                     return Begun::Running(key);
                 }
                 let block = u64::from(self.luns[task.lun as usize].block_size.bytes());
@@ -213,6 +225,12 @@ impl Core {
                 task.start_pass(Pass::Read, range);
                 self.collect(key, range.bytes().0 * 2, write_len)
             }
+            UnitPlan::OrWrite { unit, range, fua } => {
+                let range = place(task, unit, range);
+                task.work = Work::OrWrite { fua };
+                task.start_pass(Pass::Read, range);
+                self.collect(key, range.bytes().0, write_len)
+            }
             UnitPlan::Zero { unit, mut ranges } => {
                 ranges.reverse();
                 let first = ranges.pop();
@@ -220,19 +238,21 @@ impl Core {
                 let empty = BlockRange { start: Lba(0), count: BlockCount(0) };
                 let range = place(task, unit, first.unwrap_or(empty));
                 task.start_pass(Pass::Write(WriteKind::Zero), range);
-                self.advance(key);
+                self.execute(key);
                 Begun::Running(key)
             }
             // A hint, and the golden cache reads whole chunks anyway: GOOD is a full answer (SBC-3, 5.10).
             UnitPlan::PreFetch { .. } => self.reply(key, UnitReply::good(), read_len),
             UnitPlan::LbaStatus { unit, start, allocation } => {
-                let nothing = BlockRange { start, count: BlockCount(0) };
-                place(task, unit, nothing);
-                self.lba_status(key, start, allocation, read_len)
+                self.begin_lba_status(key, unit, start, allocation, read_len)
             }
             UnitPlan::AbortThenDone { unit, victims, reply } => {
-                self.preempted.extend(victims.into_iter().map(|victim| (task.target, unit, victim)));
-                self.reply(key, reply, read_len)
+                task.status = reply.status;
+                task.sense = reply.sense;
+                task.work = Work::Reply;
+                task.stage = Stage::Preempt;
+                self.preempting.push(Preempting { task: key, target: task.target, unit, victims });
+                Begun::Running(key)
             }
             UnitPlan::Flush { unit, .. } => {
                 let nothing = BlockRange { start: Lba(0), count: BlockCount(0) };
@@ -249,7 +269,7 @@ impl Core {
     }
 
     /// The command is decided.
-    fn reply(&mut self, key: TaskKey, reply: UnitReply, read_len: u32) -> Begun {
+    pub(super) fn reply(&mut self, key: TaskKey, reply: UnitReply, read_len: u32) -> Begun {
         if let Some(task) = self.tasks.get_mut(key) {
             task.status = reply.status;
             task.sense = reply.sense;
@@ -264,6 +284,10 @@ impl Core {
     fn collect(&mut self, key: TaskKey, wanted: u64, write_len: u32) -> Begun {
         let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX).min(2 * limits::TRANSFER_BYTES_MAX as u32);
+        if task.work.needs_exact_data() && wanted != write_len {
+            self.fail_io(key, UnitFault::DataOutLength);
+            return Begun::Running(key);
+        }
         let coming = wanted.min(write_len);
         task.out_wanted = coming;
         task.stage = Stage::Collect;
@@ -310,9 +334,9 @@ impl Core {
                 let range = task.range.take(SectorCount(blocks * block.sectors()));
                 task.start_pass(Pass::Write(WriteKind::Data), range);
             }
-            Work::CompareAndWrite { .. } | Work::Verify { .. } => {
-                let needed =
-                    if matches!(task.work, Work::Verify { .. }) { 1 } else { 2 } * task.range.bytes().0;
+            Work::CompareAndWrite { .. } | Work::OrWrite { .. } | Work::Verify { .. } => {
+                let halves = if matches!(task.work, Work::CompareAndWrite { .. }) { 2 } else { 1 };
+                let needed = halves * task.range.bytes().0;
                 if u64::from(task.out_received) < needed {
                     self.short_data(key);
                     return;
@@ -320,10 +344,12 @@ impl Core {
             }
             _ => {}
         }
-        if let Some(task) = self.tasks.get_mut(key) {
+        if let Some(task) = self.tasks.get_mut(key)
+            && !matches!(task.work, Work::OrWrite { .. })
+        {
             task.seal_out();
         }
-        self.advance(key);
+        self.execute(key);
     }
 
     fn parameter(&mut self, key: TaskKey) {
@@ -352,7 +378,7 @@ impl Core {
                 return;
             }
             let more = match task.stage {
-                Stage::Collect | Stage::Finished => false,
+                Stage::Collect | Stage::Turn | Stage::Preempt | Stage::Finished => false,
                 Stage::Transfer => {
                     if task.pending > 0 {
                         return;
@@ -363,6 +389,7 @@ impl Core {
                 Stage::Resolve => match task.pass {
                     Pass::Read => self.read_portion(key),
                     Pass::Write(kind) => self.write_portion(key, kind),
+                    Pass::Status => self.status_portion(key),
                 },
                 Stage::Commit => self.commit_done(key),
                 Stage::Sync => {
@@ -384,6 +411,7 @@ impl Core {
         match task.pass {
             Pass::Read => self.read_portion_done(key),
             Pass::Write(_) => self.write_portion_done(key),
+            Pass::Status => false,
         }
     }
 
@@ -399,6 +427,10 @@ impl Core {
             (Pass::Read, _) => {
                 super::read_path::seal_assembly(task);
                 self.read_pass_done(key)
+            }
+            (Pass::Status, _) => {
+                self.status_done(key);
+                false
             }
             (Pass::Write(_), Work::Zero { ranges }) => {
                 let block_size = self.luns[task.lun as usize].block_size;
@@ -419,6 +451,7 @@ impl Core {
                 Pass::Write(_),
                 Work::Write { fua: true, .. }
                 | Work::CompareAndWrite { fua: true }
+                | Work::OrWrite { fua: true }
                 | Work::WriteSame { fua: true },
             ) => {
                 self.sync(key);
@@ -447,6 +480,14 @@ impl Core {
         match task.work {
             Work::CompareAndWrite { .. } => {
                 let range = task.range;
+                task.segments.clear();
+                task.start_pass(Pass::Write(WriteKind::Data), range);
+                true
+            }
+            Work::OrWrite { .. } => {
+                let range = task.range;
+                task.or_into_out();
+                task.seal_out();
                 task.segments.clear();
                 task.start_pass(Pass::Write(WriteKind::Data), range);
                 true
@@ -503,7 +544,8 @@ impl Core {
         self.finish(key);
     }
 
-    fn finish(&mut self, key: TaskKey) {
+    pub(super) fn finish(&mut self, key: TaskKey) {
+        self.leave_turn(key);
         let Some(task) = self.tasks.get_mut(key) else { return };
         debug_assert_eq!(task.pending, 0);
         task.stage = Stage::Finished;
@@ -532,6 +574,7 @@ impl Core {
 
     /// The session needs the task no more.
     pub(super) fn release(&mut self, key: TaskKey) {
+        self.leave_turn(key);
         if let Some(mut task) = self.tasks.remove(key) {
             task.recycle();
             self.spare.push(task);
@@ -547,7 +590,12 @@ impl Core {
             return false;
         }
         match task.stage {
-            Stage::Collect | Stage::Finished => {
+            Stage::Turn => {
+                self.give_up_turn(key);
+                self.release(key);
+                true
+            }
+            Stage::Collect | Stage::Preempt | Stage::Finished => {
                 self.release(key);
                 true
             }
@@ -600,20 +648,5 @@ fn repeat_block(task: &mut Task, block: usize) {
             bytes.copy_within(..step, filled);
             filled += step;
         }
-    }
-}
-
-impl Core {
-    /// GET LBA STATUS: which blocks the image holds, as far as the answer has room.
-    fn lba_status(&mut self, key: TaskKey, start: Lba, allocation: u32, read_len: u32) -> Begun {
-        let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
-        let lun = &self.luns[task.lun as usize];
-        let size = lun.block_size;
-        let blocks = lun.chain.sectors().0 / size.sectors();
-        // One run to the end of the disk, all of it mapped: true of every block that was ever written, and allowed
-        // for the others (SBC-3, 4.7.4.1: a mapped block may read as zeros).
-        let count = BlockCount(blocks.saturating_sub(start.0));
-        let reply = crate::scsi::lba_status(start, &[LbaRun { count, mapped: true }], allocation);
-        self.reply(key, reply, read_len)
     }
 }

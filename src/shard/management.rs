@@ -11,6 +11,7 @@ use crate::iscsi::session::{ManagementFunction, SessionEvent, TaskId};
 use crate::scsi::{Lun, Nexus};
 
 use super::connection::{Phase, Want};
+use super::executor::Preempting;
 use super::target::PendingManagement;
 use super::token::{Kind, Token};
 use super::{ConnKey, Shard};
@@ -74,28 +75,46 @@ impl<I: Io> Shard<I> {
         self.mark_dirty(key);
     }
 
-    /// PREEMPT AND ABORT: ends the commands of the preempted nexuses.
+    /// PREEMPT AND ABORT (SPC-4, 5.12.11.2.6): ends the commands of the preempted nexuses, and answers once what the
+    /// ring does for them has ended too.
     pub(super) fn end_preempted(&mut self) {
-        for (index, unit, victim) in core::mem::take(&mut self.core.preempted) {
-            let target = &self.core.targets[index as usize];
-            let Some(lun) = target.device.lun(unit) else { continue };
-            let conn =
-                target.sessions.iter().find(|session| session.nexus == victim).map(|session| session.conn);
-            let Some(full) = conn.and_then(|conn| self.connections.get_mut(conn)).and_then(|c| c.full())
-            else {
-                continue;
-            };
-            let ended: Vec<_> = full
-                .session
-                .tasks()
-                .filter(|(_, field, ..)| Lun::from_field(field.0) == Ok(lun))
-                .map(|(task, ..)| task)
-                .collect();
-            for task in ended {
-                full.session.abort_task(task);
-                full.forget(&mut self.core, task);
+        for mut preempting in core::mem::take(&mut self.core.preempting) {
+            let index = preempting.target as usize;
+            for victim in core::mem::take(&mut preempting.victims) {
+                if self.end_tasks_of(&preempting, victim) {
+                    self.core.targets[index].device.aborted_by_other(victim, preempting.unit);
+                }
+            }
+            if self.core.targets[index].aborted_in_flight == 0 {
+                if self.core.tasks.get(preempting.task).is_some() {
+                    self.core.finish(preempting.task);
+                }
+            } else {
+                self.core.preempting.push(preempting);
             }
         }
+    }
+
+    /// Ends what `victim` has on the unit, but for the preempting command itself. True when that was something.
+    fn end_tasks_of(&mut self, preempting: &Preempting, victim: Nexus) -> bool {
+        let target = &self.core.targets[preempting.target as usize];
+        let Some(lun) = target.device.lun(preempting.unit) else { return false };
+        let conn = target.sessions.iter().find(|session| session.nexus == victim).map(|session| session.conn);
+        let Some(full) = conn.and_then(|conn| self.connections.get_mut(conn)).and_then(|c| c.full()) else {
+            return false;
+        };
+        let ended: Vec<_> = full
+            .session
+            .tasks()
+            .filter(|(_, field, ..)| Lun::from_field(field.0) == Ok(lun))
+            .map(|(task, ..)| task)
+            .filter(|task| full.task_key(*task) != Some(preempting.task))
+            .collect();
+        for task in &ended {
+            full.session.abort_task(*task);
+            full.forget(&mut self.core, *task);
+        }
+        !ended.is_empty()
     }
 
     /// RFC 7143, 11.5: what the function ends is forgotten; the response waits until it has really ended.
@@ -127,11 +146,11 @@ impl<I: Io> Shard<I> {
             match function {
                 ManagementFunction::LunReset => {
                     if let Some(unit) = unit {
-                        device.reset_unit(unit, Some(nexus));
+                        device.reset_unit(unit, None);
                     }
                 }
                 ManagementFunction::TargetWarmReset | ManagementFunction::TargetColdReset => {
-                    device.reset(Some(nexus));
+                    device.reset(None);
                 }
                 _ => {}
             }

@@ -10,6 +10,8 @@
 //! | `logins`     | what a login asks of the shard: targets, hand-off, reinstatement    |
 //! | `management` | task management functions and closing                               |
 //! | `executor`   | a command from plan to reply; `read_path`, `write_path` its halves  |
+//! | `turns`      | which writes wait for which                                         |
+//! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
@@ -19,6 +21,7 @@ mod commit;
 mod connection;
 mod directory;
 mod executor;
+mod lba_status;
 mod logins;
 mod mailbox;
 mod management;
@@ -28,6 +31,7 @@ mod stop;
 mod target;
 mod task;
 mod token;
+mod turns;
 mod tx_queue;
 mod write_path;
 
@@ -161,6 +165,7 @@ impl<I: Io> Shard<I> {
                 leaf: unit.leaf,
                 leaf_file: unit.leaf_file,
                 writable: unit.writable,
+                turns: turns::Turns::default(),
             }));
         }
         Self {

@@ -4,11 +4,13 @@
 //!
 //! | stage      | the task waits for                               | goes to                                   |
 //! |------------|--------------------------------------------------|-------------------------------------------|
-//! | `Collect`  | data-out from the initiator                      | `Resolve`, `Sync`                         |
+//! | `Collect`  | data-out from the initiator                      | `Turn`, `Resolve`                         |
+//! | `Turn`     | other writes of its unit                         | `Resolve`                                 |
 //! | `Resolve`  | nothing, or a bitmap, prepared space, a buffer   | `Transfer`, `Commit`, `Sync`, `Finished`  |
 //! | `Transfer` | file operations of one portion                   | `Resolve`, `Finished` (fault)             |
 //! | `Commit`   | the metadata commit that covers its data         | `Resolve`, `Sync`, `Finished`             |
 //! | `Sync`     | fdatasync                                        | `Resolve`, `Finished`                     |
+//! | `Preempt`  | the end of commands it aborts                    | `Finished`                                |
 //! | `Finished` | its reply to be queued for sending               | dropped                                   |
 
 use crate::buf::{Buf, BufRef};
@@ -18,17 +20,21 @@ use crate::limits;
 use crate::plan::{CommitSeq, FileSlot, WriteKind};
 use crate::scsi::Nexus;
 use crate::scsi::{ScsiStatus, Sense};
-use crate::units::{BlockRange, ByteOffset, SectorRange};
+use crate::units::{BlockRange, ByteOffset, Lba, SectorRange};
 
 use super::ConnKey;
+use super::lba_status::HeldRun;
+use super::turns::Turn;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Collect,
+    Turn,
     Resolve,
     Transfer,
     Commit,
     Sync,
+    Preempt,
     Finished,
 }
 
@@ -37,6 +43,8 @@ pub(super) enum Stage {
 pub(super) enum Pass {
     Read,
     Write(WriteKind),
+    /// Only looks at where the blocks are.
+    Status,
 }
 
 /// The command, once `scsi` has decided what it means.
@@ -61,6 +69,16 @@ pub(super) enum Work {
     CompareAndWrite {
         fua: bool,
     },
+    /// Combines the data-out with what is there.
+    OrWrite {
+        fua: bool,
+    },
+    /// GET LBA STATUS, with what was found so far.
+    LbaStatus {
+        start: Lba,
+        allocation: u32,
+        runs: Vec<HeldRun>,
+    },
     /// UNMAP: the ranges that are still to be zeroed, last first.
     Zero {
         ranges: Vec<BlockRange>,
@@ -68,6 +86,14 @@ pub(super) enum Work {
     Flush,
     /// A parameter list, given back to `scsi` when it has arrived.
     Parameter,
+}
+
+impl Work {
+    /// Data-out of another length means nothing. A plain write writes what came, and its residual tells the rest
+    /// (RFC 7143, 11.4.5).
+    pub(super) fn needs_exact_data(&self) -> bool {
+        matches!(self, Self::CompareAndWrite { .. } | Self::OrWrite { .. } | Self::WriteSame { .. })
+    }
 }
 
 /// A run of data-in. `buf` is missing while its bytes are on their way.
@@ -104,6 +130,8 @@ pub(super) struct Task {
     pub(super) lun: u32,
     pub(super) work: Work,
     pub(super) stage: Stage,
+    /// Its share in the writes of its unit.
+    pub(super) turn: Turn,
     pub(super) pass: Pass,
     /// The range of the command, the part not yet resolved, and the part being transferred.
     pub(super) range: SectorRange,
@@ -144,6 +172,7 @@ impl Task {
             lun: 0,
             work: Work::Reply,
             stage: Stage::Resolve,
+            turn: Turn::None,
             pass: Pass::Read,
             range: nowhere,
             left: nowhere,
@@ -228,6 +257,21 @@ impl Task {
     pub(super) fn seal_out(&mut self) {
         for buf in self.out_filling.drain(..) {
             self.out.push(buf.share());
+        }
+    }
+
+    /// ORWRITE: what was read goes into the data-out, bit by bit.
+    pub(super) fn or_into_out(&mut self) {
+        for segment in &self.segments {
+            let Some(source) = &segment.buf else { continue };
+            let bytes = &source.as_slice()[segment.start as usize..(segment.start + segment.len) as usize];
+            for (at, byte) in (segment.at as usize..).zip(bytes) {
+                if let Some(buf) = self.out_filling.get_mut(at / limits::CHUNK_BYTES)
+                    && let Some(target) = buf.as_mut_slice().get_mut(at % limits::CHUNK_BYTES)
+                {
+                    *target |= byte;
+                }
+            }
         }
     }
 

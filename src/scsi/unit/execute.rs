@@ -49,6 +49,7 @@ impl LogicalUnit {
             Command::Write { extent, fua, verify } => self.write(extent, fua, verify),
             Command::Verify { extent, check } => self.verify(extent, check),
             Command::CompareAndWrite { extent, fua } => self.compare_and_write(extent, fua),
+            Command::OrWrite { extent, fua } => self.or_write(extent, fua),
             Command::WriteSame { extent, unmap, no_data } => self.write_same(extent, unmap, no_data),
             Command::SynchronizeCache { extent, immediate } => self.synchronize_cache(extent, immediate),
             Command::PreFetch { extent, immediate } => self.pre_fetch(extent, immediate),
@@ -134,20 +135,24 @@ impl LogicalUnit {
         if extent.count.0 > u64::from(vpd::compare_and_write_blocks(self.geometry)) {
             return Err(Sense::cdb_field(u16::from(extent.count_byte), 7));
         }
-        Ok(self.transfer(extent)?.map_or(GOOD, |range| UnitPlan::CompareAndWrite { unit, range, fua }))
+        Ok(UnitPlan::CompareAndWrite { unit, range: self.range(extent)?, fua })
     }
 
-    /// Without a length: up to the end of the unit, if that is not longer than allowed (WSNZ is zero).
+    fn or_write(&self, extent: Extent, fua: bool) -> Result<UnitPlan, Sense> {
+        let unit = self.index;
+        let fua = fua || !self.modes.write_cache;
+        Ok(self.transfer(extent)?.map_or(GOOD, |range| UnitPlan::OrWrite { unit, range, fua }))
+    }
+
+    /// A length is needed (WSNZ is one).
     fn write_same(&self, extent: Extent, unmap: bool, no_data: bool) -> Result<UnitPlan, Sense> {
         if unmap && !self.geometry.thin {
             return Err(Sense::cdb_field(1, 3));
         }
-        let range = self.to_the_end_without_length(extent)?;
-        if range.count.0 > u64::from(self.geometry.blocks_in(limits::WRITE_SAME_BYTES_MAX)) {
+        let range = self.range(extent)?;
+        let most = u64::from(self.geometry.blocks_in(limits::WRITE_SAME_BYTES_MAX));
+        if range.count.0 == 0 || range.count.0 > most {
             return Err(Sense::cdb_field(u16::from(extent.count_byte), 7));
-        }
-        if range.count.0 == 0 {
-            return Ok(GOOD);
         }
         let fua = !self.modes.write_cache;
         Ok(UnitPlan::WriteSame { unit: self.index, range, zero: no_data, unmap, fua })
@@ -160,21 +165,16 @@ impl LogicalUnit {
     }
 
     fn pre_fetch(&self, extent: Extent, immediate: bool) -> Result<UnitPlan, Sense> {
-        let mut range = self.to_the_end_without_length(extent)?;
+        let mut range = self.range(extent)?;
+        if range.count.0 == 0 {
+            range.count = BlockCount(self.geometry.blocks - range.start.0);
+        }
         // A hint, so a longer one is not an error: the first part of it is fetched.
         range.count.0 = range.count.0.min(u64::from(self.geometry.blocks_in(limits::TRANSFER_BYTES_MAX)));
         if range.count.0 == 0 {
             return Ok(GOOD);
         }
         Ok(UnitPlan::PreFetch { unit: self.index, range, immediate })
-    }
-
-    fn to_the_end_without_length(&self, extent: Extent) -> Result<BlockRange, Sense> {
-        let mut range = self.range(extent)?;
-        if range.count.0 == 0 {
-            range.count = BlockCount(self.geometry.blocks - range.start.0);
-        }
-        Ok(range)
     }
 
     fn inquiry(&self, page: Option<u8>, around: Surroundings<'_>) -> Result<Vec<u8>, Sense> {
@@ -382,19 +382,15 @@ mod tests {
     }
 
     #[test]
-    fn write_same_without_length_goes_to_the_end_if_that_is_short_enough() {
+    fn write_same_needs_a_length_within_its_limit() {
         let mut bench = Bench::new();
         let most = (limits::WRITE_SAME_BYTES_MAX / 512) as u32;
         let end = BLOCKS as u32;
-        let plan = |start: u32, count: u32| UnitPlan::WriteSame {
-            unit: UNIT,
-            range: range(u64::from(start), u64::from(count)),
-            zero: false,
-            unmap: true,
-            fua: false,
-        };
-        assert_eq!(bench.plan(A, &cdb10(0x41, 0x08, end - most, 0)), plan(end - most, most));
-        assert_eq!(bench.codes(A, &cdb10(0x41, 0x08, end - most - 1, 0)), INVALID_FIELD);
+        let range = range(u64::from(end - 9), 9);
+        let plan = UnitPlan::WriteSame { unit: UNIT, range, zero: false, unmap: true, fua: false };
+        assert_eq!(bench.plan(A, &cdb10(0x41, 0x08, end - 9, 9)), plan);
+        assert_eq!(bench.reply(A, &cdb10(0x41, 0x08, end - 9, 0)).sense, Some(Sense::cdb_field(7, 7)));
+        assert_eq!(bench.reply(A, &cdb16(0x93, 0, 0, 0)).sense, Some(Sense::cdb_field(10, 7)));
         assert_eq!(bench.codes(A, &cdb16(0x93, 0, 0, most + 1)), INVALID_FIELD);
         assert!(matches!(
             bench.plan(A, &cdb16(0x93, 0x01, 0, most)),
@@ -420,6 +416,19 @@ mod tests {
         assert_eq!(bench.plan(A, &cdb), plan);
         cdb[13] = 129;
         assert_eq!(bench.reply(A, &cdb).sense, Some(Sense::cdb_field(13, 7)));
+        cdb[13] = 0;
+        let empty = UnitPlan::CompareAndWrite { unit: UNIT, range: range(5, 0), fua: true };
+        assert_eq!(bench.plan(A, &cdb), empty, "its data-out must fit all the same");
+    }
+
+    #[test]
+    fn or_write_is_a_range_and_a_forced_unit_access_bit() {
+        let mut bench = Bench::new();
+        let plan = UnitPlan::OrWrite { unit: UNIT, range: range(5, 300), fua: true };
+        assert_eq!(bench.plan(A, &cdb16(0x8B, 0x08, 5, 300)), plan);
+        assert_eq!(bench.status(A, &cdb16(0x8B, 0, 5, 0)), ScsiStatus::Good);
+        assert_eq!(bench.codes(A, &cdb16(0x8B, 0x20, 5, 1)), INVALID_FIELD);
+        assert_eq!(bench.codes(A, &cdb16(0x8B, 0, BLOCKS, 1)), OUT_OF_RANGE);
     }
 
     #[test]
@@ -438,7 +447,7 @@ mod tests {
         for code in [0x2A, 0x2E, 0x41] {
             assert_eq!(bench.codes(A, &cdb10(code, 0, 0, 1)), (7, 0x27, 0));
         }
-        for code in [0x8A, 0x8E, 0x93, 0x89] {
+        for code in [0x8A, 0x8B, 0x8E, 0x93, 0x89] {
             assert_eq!(bench.codes(A, &cdb16(code, 0, 0, 1)), (7, 0x27, 0));
         }
         assert_eq!(bench.codes(A, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]), (7, 0x27, 0));
