@@ -77,18 +77,21 @@ pub(crate) struct CompareArgs {
     /// Write the tables to this file as Markdown
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// A sentence for both files, such as the versions compared
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    note: String,
     #[command(flatten)]
     session: SessionArgs,
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    if let Some(core) = args.pin {
-        ring::pin(core)?;
-    }
     if args.slices == 0 || args.slice_ms == 0 {
         return Err(failure!("no slices, or slices of no time, measure nothing: give both at least 1"));
     }
     let machine = proc::machine();
+    if let Some(core) = args.pin {
+        ring::pin(core)?;
+    }
     let mut urls = args.url.clone();
     let mut pids = args.pid.clone();
     let _ceiling = if args.ceiling {
@@ -120,6 +123,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     if let Some(path) = &args.json {
         let document = json!({
             "machine": machine,
+            "note": args.note,
             "slices": args.slices,
             "slice_ms": args.slice_ms,
             "client_core": args.pin,
@@ -228,7 +232,7 @@ fn markdown(machine: &Value, args: &CompareArgs, tables: &str) -> String {
     let fact = |key: &str| machine[key].as_str().unwrap_or("?").to_string();
     format!(
         "# perf compare\n\nMachine: {}{}, {} cores, {} memory, Linux {}, loopback, load average {} at the start.\n\
-         Medians of {} slices of {} ms, servers visited in rotation; a workload is SIZE-KIND-DEPTHxSESSIONS.\n\n{tables}",
+         Medians of {} slices of {} ms, servers visited in rotation; a workload is SIZE-KIND-DEPTHxSESSIONS.\n{}\n\n{tables}",
         fact("processor"),
         if machine["virtual"] == true { " (virtual machine)" } else { "" },
         machine["cores"],
@@ -237,6 +241,7 @@ fn markdown(machine: &Value, args: &CompareArgs, tables: &str) -> String {
         fact("load_average_at_start"),
         args.slices,
         args.slice_ms,
+        args.note,
     )
 }
 
