@@ -135,6 +135,13 @@ impl Connection {
         Window { exp_cmd_sn: self.exp_cmd_sn, max_cmd_sn: self.exp_cmd_sn.wrapping_add(QUEUE - 1) }
     }
 
+    /// An immediate request takes no number of its own.
+    fn count(&mut self, cmd_sn: u32, immediate: bool) {
+        if !immediate {
+            self.exp_cmd_sn = cmd_sn.wrapping_add(1);
+        }
+    }
+
     fn next_stat_sn(&mut self) -> u32 {
         let stat_sn = self.stat_sn;
         self.stat_sn = stat_sn.wrapping_add(1);
@@ -163,7 +170,7 @@ impl Connection {
                 (reply.encode(), text)
             }
             Request::Text(request) => {
-                self.exp_cmd_sn = request.cmd_sn.wrapping_add(1);
+                self.count(request.cmd_sn, is_immediate(header));
                 let text = self.terms.send_targets().encode();
                 let reply = TextResponse {
                     more: false,
@@ -185,7 +192,10 @@ impl Connection {
 
     fn request(&mut self, port: &mut Port, header: &Header) -> Result<()> {
         match Request::decode(header) {
-            Request::Command(command) => self.command(port, &command),
+            Request::Command(command) => {
+                self.count(command.cmd_sn, is_immediate(header));
+                self.command(port, &command);
+            }
             Request::DataOut(data) => self.data_out(&data)?,
             Request::NopOut(nop) if nop.tag != NO_TAG => {
                 let (stat_sn, window) = (self.next_stat_sn(), self.window());
@@ -205,7 +215,6 @@ impl Connection {
     }
 
     fn command(&mut self, port: &mut Port, command: &ScsiCommand) {
-        self.exp_cmd_sn = command.cmd_sn.wrapping_add(1);
         match scsi::transfer_range(&command.cdb) {
             Some((lba, sectors)) => {
                 let (at, len) = (lba.saturating_mul(SECTOR), u64::from(sectors) * SECTOR);
@@ -345,6 +354,10 @@ impl Connection {
         port.tx.push(&pdu.encode());
         port.tx.push(&sense);
     }
+}
+
+fn is_immediate(header: &Header) -> bool {
+    header[0] & 0x40 != 0
 }
 
 /// The data of the commands that a load client needs besides reads and writes.
