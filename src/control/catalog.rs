@@ -80,7 +80,7 @@ fn open_unit(
     users: &mut HashMap<FileIdentity, Origin>,
 ) -> Result<UnitSpec, String> {
     let access = if unit.readonly { Access::ReadOnly } else { Access::Writable };
-    let chain = opener.open_chain(&unit.path, access).map_err(|error| match error {
+    let chain = opener.open_chain_as(&unit.path, access, unit.format).map_err(|error| match error {
         OpenError::Shared { path } => {
             let user = super::file::identity_of(&path).ok().and_then(|identity| users.get(&identity));
             let user = user.map_or_else(|| "another image of this server".to_owned(), ToString::to_string);

@@ -14,6 +14,7 @@ use toml::Spanned;
 use super::cli::LISTEN_DEFAULT;
 use super::file::folder_of;
 use super::name;
+use super::open_image::Format;
 use super::secrets::{self, Secret};
 use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
 use crate::units::BlockSize;
@@ -65,6 +66,8 @@ pub struct UnitConfig {
     pub lun: u16,
     pub path: PathBuf,
     pub origin: Origin,
+    /// Detected when absent.
+    pub format: Option<Format>,
     pub readonly: bool,
     /// The initiator may eject the medium: until it is loaded again, the unit is NOT READY.
     pub removable: bool,
@@ -138,6 +141,7 @@ struct RawMutual {
 struct RawLun {
     lun: Spanned<i64>,
     path: Spanned<PathBuf>,
+    format: Option<Format>,
     #[serde(default)]
     readonly: bool,
     #[serde(default)]
@@ -419,8 +423,8 @@ impl<'a> Reader<'a> {
         let origin = self.origin(&raw.path);
         match std::fs::metadata(&path) {
             Ok(_) => {
-                let (readonly, removable) = (raw.readonly, raw.removable);
-                Some(UnitConfig { lun, path, origin, readonly, removable, block_size })
+                let (format, readonly, removable) = (raw.format, raw.readonly, raw.removable);
+                Some(UnitConfig { lun, path, origin, format, readonly, removable, block_size })
             }
             Err(error) => {
                 self.refuse(&raw.path, format!("image {} cannot be opened: {error}", path.display()));

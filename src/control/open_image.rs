@@ -60,6 +60,10 @@ pub enum OpenError {
     TooDeep { path: PathBuf },
     #[error("{path} is written by one unit and used by another: a writable image has one user", path = .path.display())]
     Shared { path: PathBuf },
+    #[error("{path} is used as raw and as a VHD: one of the two is wrong", path = .path.display())]
+    TwoFormats { path: PathBuf },
+    #[error("{path} is a VHDX by its name, and VHDX is not read: convert it to VHD or raw first", path = .path.display())]
+    Vhdx { path: PathBuf },
     #[error("{path}: {source}", path = .path.display())]
     Chain { path: PathBuf, source: ChainError },
     #[error("image root {path} cannot be resolved: {source}", path = .path.display())]
@@ -67,7 +71,8 @@ pub enum OpenError {
 }
 
 /// How the bytes of a file are to be understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     Raw,
     Vhd,
@@ -207,7 +212,18 @@ impl Opener {
 
     /// Opens `path` and all its parents, each of them once however many chains it belongs to.
     pub fn open_chain(&mut self, path: &Path, access: Access) -> Result<OpenedChain, OpenError> {
-        let leaf = self.open_leaf(path, access)?;
+        self.open_chain_as(path, access, None)
+    }
+
+    /// As [`Opener::open_chain`], with a format that is known: nothing is detected, so that what a guest wrote to the
+    /// end of a raw disk cannot make it a VHD.
+    pub fn open_chain_as(
+        &mut self,
+        path: &Path,
+        access: Access,
+        format: Option<Format>,
+    ) -> Result<OpenedChain, OpenError> {
+        let leaf = self.open_leaf_as(path, access, format)?;
         let mut link = self.link(&leaf);
         let mut layers = vec![leaf];
         while let Some(wanted) = link {
@@ -223,19 +239,37 @@ impl Opener {
 
     /// Opens `path` alone: a differencing image without its parents.
     pub fn open_leaf(&mut self, path: &Path, access: Access) -> Result<OpenedLayer, OpenError> {
+        self.open_leaf_as(path, access, None)
+    }
+
+    fn open_leaf_as(
+        &mut self,
+        path: &Path,
+        access: Access,
+        format: Option<Format>,
+    ) -> Result<OpenedLayer, OpenError> {
         let known = identity_of(path).ok().and_then(|identity| self.open.get(&identity));
         match known {
             Some(known) if access == Access::Writable || known.file.is_writable() => {
                 Err(OpenError::Shared { path: path.to_owned() })
             }
+            Some(known) if format.is_some_and(|format| format != known.format) => {
+                Err(OpenError::TwoFormats { path: path.to_owned() })
+            }
             Some(known) => Ok(known.layer()),
-            None => self.open_file(path, access),
+            None => self.open_file(path, access, format),
         }
     }
 
-    fn open_file(&mut self, path: &Path, access: Access) -> Result<OpenedLayer, OpenError> {
+    fn open_file(
+        &mut self,
+        path: &Path,
+        access: Access,
+        format: Option<Format>,
+    ) -> Result<OpenedLayer, OpenError> {
         let file = Arc::new(OpenedFile::open(path, access, self.locking)?);
-        let layer = parse(file)?;
+        let format = format.map_or_else(|| detect(&file), Ok)?;
+        let layer = parse(file, format)?;
         let vhd = layer.image.as_ref().map(|image| KnownVhd {
             unique_id: image.unique_id(),
             timestamp: image.timestamp(),
@@ -357,13 +391,16 @@ fn plain(path: &str) -> PathBuf {
 /// A VHD by the footer that ends it, otherwise raw. The head of a disk is its guest's to write and proves nothing;
 /// a name that ends in `.vhd` is its administrator's, and makes a lost footer an error (or a matter of the copy).
 pub(super) fn detect(file: &OpenedFile) -> Result<Format, OpenError> {
-    let named_vhd = file.path().extension().is_some_and(|ending| ending.eq_ignore_ascii_case("vhd"));
+    let named = |name: &str| file.path().extension().is_some_and(|ending| ending.eq_ignore_ascii_case(name));
+    if named("vhdx") || named("avhdx") {
+        return Err(OpenError::Vhdx { path: file.path().to_owned() });
+    }
+    let named_vhd = named("vhd");
     let is_vhd = !file.is_block_device() && (named_vhd || ends_in_footer(file)?);
     Ok(if is_vhd { Format::Vhd } else { Format::Raw })
 }
 
-fn parse(file: Arc<OpenedFile>) -> Result<OpenedLayer, OpenError> {
-    let format = detect(&file)?;
+fn parse(file: Arc<OpenedFile>, format: Format) -> Result<OpenedLayer, OpenError> {
     if format == Format::Vhd {
         let image = parse_vhd(&file)?;
         let sectors = image.sectors();

@@ -9,7 +9,7 @@ use super::config::{Config, Origin, TargetConfig, UnitConfig};
 use super::error::Error;
 use super::file::{Access, Locking, folder_of};
 use super::image_create::create_child_of;
-use super::open_image::Opener;
+use super::open_image::{Format, Opener};
 use crate::units::BlockSize;
 
 /// What target names begin with when the command line makes them.
@@ -41,8 +41,8 @@ pub(super) fn prepare(
             created += 1;
         }
         let origin = Origin::CommandLine;
-        let block_size = BlockSize::default();
-        let unit = UnitConfig { lun: 0, path, origin, readonly: false, removable: false, block_size };
+        let (format, block_size) = (Some(Format::Vhd), BlockSize::default());
+        let unit = UnitConfig { lun: 0, path, origin, format, readonly: false, removable: false, block_size };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
         targets.push(TargetConfig { name, origin, initiators: None, chap: None, units: vec![unit] });

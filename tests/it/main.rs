@@ -2,6 +2,11 @@
 #![allow(unreachable_pub)] // A test binary exports nothing.
 
 mod blocking;
+mod cli;
+mod cli_config;
+mod cli_corpus;
+mod cli_image;
+mod cli_serve;
 mod oracles;
 mod sector_history;
 mod sim_disk;

@@ -16,15 +16,15 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-struct Row {
-    file: String,
-    verdict: String,
-    size: Option<u64>,
-    sha: String,
-    alt_sha: String,
+pub struct Row {
+    pub file: String,
+    pub verdict: String,
+    pub size: Option<u64>,
+    pub sha: String,
+    pub alt_sha: String,
 }
 
-fn rows(format: &str) -> Vec<Row> {
+pub fn rows(format: &str) -> Vec<Row> {
     let manifest = include_str!("../corpus/MANIFEST.tsv");
     let rows = manifest.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>());
     rows.filter(|fields| fields[2] == format)
@@ -40,12 +40,18 @@ fn rows(format: &str) -> Vec<Row> {
 
 fn unpack() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
+    unpack_into(folder.path());
+    folder
+}
+
+/// All VHDs of the corpus, as sparse as they were packed, with their modification times.
+pub fn unpack_into(folder: &Path) {
     let packed = include_bytes!("../corpus/vhd-corpus.tar.zst");
     let unpacked = zstd::stream::read::Decoder::new(&packed[..]).unwrap();
     let mut archive = tar::Archive::new(unpacked);
     for entry in archive.entries().unwrap() {
         let mut entry = entry.unwrap();
-        let path = folder.path().join(entry.path().unwrap());
+        let path = folder.join(entry.path().unwrap());
         if entry.header().entry_type().is_dir() {
             std::fs::create_dir_all(&path).unwrap();
         } else if path.extension().is_some_and(|extension| extension == "vhd") {
@@ -56,7 +62,6 @@ fn unpack() -> tempfile::TempDir {
             file.set_modified(std::time::UNIX_EPOCH + seconds).unwrap();
         }
     }
-    folder
 }
 
 /// The images are mostly holes, and stay so.

@@ -1,0 +1,79 @@
+//! The corpus through the program: files of other writers converted, and hostile ones refused in one sentence.
+
+use crate::cli::{Desk, said};
+use crate::vhd_corpus::{rows, unpack_into};
+use goldrush::control::file::{Access, Locking};
+use goldrush::control::open_image::{OpenError, Opener};
+use sha2::{Digest, Sha256};
+
+/// Disks larger than this have no hash over all of them.
+const HASHED_BYTES_MAX: u64 = 1 << 33;
+
+#[test]
+fn what_opens_is_converted_and_what_does_not_is_refused_in_one_sentence() {
+    let desk = Desk::new();
+    unpack_into(&desk.path("corpus"));
+    let (mut wrong, mut converted, mut refused) = (Vec::new(), 0, 0);
+    for row in rows("vhd").iter().filter(|row| row.size.is_none_or(|size| size < HASHED_BYTES_MAX)) {
+        let source = format!("corpus/{}", row.file);
+        let arguments = ["image", "convert", &source, "out.raw", "--force", "--log-level", "error"];
+        let said = said(desk.command(&arguments).output().unwrap());
+        let verdict = row.verdict.split(':').next().unwrap_or_default();
+        if said.code == 0 {
+            converted += 1;
+            let bytes = Sha256::digest(std::fs::read(desk.path("out.raw")).unwrap());
+            let sha: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            if verdict == "reject" || (!row.sha.is_empty() && sha != row.sha && sha != row.alt_sha) {
+                wrong.push(format!("{} ({}) was converted to {sha}", row.file, row.verdict));
+            }
+        } else {
+            refused += 1;
+            let one_sentence =
+                said.code == 1 && said.err.lines().count() == 1 && said.err.starts_with("goldrush: ");
+            if !matches!(verdict, "reject" | "either") || !one_sentence {
+                wrong.push(format!("{} ({}) was refused: {said:?}", row.file, row.verdict));
+            }
+        }
+    }
+    println!("{converted} converted, {refused} refused");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(converted >= 60 && refused >= 40, "{converted} converted, {refused} refused");
+}
+
+#[test]
+fn a_server_follows_no_locator_out_of_its_roots() {
+    let desk = Desk::new();
+    unpack_into(&desk.path("corpus"));
+    let open = |root: &str, file: &str| {
+        let mut opener = Opener::confined(&[desk.path(root)], false).unwrap();
+        opener.open_chain(&desk.path(file), Access::ReadOnly)
+    };
+    assert!(open("corpus", "corpus/dirs/clients/a/child.vhd").is_ok());
+    let out = open("corpus/dirs/clients", "corpus/dirs/clients/a/child.vhd");
+    assert!(matches!(out, Err(OpenError::ParentOutside { .. })), "{out:?}");
+    let escape = open("corpus", "corpus/bad/diff-loc-escape.vhd");
+    assert!(
+        matches!(escape, Err(OpenError::ParentOutside { .. } | OpenError::ParentNotFound { .. })),
+        "{escape:?}"
+    );
+    // A link inside the roots that leads out of them is followed before it is judged.
+    std::fs::create_dir(desk.path("corpus/linked")).unwrap();
+    std::fs::copy(desk.path("corpus/bad/diff-ok.vhd"), desk.path("corpus/linked/child.vhd")).unwrap();
+    std::os::unix::fs::symlink(desk.path("corpus/bad/gold-dyn.vhd"), desk.path("corpus/linked/gold-dyn.vhd"))
+        .unwrap();
+    assert!(open("corpus", "corpus/linked/child.vhd").is_ok());
+    assert!(matches!(open("corpus/linked", "corpus/linked/child.vhd"), Err(OpenError::ParentOutside { .. })));
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_parent_hangs_nobody() {
+    let desk = Desk::new();
+    unpack_into(&desk.path("corpus"));
+    std::fs::remove_file(desk.path("corpus/bad/gold-dyn.vhd")).unwrap();
+    let made =
+        std::process::Command::new("mkfifo").arg(desk.path("corpus/bad/gold-dyn.vhd")).status().unwrap();
+    assert!(made.success());
+    let opened =
+        Opener::anywhere(Locking::Hold).open_chain(&desk.path("corpus/bad/diff-ok.vhd"), Access::ReadOnly);
+    assert!(matches!(opened, Err(OpenError::ParentKind { .. })), "{opened:?}");
+}
