@@ -3,7 +3,7 @@
 //! Knows the order of these steps. Does not know what a clean image is (`image` gives the batches).
 
 use crate::clock::Instant;
-use crate::io::{Io, Op};
+use crate::io::{Errno, Io, Op};
 
 use super::Shard;
 use super::connection::Phase;
@@ -18,7 +18,11 @@ pub(super) enum Stop {
     Draining {
         deadline: Instant,
     },
-    /// No connections any more; metadata is written and images are closed.
+    /// No connections any more: everything that was written becomes stable, raw images included.
+    Flushing {
+        pending: u32,
+    },
+    /// Metadata is written and images are closed.
     Closing,
     Stopped,
 }
@@ -70,19 +74,41 @@ impl<I: Io> Shard<I> {
                     }
                 }
                 if self.connections.is_empty() && self.core.tasks.is_empty() {
-                    self.stop = Stop::Closing;
-                    for index in 0..self.core.layers.len() {
-                        let layer = LayerId(index as u32);
-                        self.core.images.begin_close(layer);
-                        self.core.kick(layer);
-                    }
+                    self.flush_images();
                 }
             }
+            Stop::Flushing { pending: 0 } => {
+                self.stop = Stop::Closing;
+                for index in 0..self.core.layers.len() {
+                    let layer = LayerId(index as u32);
+                    self.core.images.begin_close(layer);
+                    self.core.kick(layer);
+                }
+            }
+            Stop::Flushing { .. } => {}
             Stop::Closing => {
                 if !self.core.layers.iter().any(|layer| layer.is_running()) {
                     self.stop = Stop::Stopped;
                 }
             }
+        }
+    }
+
+    fn flush_images(&mut self) {
+        let files = self.core.luns.iter().filter(|lun| lun.writable).map(|lun| lun.leaf_file);
+        let files: std::collections::BTreeSet<_> = files.collect();
+        self.stop = Stop::Flushing { pending: files.len() as u32 };
+        for file in files {
+            self.core.submit(Token::new(Kind::Flush, 0, 0), Op::Sync { file });
+        }
+    }
+
+    pub(super) fn image_flushed(&mut self, result: Result<(), Errno>) {
+        if let Err(error) = result {
+            tracing::error!(%error, "fdatasync failed while stopping: what was written last may be lost");
+        }
+        if let Stop::Flushing { pending } = &mut self.stop {
+            *pending -= 1;
         }
     }
 

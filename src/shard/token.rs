@@ -25,6 +25,7 @@ pub(super) enum Kind {
     Meta,
     Wake,
     Cancel,
+    Flush,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,7 @@ impl Token {
             8 => Kind::Meta,
             9 => Kind::Wake,
             10 => Kind::Cancel,
+            11 => Kind::Flush,
             _ => return None,
         };
         Some(Self {
