@@ -2,9 +2,6 @@
 //!
 //! Knows slots, keys and waiters. Does not know what a waiter is: it keeps two numbers for the shard.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use crate::buf::{Buf, BufRef, Pool};
 use crate::limits::CHUNK_BYTES;
 use crate::plan::FileSlot;
@@ -64,33 +61,53 @@ enum State {
     Vacant,
 }
 
+/// What every lookup touches: kept small, so that a hit costs one cache line.
 #[derive(Debug)]
 struct Slot {
-    key: Option<ChunkKey>,
     state: State,
     /// Second chance: set by every hit, cleared by the passing hand.
     referenced: bool,
+}
+
+/// What only misses and evictions touch.
+#[derive(Debug, Default)]
+struct Tenant {
+    key: Option<ChunkKey>,
     waiters: Vec<Waiter>,
 }
 
-/// Multiplicative hashing of two small numbers: the keys are ours, not an attacker's.
-#[derive(Default, Debug)]
-pub(crate) struct KeyHasher(u64);
+/// Chunks of one leaf of [`Places`]: 64 MiB of a file.
+const LEAF_CHUNKS: usize = 1024;
+/// No slot.
+const NOWHERE: u32 = u32::MAX;
 
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
+/// Where each chunk of each file lies: two plain tables, because files are few and chunks are dense. A leaf comes into
+/// being when its first chunk does, and stays.
+#[derive(Debug, Default)]
+struct Places {
+    files: Vec<Vec<Option<Box<[u32; LEAF_CHUNKS]>>>>,
+}
+
+impl Places {
+    fn find(&self, key: ChunkKey) -> Option<u32> {
+        let chunk = usize::try_from(key.chunk).ok()?;
+        let leaf = self.files.get(key.file.0 as usize)?.get(chunk / LEAF_CHUNKS)?.as_ref()?;
+        let slot = leaf[chunk % LEAF_CHUNKS];
+        (slot != NOWHERE).then_some(slot)
     }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
+
+    /// `slot` is [`NOWHERE`] to forget the chunk.
+    fn put(&mut self, key: ChunkKey, slot: u32) {
+        let (file, chunk) = (key.file.0 as usize, key.chunk as usize);
+        if self.files.len() <= file {
+            self.files.resize_with(file + 1, Vec::new);
         }
-    }
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95);
+        let leaves = &mut self.files[file];
+        if leaves.len() <= chunk / LEAF_CHUNKS {
+            leaves.resize_with(chunk / LEAF_CHUNKS + 1, || None);
+        }
+        let leaf = leaves[chunk / LEAF_CHUNKS].get_or_insert_with(|| Box::new([NOWHERE; LEAF_CHUNKS]));
+        leaf[chunk % LEAF_CHUNKS] = slot;
     }
 }
 
@@ -98,7 +115,8 @@ impl Hasher for KeyHasher {
 #[derive(Debug)]
 pub struct GoldenCache {
     slots: Vec<Slot>,
-    by_key: HashMap<ChunkKey, u32, BuildHasherDefault<KeyHasher>>,
+    tenants: Vec<Tenant>,
+    places: Places,
     hand: u32,
     pub hits: u64,
     pub misses: u64,
@@ -115,10 +133,11 @@ impl GoldenCache {
         while slots.len() < chunks as usize
             && let Some(buf) = pool.take_chunk()
         {
-            slots.push(Slot { key: None, state: State::Empty(buf), referenced: false, waiters: Vec::new() });
+            slots.push(Slot { state: State::Empty(buf), referenced: false });
         }
-        let by_key = HashMap::with_capacity_and_hasher(slots.len() * 2, BuildHasherDefault::default());
-        Self { slots, by_key, hand: 0, hits: 0, misses: 0, joins: 0 }
+        let mut tenants = Vec::new();
+        tenants.resize_with(slots.len(), Tenant::default);
+        Self { slots, tenants, places: Places::default(), hand: 0, hits: 0, misses: 0, joins: 0 }
     }
 
     pub fn slots(&self) -> usize {
@@ -126,53 +145,58 @@ impl GoldenCache {
     }
 
     pub fn lookup(&mut self, key: ChunkKey, waiter: Waiter) -> Lookup {
-        if let Some(index) = self.by_key.get(&key) {
-            let slot = &mut self.slots[*index as usize];
+        if let Some(index) = self.places.find(key) {
+            let slot = &mut self.slots[index as usize];
             if let State::Ready(buf) = &slot.state {
-                slot.referenced = true;
+                // Written only when it changes: most hits leave the line clean.
+                if !slot.referenced {
+                    slot.referenced = true;
+                }
                 self.hits += 1;
                 return Lookup::Hit(buf.clone());
             }
-            slot.waiters.push(waiter);
+            self.tenants[index as usize].waiters.push(waiter);
             self.joins += 1;
             return Lookup::Joined;
         }
         let Some((index, buf)) = self.claim() else { return Lookup::NoSlot };
         self.misses += 1;
-        let slot = &mut self.slots[index as usize];
-        slot.key = Some(key);
-        slot.state = State::Filling;
-        slot.referenced = true;
-        slot.waiters.push(waiter);
-        self.by_key.insert(key, index);
+        self.slots[index as usize] = Slot { state: State::Filling, referenced: true };
+        let tenant = &mut self.tenants[index as usize];
+        tenant.key = Some(key);
+        tenant.waiters.push(waiter);
+        self.places.put(key, index);
         Lookup::Miss(SlotId(index), buf)
     }
 
     /// The chunk is complete. The waiters move to `waiters`.
     pub fn filled(&mut self, slot: SlotId, buf: Buf, waiters: &mut Vec<Waiter>) -> Filled {
-        let slot = &mut self.slots[slot.0 as usize];
-        debug_assert!(matches!(slot.state, State::Filling));
+        let index = slot.0 as usize;
+        debug_assert!(matches!(self.slots[index].state, State::Filling));
         let shared = buf.share();
-        slot.state = State::Ready(shared.clone());
-        waiters.append(&mut slot.waiters);
+        self.slots[index].state = State::Ready(shared.clone());
+        waiters.append(&mut self.tenants[index].waiters);
         Filled { buf: shared }
     }
 
     /// The read failed: nothing is cached, so that the next reader tries again. The waiters move to `waiters`.
     pub fn fill_failed(&mut self, slot: SlotId, buf: Buf, waiters: &mut Vec<Waiter>) {
-        let slot = &mut self.slots[slot.0 as usize];
-        debug_assert!(matches!(slot.state, State::Filling));
-        if let Some(key) = slot.key.take() {
-            self.by_key.remove(&key);
-        }
-        slot.state = State::Empty(buf);
-        slot.referenced = false;
-        waiters.append(&mut slot.waiters);
+        let index = slot.0 as usize;
+        debug_assert!(matches!(self.slots[index].state, State::Filling));
+        self.evict(slot.0);
+        self.slots[index] = Slot { state: State::Empty(buf), referenced: false };
+        waiters.append(&mut self.tenants[index].waiters);
     }
 
     /// What a slot that is being filled will hold.
     pub fn key_of(&self, slot: SlotId) -> Option<ChunkKey> {
-        self.slots.get(slot.0 as usize)?.key
+        self.tenants.get(slot.0 as usize)?.key
+    }
+
+    fn evict(&mut self, index: u32) {
+        if let Some(key) = self.tenants[index as usize].key.take() {
+            self.places.put(key, NOWHERE);
+        }
     }
 
     /// Second-chance clock over the slots: an empty one, or a ready one that nobody sends or has used lately.
@@ -186,9 +210,7 @@ impl GoldenCache {
                 State::Empty(buf) => return Some((index, buf)),
                 State::Ready(shared) if !slot.referenced => match shared.try_unique() {
                     Ok(buf) => {
-                        if let Some(key) = slot.key.take() {
-                            self.by_key.remove(&key);
-                        }
+                        self.evict(index);
                         return Some((index, buf));
                     }
                     Err(shared) => slot.state = State::Ready(shared),
