@@ -19,6 +19,8 @@ pub struct RawLayer {
     pub(super) file: FileSlot,
     pub(super) sectors: SectorCount,
     pub(super) writable: bool,
+    /// A flush failed: no write is taken any more. The file still changes while earlier ones end.
+    pub(super) failed: bool,
 }
 
 #[derive(Debug)]
@@ -26,18 +28,20 @@ pub struct VhdLayer {
     pub(super) file: FileSlot,
     pub(super) image: VhdImage,
     pub(super) writable: bool,
+    /// As [`RawLayer::failed`].
+    pub(super) failed: bool,
 }
 
 impl Layer {
     /// A raw file of `sectors`. A layer that is not `writable` promises that nobody changes the file meanwhile.
     pub fn raw(file: FileSlot, sectors: SectorCount, writable: bool) -> Self {
-        Self::Raw(RawLayer { file, sectors, writable })
+        Self::Raw(RawLayer { file, sectors, writable, failed: false })
     }
 
     /// An open VHD. It is writable when it was opened so; a read-only one promises that nobody changes the file.
     pub fn vhd(file: FileSlot, image: VhdImage) -> Self {
         let writable = image.mode() == OpenMode::Writable;
-        Self::Vhd(Box::new(VhdLayer { file, image, writable }))
+        Self::Vhd(Box::new(VhdLayer { file, image, writable, failed: false }))
     }
 
     pub fn sectors(&self) -> SectorCount {
@@ -58,6 +62,14 @@ impl Layer {
         match self {
             Self::Raw(raw) => raw.writable,
             Self::Vhd(vhd) => vhd.writable,
+        }
+    }
+
+    /// True after a failed flush or metadata write: see [`super::Images::fail`].
+    pub(super) fn is_failed(&self) -> bool {
+        match self {
+            Self::Raw(raw) => raw.failed,
+            Self::Vhd(vhd) => vhd.failed || vhd.image.is_failed(),
         }
     }
 

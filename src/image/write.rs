@@ -119,6 +119,7 @@ impl Images {
 
     fn leaf_run(&mut self, leaf: LayerId, at: u64, max: u64) -> Result<(FileSlot, WriteRun), WriteRefused> {
         match self.layer_mut(leaf) {
+            Some(layer) if layer.is_failed() => Err(WriteRefused::Failed),
             Some(Layer::Vhd(vhd)) => Ok((vhd.file, vhd.image.write_run_at(at, max)?)),
             Some(Layer::Raw(raw)) if raw.writable => {
                 let offset = ByteOffset(at * SECTOR_BYTES);
@@ -180,16 +181,17 @@ impl Images {
 
     /// The layer takes no more writes, and writes that wait for a commit have failed. Reads go on.
     pub fn is_failed(&self, layer: LayerId) -> bool {
-        self.layer(layer).and_then(Layer::as_vhd).is_some_and(VhdImage::is_failed)
+        self.layer(layer).is_some_and(Layer::is_failed)
     }
 
     /// A flush of the leaf's file failed, so that what it should have made stable may be lost: from here on the
-    /// layer takes no more writes. Reads go on.
+    /// layer takes no more writes. Reads go on; the layer does not become immutable, because writes that were
+    /// resolved before may still end.
     pub fn fail(&mut self, layer: LayerId) {
         match self.layer_mut(layer) {
-            Some(Layer::Raw(raw)) => raw.writable = false,
+            Some(Layer::Raw(raw)) => raw.failed = true,
             Some(Layer::Vhd(vhd)) => {
-                vhd.writable = false;
+                vhd.failed = true;
                 vhd.image.fail();
             }
             None => {}
@@ -215,4 +217,27 @@ impl Images {
 /// Runs are at most `EXTENT_SECTORS_MAX` long, so their bytes fit.
 fn bytes(sectors: u64) -> u32 {
     (sectors * SECTOR_BYTES) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::ReadPlan;
+
+    #[test]
+    fn a_raw_layer_refuses_writes_after_a_failed_flush_and_stays_uncached() {
+        let mut images = Images::new();
+        let leaf = images.add(Layer::raw(FileSlot(0), SectorCount(8), true));
+        let chain = Chain::new(&images, vec![leaf]).unwrap();
+        let range = SectorRange::between(Sector(0), Sector(8));
+        let mut plan = WritePlan::default();
+        assert!(images.resolve_write(&chain, range, WriteKind::Data, &mut plan).is_ok());
+        images.fail(leaf);
+        assert!(images.is_failed(leaf));
+        let refused = images.resolve_write(&chain, range, WriteKind::Data, &mut plan);
+        assert_eq!(refused, Err(WriteRefused::Failed));
+        let mut plan = ReadPlan::default();
+        images.resolve_read(&chain, range, &mut plan);
+        assert!(matches!(plan.extents[0].source, Source::File { immutable: false, .. }));
+    }
 }
