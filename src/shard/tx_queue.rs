@@ -17,7 +17,10 @@ use crate::limits;
 
 /// Control bytes one PDU needs at most beside its inline data: header, header digest, padding, data digest.
 const OVERHEAD_BYTES: usize = BHS_BYTES + 4 + 3 + 4;
+/// Chunks the longest copied data segment takes.
+const INLINE_CHUNKS_MAX: usize = limits::SEND_SEGMENT_BYTES_MAX as usize / limits::CHUNK_BYTES;
 const _: () = assert!(limits::SMALL_BYTES > 16 * OVERHEAD_BYTES);
+const _: () = assert!(INLINE_CHUNKS_MAX <= limits::SEND_RESERVE_CHUNKS as usize);
 
 #[derive(Debug)]
 enum Staged {
@@ -73,7 +76,7 @@ impl TxQueue {
         if self.queue.len() + self.staged.len() >= limits::CONNECTION_SEND_PDUS_MAX {
             return false;
         }
-        self.reserve(pool, OVERHEAD_BYTES) && pool.chunks_free() > 0
+        self.reserve(pool, OVERHEAD_BYTES) && pool.chunks_free() >= INLINE_CHUNKS_MAX as u32
     }
 
     /// Stages a PDU whose data segment is `data` (shared parts, `len` bytes in all).
@@ -107,7 +110,7 @@ impl TxQueue {
             }
             return;
         }
-        let mut parts: [Option<Part>; 4] = [const { None }; 4];
+        let mut parts: [Option<Part>; INLINE_CHUNKS_MAX] = [const { None }; INLINE_CHUNKS_MAX];
         for (slot, piece) in parts.iter_mut().zip(data.chunks(limits::CHUNK_BYTES)) {
             let Some(mut buf) = pool.take_chunk() else { break };
             buf.as_mut_slice()[..piece.len()].copy_from_slice(piece);
@@ -151,19 +154,16 @@ impl TxQueue {
 
     /// Room for `bytes` control bytes in the staging buffer; seals and takes another when it is full.
     fn reserve(&mut self, pool: &Pool, bytes: usize) -> bool {
-        if let Some((_, used)) = &self.staging {
-            if used + bytes <= limits::SMALL_BYTES {
-                return true;
-            }
-            self.seal();
+        if let Some((_, used)) = &self.staging
+            && used + bytes <= limits::SMALL_BYTES
+        {
+            return true;
         }
-        match pool.take_small() {
-            Some(buf) => {
-                self.staging = Some((buf, 0));
-                true
-            }
-            None => false,
-        }
+        // What is reserved already must stay there when there is no other.
+        let Some(buf) = pool.take_small() else { return false };
+        self.seal();
+        self.staging = Some((buf, 0));
+        true
     }
 
     /// The caller has reserved the room.
@@ -311,6 +311,21 @@ mod tests {
         assert_eq!(bytes.len(), 3 * 52 + 2 * 12);
         assert_eq!(bytes[48..52], crc32c::crc32c(&bytes[..48]).to_le_bytes());
         assert_eq!(bytes[60..64], crc32c::crc32c(b"1234567\0").to_le_bytes());
+    }
+
+    #[test]
+    fn a_header_is_never_lost_for_want_of_small_buffers() {
+        let pool = Pool::new(PoolConfig { chunks: 8, smalls: 1, huge_pages: false }).unwrap();
+        let mut queue = TxQueue::new();
+        let mut total = 0;
+        let mut bhs = Bhs::default();
+        bhs.set_data_len(1000);
+        while queue.can_stage(&pool) {
+            queue.stage_inline(&pool, &bhs, &[7; 1000]);
+            total += BHS_BYTES + 1000;
+        }
+        assert!(total > limits::SMALL_BYTES, "some data went into chunks");
+        assert_eq!(drain(&mut queue, usize::MAX).len(), total);
     }
 
     #[test]
