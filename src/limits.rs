@@ -11,6 +11,18 @@ pub const SMALL_BYTES: usize = 8 * 1024;
 pub const TRANSFER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Data chunks one task may hold; one more than the transfer, for an unaligned start.
 pub const TASK_CHUNKS_MAX: usize = TRANSFER_BYTES_MAX / CHUNK_BYTES + 1;
+/// Up to this many extents, a read is sent from where its bytes lie.
+pub const IN_PLACE_EXTENTS_MAX: usize = 16;
+/// Buffers that tasks leave for responses: a shard that cannot send can never free anything.
+pub const SEND_RESERVE_CHUNKS: u32 = 8;
+pub const SEND_RESERVE_SMALLS: u32 = 16;
+/// Buffers that all tasks leave to the one that has waited longest. A read takes its buffers portion by portion, so
+/// without them every task could hold some and wait for more: enough for all of the largest read, copied together.
+pub const TASK_RESERVE_CHUNKS: u32 = 2 * TASK_CHUNKS_MAX as u32 + 2 * IN_PLACE_EXTENTS_MAX as u32 + 1;
+pub const TASK_RESERVE_SMALLS: u32 = IN_PLACE_EXTENTS_MAX as u32;
+/// Buffers that must be free before a command begins: its data-out, and what is left to others.
+pub const ADMIT_CHUNKS: u32 = TASK_CHUNKS_MAX as u32 + TASK_RESERVE_CHUNKS + SEND_RESERVE_CHUNKS;
+pub const ADMIT_SMALLS: u32 = 1 + TASK_RESERVE_SMALLS + SEND_RESERVE_SMALLS + IN_PLACE_EXTENTS_MAX as u32;
 /// Extents of one resolved read or write; a longer answer is given in parts.
 pub const PLAN_EXTENTS_MAX: usize = 256;
 /// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT).
@@ -86,7 +98,10 @@ pub const CONNECTION_SEND_PDUS_MAX: usize = 4096;
 /// iovecs of one send: the kernel's UIO_MAXIOV.
 pub const SEND_PARTS_MAX: usize = 1024;
 /// Received buffers a blocked connection may keep before its receive is stopped.
-pub const CONNECTION_UNREAD_BUFFERS_MAX: usize = 64;
+pub const CONNECTION_UNREAD_BUFFERS_MAX: usize = 8;
+/// Received bytes a blocked connection keeps outside of the ring's buffers, before its receive is stopped: they are
+/// moved there when other connections find no receive buffer.
+pub const CONNECTION_CARRIED_BYTES_MAX: usize = 64 * 1024;
 
 /// Files one shard holds open.
 pub const SHARD_FILES_MAX: usize = 16 * 1024;

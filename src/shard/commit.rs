@@ -38,8 +38,11 @@ impl LayerWork {
         }
     }
 
-    pub(super) fn await_commit(&mut self, seq: CommitSeq, task: TaskKey) {
-        self.commit_waiters.push((seq, task));
+    /// A full disk is a milder fault than a failed one, and never hides it.
+    fn note(&mut self, fault: IoFault) {
+        if self.fault != Some(IoFault::Failed) {
+            self.fault = Some(fault);
+        }
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -52,6 +55,17 @@ impl Core {
     pub(super) fn kick(&mut self, layer: LayerId) {
         if !self.layers[layer.0 as usize].running {
             self.next_batch(layer);
+        }
+    }
+
+    /// The task's data is written; it goes on when the commit `seq` has ended, or never will.
+    pub(super) fn await_batch(&mut self, layer: LayerId, seq: CommitSeq, task: TaskKey) {
+        self.layers[layer.0 as usize].commit_waiters.push((seq, task));
+        self.kick(layer);
+        // Not even begun: the layer has failed, and nobody else would say so.
+        let work = &mut self.layers[layer.0 as usize];
+        if !work.running {
+            self.ready.extend(work.commit_waiters.drain(..).map(|(_, task)| task));
         }
     }
 
@@ -97,7 +111,10 @@ impl Core {
                     let bytes = &work.batch.bytes[bytes.clone()];
                     let small = bytes.len() <= limits::SMALL_BYTES;
                     let buf = if small { self.pool.take_small() } else { None };
-                    let Some(mut buf) = buf.or_else(|| self.pool.take_chunk()) else { return };
+                    let Some(mut buf) = buf.or_else(|| self.pool.take_chunk()) else {
+                        self.short_layers.push(layer);
+                        return;
+                    };
                     buf.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
                     let part = Part { buf: buf.share(), start: 0, len: bytes.len() as u32 };
                     Op::Write { file, offset: *offset, part }
@@ -111,10 +128,8 @@ impl Core {
 
     /// Called once a turn: batches that lacked a buffer.
     pub(super) fn retry_batches(&mut self) {
-        for index in 0..self.layers.len() {
-            if self.layers[index].unsent > 0 {
-                self.send_batch(LayerId(index as u32));
-            }
+        for layer in core::mem::take(&mut self.short_layers) {
+            self.send_batch(layer);
         }
     }
 
@@ -134,9 +149,10 @@ impl Core {
                     self.submit(token, Op::Write { file, offset, part });
                     return;
                 }
+                work.note(IoFault::Failed);
             }
-            Ok(0) => work.fault = Some(IoFault::Failed),
-            Err(error) => work.fault = Some(io_fault(error)),
+            Ok(_) => work.note(IoFault::Failed),
+            Err(error) => work.note(io_fault(error)),
         }
         self.meta_op_ended(layer);
     }
@@ -152,7 +168,7 @@ impl Core {
                     self.zero_by_writing(token, offset, len);
                     return;
                 }
-                _ => work.fault = Some(io_fault(error)),
+                _ => work.note(io_fault(error)),
             }
         }
         self.meta_op_ended(layer);

@@ -36,8 +36,8 @@ pub(super) struct FullFeature {
     pub(super) initiator: String,
     /// The executor's task of each session task.
     tasks: Box<[Option<TaskKey>]>,
-    /// A command the executor had no room for.
-    stalled: Option<Request>,
+    /// Commands the executor had no room for, in order. Each is a task of the session, so there are few.
+    stalled: VecDeque<Request>,
     /// Bytes of data-in begun and not yet queued for sending.
     in_bytes: usize,
 }
@@ -83,8 +83,12 @@ pub(super) struct Connection {
     /// Close once everything queued is sent.
     pub(super) close_after_send: bool,
     pub(super) since: Instant,
+    /// When a PDU or a send last ended, and when a send last began or went on.
     pub(super) last_progress: Instant,
+    pub(super) last_sent: Instant,
     pub(super) dirty: bool,
+    /// There was no buffer to stage a PDU into.
+    pub(super) starved: bool,
     /// Its close is with the ring.
     pub(super) socket_closing: bool,
 }
@@ -115,7 +119,9 @@ impl Connection {
             close_after_send: false,
             since: now,
             last_progress: now,
+            last_sent: now,
             dirty: false,
+            starved: false,
             socket_closing: false,
         }
     }
@@ -149,14 +155,14 @@ impl Connection {
     pub(super) fn is_blocked(&self) -> bool {
         let stalled = match &self.phase {
             Phase::Login(_) => false,
-            Phase::Full(full) => full.stalled.is_some(),
+            Phase::Full(full) => !full.stalled.is_empty(),
             Phase::HandingOff { .. } | Phase::Closing => true,
         };
         stalled || self.waiting || self.close_after_send
     }
 
     pub(super) fn has_stalled(&self) -> bool {
-        matches!(&self.phase, Phase::Full(full) if full.stalled.is_some())
+        matches!(&self.phase, Phase::Full(full) if !full.stalled.is_empty())
     }
 
     fn header(&mut self, core: &mut Core, wants: &mut Vec<Want>) {
@@ -215,18 +221,21 @@ impl Connection {
         while let Some(event) = full.session.poll_event() {
             match event {
                 SessionEvent::Command { task, lun, cdb, read_len, write_len, .. } => {
+                    // A discovery session has no tasks (`Session::new`), so there is nothing to answer.
+                    let Some(target) = full.target else { continue };
                     let request = Request {
                         conn: self.key,
                         id: task,
-                        target: full.target.unwrap_or(0),
+                        target,
                         nexus: full.nexus,
                         lun_field: lun.0,
                         cdb: cdb.bytes,
                         read_len,
                         write_len,
                     };
-                    if full.target.is_none() || full.stalled.is_some() || !full.try_begin(core, &request) {
-                        full.stalled = Some(request);
+                    // Behind a command that waits, all wait: they begin in order.
+                    if !full.stalled.is_empty() || !full.try_begin(core, &request) {
+                        full.stalled.push_back(request);
                     }
                 }
                 SessionEvent::DataComplete { task, received } => {
@@ -234,7 +243,10 @@ impl Connection {
                         core.data_complete(key, received);
                     }
                 }
-                SessionEvent::DataFailed { task } => full.forget(core, task),
+                SessionEvent::DataFailed { task } => {
+                    full.stalled.retain(|request| request.id != task);
+                    full.forget(core, task);
+                }
                 event => {
                     self.waiting = true;
                     wants.push(Want::SessionEvent(event));
@@ -243,26 +255,36 @@ impl Connection {
         }
     }
 
-    /// Offers a stalled command again. True when the connection is free to go on.
-    pub(super) fn retry(&mut self, core: &mut Core) -> bool {
+    /// Offers stalled commands again, in order. True when the connection is free to go on.
+    pub(super) fn retry(&mut self, core: &mut Core, wants: &mut Vec<Want>) -> bool {
         let Phase::Full(full) = &mut self.phase else { return true };
-        let Some(request) = full.stalled else { return true };
-        if !full.session.tasks().any(|(id, ..)| id == request.id) {
-            full.stalled = None;
-        } else if full.try_begin(core, &request) {
-            full.stalled = None;
+        while let Some(request) = full.stalled.front().copied() {
+            // One that was aborted meanwhile is no task of the session any more.
+            let lives = full.session.tasks().any(|(id, ..)| id == request.id);
+            if lives && !full.try_begin(core, &request) {
+                break;
+            }
+            full.stalled.pop_front();
         }
-        if full.stalled.is_none() {
+        let free = full.stalled.is_empty();
+        // What began may have had all its data already.
+        self.drain_session(core, wants);
+        if let Phase::Full(full) = &self.phase {
             self.sink = full.session.sink();
         }
-        full.stalled.is_none()
+        free
     }
 
     /// Moves every PDU the session has ready into the send queue.
     pub(super) fn pump(&mut self, core: &mut Core) {
         self.dirty = false;
+        self.starved = false;
         let Phase::Full(full) = &mut self.phase else { return };
-        while self.tx.queued_bytes() < limits::CONNECTION_SEND_BYTES_MAX && self.tx.can_stage(&core.pool) {
+        while self.tx.queued_bytes() < limits::CONNECTION_SEND_BYTES_MAX {
+            if !self.tx.can_stage(&core.pool) {
+                self.starved = !full.session.is_idle();
+                break;
+            }
             let Some(out) = full.session.poll_output(core.now) else { break };
             match out.data {
                 OutData::None => self.tx.stage_inline(&core.pool, &out.header, &[]),
@@ -280,9 +302,14 @@ impl Connection {
         }
     }
 
-    /// Starts receiving unless that is under way or not wanted.
+    /// Starts receiving unless that is under way or not wanted: never on a socket that is closing or moving.
     pub(super) fn arm_recv(&mut self, core: &mut Core) {
-        if !self.recv_armed && !self.stream_ended && self.unread.len() < limits::CONNECTION_UNREAD_BUFFERS_MAX
+        let open = matches!(self.phase, Phase::Login(_) | Phase::Full(_));
+        if open
+            && !self.recv_armed
+            && !self.stream_ended
+            && self.unread.len() < limits::CONNECTION_UNREAD_BUFFERS_MAX
+            && self.carried.len() < limits::CONNECTION_CARRIED_BYTES_MAX
         {
             self.recv_armed = true;
             core.submit(Token::of(Kind::Recv, self.key, 0), Op::Recv { socket: self.socket });
@@ -300,7 +327,7 @@ impl Connection {
 impl FullFeature {
     pub(super) fn new(session: Box<Session>, target: Option<u32>, nexus: Nexus, initiator: String) -> Self {
         let tasks = vec![None; limits::SESSION_TASKS_MAX].into_boxed_slice();
-        Self { session, target, nexus, initiator, tasks, stalled: None, in_bytes: 0 }
+        Self { session, target, nexus, initiator, tasks, stalled: VecDeque::new(), in_bytes: 0 }
     }
 
     /// False when the executor has no room, or this connection has enough on its way already.
@@ -340,9 +367,14 @@ impl FullFeature {
         self.tasks[id.index as usize]
     }
 
+    /// The executor's tasks of this session.
+    pub(super) fn task_keys(&self) -> impl Iterator<Item = TaskKey> {
+        self.tasks.iter().flatten().copied()
+    }
+
     /// Every task is forgotten; what the ring still does for them ends by itself.
     pub(super) fn forget_all(&mut self, core: &mut Core) {
-        self.stalled = None;
+        self.stalled.clear();
         for slot in &mut self.tasks {
             if let Some(key) = slot.take() {
                 core.abort(key);

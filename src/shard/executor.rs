@@ -101,8 +101,12 @@ pub(super) struct Core {
     pub(super) ready: VecDeque<TaskKey>,
     /// Tasks that wait for buffers, first come first served.
     pub(super) parked: VecDeque<TaskKey>,
+    /// The task that may use what all leave to one of them.
+    favoured: Option<TaskKey>,
     pub(super) bitmaps: Slab<BitmapLoad>,
     pub(super) layers: Vec<LayerWork>,
+    /// Layers whose batch lacks a buffer.
+    pub(super) short_layers: Vec<LayerId>,
     pub(super) read_plan: ReadPlan,
     pub(super) write_plan: WritePlan,
     /// Buffers or tasks came free since stalled connections were last offered a retry.
@@ -110,10 +114,6 @@ pub(super) struct Core {
     /// PUNCH_HOLE was refused once by some file system: zeros are written from then on.
     pub(super) punch_refused: bool,
 }
-
-/// Chunks and small buffers that must be free before a command begins, so that it can always finish planning.
-const ADMIT_CHUNKS: u32 = 2 * limits::TASK_CHUNKS_MAX as u32 + 8;
-const ADMIT_SMALLS: u32 = 32;
 
 impl Core {
     pub(super) fn new(pool: Pool, cache: GoldenCache, images: Images) -> Self {
@@ -131,8 +131,10 @@ impl Core {
             preempting: Vec::new(),
             ready: VecDeque::with_capacity(1024),
             parked: VecDeque::with_capacity(1024),
+            favoured: None,
             bitmaps: Slab::with_capacity(limits::SHARD_TASKS_MAX),
             layers: Vec::new(),
+            short_layers: Vec::new(),
             read_plan: ReadPlan::with_capacity(limits::PLAN_EXTENTS_MAX),
             write_plan: WritePlan::with_capacity(limits::PLAN_EXTENTS_MAX),
             freed: false,
@@ -146,7 +148,7 @@ impl Core {
 
     /// Decides and starts a command.
     pub(super) fn begin(&mut self, request: &Request) -> Begun {
-        if self.pool.chunks_free() < ADMIT_CHUNKS || self.pool.smalls_free() < ADMIT_SMALLS {
+        if self.pool.chunks_free() < limits::ADMIT_CHUNKS || self.pool.smalls_free() < limits::ADMIT_SMALLS {
             return Begun::Busy;
         }
         let mut task = self.spare.pop().unwrap_or_else(|| Box::new(Task::idle()));
@@ -372,9 +374,7 @@ impl Core {
         loop {
             let Some(task) = self.tasks.get_mut(key) else { return };
             if task.aborted {
-                if task.pending == 0 {
-                    self.drop_aborted(key);
-                }
+                self.end_aborted(key);
                 return;
             }
             let more = match task.stage {
@@ -514,12 +514,17 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return };
         task.stage = Stage::Sync;
         let lun = &self.luns[task.lun as usize];
-        if !lun.writable {
+        let (writable, leaf, file) = (lun.writable, lun.leaf, lun.leaf_file);
+        if !writable {
             self.finish(key);
             return;
         }
+        if self.images.is_failed(leaf) {
+            // The kernel would call a second flush a success: the pages it lost count as clean.
+            self.fail_io(key, UnitFault::Write);
+            return;
+        }
         task.pending = 1;
-        let file = lun.leaf_file;
         self.submit(Token::of(Kind::Task, key, 0), Op::Sync { file });
     }
 
@@ -555,6 +560,8 @@ impl Core {
         }
         task.out.clear();
         task.out_filling.clear();
+        task.assembly = None;
+        task.spare.clear();
         self.finished.push(Finished { task: key, conn: task.conn, id: task.id });
     }
 
@@ -610,11 +617,30 @@ impl Core {
         }
     }
 
-    fn drop_aborted(&mut self, key: TaskKey) {
+    /// Forgets an aborted task as soon as nothing of it can reach the disk any more: neither its own writes nor the
+    /// commit that makes them visible.
+    fn end_aborted(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
+        if task.pending > 0 {
+            return;
+        }
+        let (lun, portion) = (task.lun as usize, task.portion);
         if task.stage == Stage::Transfer && matches!(task.pass, Pass::Write(_)) && task.portion_commits {
-            let (lun, portion) = (task.lun as usize, task.portion);
+            task.portion_commits = false;
             self.images.write_abandoned(&self.luns[lun].chain, portion);
+        }
+        if let Some(seq) = task.commit {
+            let leaf = self.luns[lun].leaf;
+            let to_come = self.images.committed(leaf) < seq && !self.images.is_failed(leaf);
+            let waits = task.stage == Stage::Commit;
+            if to_come && !waits {
+                task.stage = Stage::Commit;
+                self.await_batch(leaf, seq, key);
+                return;
+            }
+            if to_come && self.layers[leaf.0 as usize].is_running() {
+                return;
+            }
         }
         let target = task.target as usize;
         self.targets[target].aborted_in_flight -= 1;
@@ -626,15 +652,45 @@ impl Core {
         while let Some(key) = self.ready.pop_front() {
             self.advance(key);
         }
-        if self.freed && !self.parked.is_empty() {
-            for _ in 0..self.parked.len() {
-                let Some(key) = self.parked.pop_front() else { break };
-                self.advance(key);
-            }
-            while let Some(key) = self.ready.pop_front() {
-                self.advance(key);
+        // In order: the first that finds no room keeps the others waiting, so that nobody overtakes it for ever.
+        let mut left = self.parked.len();
+        while left > 0
+            && let Some(key) = self.parked.pop_front()
+        {
+            left -= 1;
+            self.advance(key);
+            if self.parked.len() > left {
+                self.parked.rotate_right(1);
+                break;
             }
         }
+        while let Some(key) = self.ready.pop_front() {
+            self.advance(key);
+        }
+    }
+
+    /// True when `chunks` and `smalls` may be taken for the task now.
+    pub(super) fn affords(&mut self, key: TaskKey, chunks: u32, smalls: u32) -> bool {
+        use limits::{SEND_RESERVE_CHUNKS, SEND_RESERVE_SMALLS, TASK_RESERVE_CHUNKS, TASK_RESERVE_SMALLS};
+        let leaves = |free: u32, taken: u32, reserve: u32| taken == 0 || free >= taken + reserve;
+        let (free, free_smalls) = (self.pool.chunks_free(), self.pool.smalls_free());
+        if leaves(free, chunks, TASK_RESERVE_CHUNKS + SEND_RESERVE_CHUNKS)
+            && leaves(free_smalls, smalls, TASK_RESERVE_SMALLS + SEND_RESERVE_SMALLS)
+        {
+            return true;
+        }
+        let lives = |key| self.tasks.get(key).is_some_and(|task| task.stage != Stage::Finished);
+        let favoured = *self.favoured.get_or_insert(key);
+        if favoured != key && lives(favoured) {
+            return false;
+        }
+        self.favoured = Some(key);
+        leaves(free, chunks, SEND_RESERVE_CHUNKS) && leaves(free_smalls, smalls, SEND_RESERVE_SMALLS)
+    }
+
+    /// True when something waits for buffers: nobody tells when one comes free outside of a task.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.ready.is_empty() || !self.parked.is_empty() || !self.short_layers.is_empty()
     }
 }
 

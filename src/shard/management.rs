@@ -7,7 +7,7 @@ use crate::iscsi::discovery::{SendTargets, TargetListing};
 use crate::iscsi::pdu::InitiatorTaskTag;
 use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::iscsi::serial::CmdSn;
-use crate::iscsi::session::{ManagementFunction, SessionEvent, TaskId};
+use crate::iscsi::session::{CloseReason, ManagementFunction, SessionEvent, TaskId};
 use crate::scsi::{Lun, Nexus};
 
 use super::connection::{Phase, Want};
@@ -51,8 +51,9 @@ impl<I: Io> Shard<I> {
             }
             SessionEvent::SendTargets { value } => self.send_targets(key, &value),
             SessionEvent::Logout { .. } => connection.close_after_send = true,
+            SessionEvent::Close(CloseReason::PeerSilent) => self.close(key, "the initiator is silent"),
             SessionEvent::Close(reason) => {
-                tracing::info!(peer = %connection.peer, ?reason, "closing after a protocol error");
+                tracing::info!(peer = %connection.peer, %reason, "session given up");
                 connection.close_after_send = true;
             }
             SessionEvent::Command { .. }

@@ -141,8 +141,15 @@ pub struct Shard<I: Io> {
     stalled: Vec<ConnKey>,
     /// Connections that wait until aborted tasks of their target have ended.
     awaiting_drain: Vec<(u32, ConnKey)>,
-    /// Receives that ended for want of buffers.
+    /// Receives that ended for want of buffers: in this turn, and in the one before.
+    short_of_rx: Vec<ConnKey>,
     rearm: Vec<ConnKey>,
+    /// Receive buffers came free in this turn.
+    rx_freed: bool,
+    /// Connections with something to say and no buffer to say it in.
+    starved: Vec<ConnKey>,
+    /// Listeners whose accept failed for want of something; tried again at the next tick.
+    accept_again: Vec<u32>,
     wants: Vec<connection::Want>,
     spare_parts: Vec<Vec<Part>>,
     scratch: Vec<u8>,
@@ -182,7 +189,11 @@ impl<I: Io> Shard<I> {
             dirty: Vec::with_capacity(1024),
             stalled: Vec::new(),
             awaiting_drain: Vec::new(),
+            short_of_rx: Vec::new(),
             rearm: Vec::new(),
+            rx_freed: false,
+            starved: Vec::new(),
+            accept_again: Vec::new(),
             wants: Vec::new(),
             spare_parts: Vec::new(),
             scratch: Vec::new(),

@@ -14,7 +14,8 @@ use super::token::{Kind, Token};
 use super::{ConnKey, Shard};
 
 pub(super) const TICK: Duration = Duration::from_secs(1);
-/// ENOBUFS and ECANCELED on Linux; only `uring` may name `libc`.
+/// Error numbers of Linux; only `uring` may name `libc`.
+const ECONNABORTED: i32 = 103;
 const ENOBUFS: i32 = 105;
 const ECANCELED: i32 = 125;
 
@@ -29,6 +30,7 @@ impl<I: Io> Shard<I> {
 
     /// Begins to accept. `run` does this; a simulator calls it before its first `turn`.
     pub fn start(&mut self) {
+        self.core.now = self.io.now();
         for index in 0..self.listeners.len() {
             self.accept(index as u32);
         }
@@ -58,13 +60,14 @@ impl<I: Io> Shard<I> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if !self.outbox.is_empty() || !self.rearm.is_empty() || !self.core.ready.is_empty() {
+        let waits = self.rearm.len() + self.starved.len() + self.outbox.len();
+        if waits > 0 || self.core.is_waiting() {
             return Some(self.core.now.after(Duration::from_millis(1)));
         }
         if self.is_stopping() {
             return Some(self.core.now.after(Duration::from_millis(20)));
         }
-        let idle = self.connections.is_empty() && self.stop == Stop::Serving;
+        let idle = self.connections.is_empty() && self.accept_again.is_empty();
         (!idle).then_some(self.next_tick)
     }
 
@@ -147,10 +150,14 @@ impl<I: Io> Shard<I> {
         if self.stop != Stop::Serving {
             return;
         }
-        if error.0 != ECANCELED {
-            tracing::warn!(%error, "accepting a connection failed");
+        if matches!(error.0, ECANCELED | ECONNABORTED) {
+            self.accept(index);
+            return;
         }
-        self.accept(index);
+        // Files or memory are short: at once it would only fail again.
+        tracing::warn!(%error, "accepting a connection failed");
+        self.accept_again.push(index);
+        self.next_tick = self.core.now.after(TICK);
     }
 
     fn received(&mut self, token: Token, buf: RxBuf, more: bool) {
@@ -168,11 +175,14 @@ impl<I: Io> Shard<I> {
             return;
         }
         connection.unread.push_back(buf);
-        if !more && !matches!(connection.phase, Phase::HandingOff { .. }) {
-            connection.arm_recv(&mut self.core);
+        if matches!(connection.phase, Phase::HandingOff { .. }) {
+            // Goes along. The cancellation may have found the receive ended by this very piece.
+            self.hand_off(key);
+            return;
         }
-        if connection.recv_armed && connection.unread.len() >= limits::CONNECTION_UNREAD_BUFFERS_MAX {
-            // The connection cannot keep up: the rest stays in the socket.
+        connection.arm_recv(&mut self.core);
+        if connection.recv_armed && connection.unread.len() == limits::CONNECTION_UNREAD_BUFFERS_MAX {
+            // The connection cannot keep up: the rest stays in the socket until `after_processing`.
             let token = Token::of(Kind::Recv, key, 0).encode();
             self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Cancel { token });
         }
@@ -188,16 +198,16 @@ impl<I: Io> Shard<I> {
                 self.finish_close(key);
                 return;
             }
-            Phase::HandingOff { .. }
-                if error.is_some_and(|error| error.0 == ECANCELED || error.0 == ENOBUFS) =>
-            {
+            // An end of the stream is found again by the shard it moves to.
+            Phase::HandingOff { .. } if error.is_none_or(|error| matches!(error.0, ECANCELED | ENOBUFS)) => {
                 self.hand_off(key);
                 return;
             }
             _ => {}
         }
         match error {
-            Some(Errno(ENOBUFS | ECANCELED)) => self.rearm.push(key),
+            Some(Errno(ENOBUFS)) => self.short_of_rx.push(key),
+            Some(Errno(ECANCELED)) => connection.arm_recv(&mut self.core),
             None => {
                 connection.stream_ended = true;
                 if connection.unread.is_empty() && connection.carried.is_empty() {
@@ -220,6 +230,7 @@ impl<I: Io> Shard<I> {
             Ok(sent) => {
                 connection.tx.sent(sent as usize, parts);
                 connection.last_progress = now;
+                connection.last_sent = now;
             }
             Err(_) => connection.tx.sent(0, parts),
         }
@@ -262,6 +273,7 @@ impl<I: Io> Shard<I> {
                 if used == len {
                     connection.unread_done = 0;
                     self.io.rx_release(buf);
+                    self.rx_freed = true;
                 } else {
                     connection.unread_done += used as u32;
                     connection.unread.push_front(buf);
@@ -288,7 +300,44 @@ impl<I: Io> Shard<I> {
             self.close(key, "the initiator closed the connection");
             return;
         }
+        connection.arm_recv(&mut self.core);
         self.mark_dirty(key);
+    }
+
+    /// Receives that lacked a buffer begin again: at once when some came free, else after the next wait.
+    fn rearm(&mut self) {
+        let mut due = core::mem::take(&mut self.rearm);
+        if !self.short_of_rx.is_empty() {
+            self.spill_blocked();
+            if self.rx_freed {
+                due.append(&mut self.short_of_rx);
+            } else {
+                core::mem::swap(&mut self.rearm, &mut self.short_of_rx);
+            }
+        }
+        self.rx_freed = false;
+        for key in due {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.arm_recv(&mut self.core);
+            }
+        }
+    }
+
+    /// Blocked connections give their receive buffers back: those that wait for data need them to end.
+    fn spill_blocked(&mut self) {
+        for index in 0..self.connections.slot_count() {
+            let Some(key) = self.connections.key_at(index) else { continue };
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if !connection.is_blocked() || matches!(connection.phase, Phase::HandingOff { .. }) {
+                continue;
+            }
+            while let Some(buf) = connection.unread.pop_front() {
+                let done = core::mem::take(&mut connection.unread_done) as usize;
+                connection.carried.extend_from_slice(&self.io.rx_bytes(&buf)[done..]);
+                self.io.rx_release(buf);
+                self.rx_freed = true;
+            }
+        }
     }
 
     pub(super) fn mark_dirty(&mut self, key: ConnKey) {
@@ -303,6 +352,9 @@ impl<I: Io> Shard<I> {
     /// Everything that can be done without waiting.
     fn work(&mut self) {
         self.mail();
+        for key in core::mem::take(&mut self.starved) {
+            self.mark_dirty(key);
+        }
         loop {
             self.core.run_ready();
             self.end_preempted();
@@ -313,11 +365,7 @@ impl<I: Io> Shard<I> {
         }
         self.send_now();
         self.core.retry_batches();
-        for key in core::mem::take(&mut self.rearm) {
-            if let Some(connection) = self.connections.get_mut(key) {
-                connection.arm_recv(&mut self.core);
-            }
-        }
+        self.rearm();
         if self.core.now >= self.next_tick {
             self.tick();
             self.next_tick = self.core.now.after(TICK);
@@ -361,7 +409,13 @@ impl<I: Io> Shard<I> {
         let mut progressed = false;
         for key in core::mem::take(&mut self.stalled) {
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            if connection.retry(&mut self.core) {
+            let mut wants = core::mem::take(&mut self.wants);
+            let free = connection.retry(&mut self.core, &mut wants);
+            for want in wants.drain(..) {
+                self.want(key, want);
+            }
+            self.wants = wants;
+            if free {
                 progressed = true;
                 self.process(key);
             } else {
@@ -377,7 +431,11 @@ impl<I: Io> Shard<I> {
         for key in dirty.drain(..) {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             connection.pump(&mut self.core);
+            let starved = connection.starved;
             self.send_one(key);
+            if starved {
+                self.starved.push(key);
+            }
         }
         self.dirty = dirty;
     }
@@ -390,12 +448,12 @@ impl<I: Io> Shard<I> {
         let mut parts = self.spare_parts.pop().unwrap_or_default();
         if connection.tx.next_send(self.config.send_batch_bytes, &mut parts) {
             let op = Op::Send { socket: connection.socket, parts };
-            connection.last_progress = self.core.now;
+            connection.last_sent = self.core.now;
             self.core.submit(Token::of(Kind::Send, key, 0), op);
             return;
         }
         self.spare_parts.push(parts);
-        if connection.close_after_send && connection.tx.is_empty() {
+        if connection.close_after_send && connection.tx.is_empty() && !connection.starved {
             self.close(key, "logged out or refused");
         }
     }
@@ -403,10 +461,15 @@ impl<I: Io> Shard<I> {
     /// Once a second: who takes too long?
     fn tick(&mut self) {
         let now = self.core.now;
+        for index in core::mem::take(&mut self.accept_again) {
+            if self.stop == Stop::Serving {
+                self.accept(index);
+            }
+        }
         for index in 0..self.connections.slot_count() {
             let Some(key) = self.connections.key_at(index) else { continue };
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            let stuck = now.since(connection.last_progress);
+            let stuck = now.since(connection.last_sent);
             if connection.tx.in_flight() && stuck > self.config.send_timeout {
                 self.close(key, "the initiator takes no data");
                 continue;

@@ -17,9 +17,6 @@ use super::executor::{Core, TaskKey};
 use super::task::{Stage, Task, Transfer};
 use super::token::{Kind, Token};
 
-/// Up to this many extents a read is sent in place.
-const IN_PLACE_EXTENTS_MAX: usize = 16;
-
 impl Core {
     /// Resolves the next portion and starts its reads. True when the task can go on at once.
     pub(super) fn read_portion(&mut self, key: TaskKey) -> bool {
@@ -35,26 +32,32 @@ impl Core {
             }
             ReadStep::Ready { covered } => {
                 let fragmented = task.assembly.is_some()
-                    || plan.extents.len() > IN_PLACE_EXTENTS_MAX
+                    || plan.extents.len() > limits::IN_PLACE_EXTENTS_MAX
                     || covered < task.left.count();
                 let covered = if fragmented { cut(&mut plan) } else { covered };
-                let (chunks, smalls) = needs(&plan, fragmented);
-                if self.pool.chunks_free() < chunks || self.pool.smalls_free() < smalls {
+                let copied = if fragmented { chunks_to_copy(task, &plan) } else { 0 };
+                let (chunks, smalls) = needs(&plan);
+                if !self.affords(key, chunks + copied, smalls) {
                     self.parked.push_back(key);
                     false
-                } else {
+                } else if let Some(task) = self.tasks.get_mut(key) {
                     task.portion = task.left.take(covered);
                     task.left = task.left.skip(covered);
                     task.portion_first_segment = task.segments.len();
                     task.transfers.clear();
                     task.stage = Stage::Transfer;
+                    for _ in 0..copied {
+                        task.spare.extend(self.pool.take_chunk());
+                    }
                     if fragmented && task.assembly.is_none() {
-                        task.assembly = self.pool.take_chunk().map(|buf| (buf, 0));
+                        task.assembly = task.spare.pop().map(|buf| (buf, 0));
                     }
                     for extent in &plan.extents {
                         self.read_extent(key, *extent);
                     }
                     true
+                } else {
+                    false
                 }
             }
         };
@@ -118,9 +121,9 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let small = len as usize <= limits::SMALL_BYTES;
         let buf = if small { self.pool.take_small() } else { None };
-        // `needs` has counted: the pool holds one of them.
-        let Some(buf) = buf.or_else(|| self.pool.take_chunk()) else { return };
         let part = task.push_segment(0, len, None);
+        // `needs` has counted, so the pool holds one of them. If not, the segment stays empty, and the read fails.
+        let Some(buf) = buf.or_else(|| self.pool.take_chunk()) else { return };
         task.transfers.resize(
             part as usize + 1 - task.portion_first_segment,
             Transfer { file, offset: ByteOffset(0), len: 0, done: 0 },
@@ -228,7 +231,7 @@ impl Core {
             return false;
         }
         task.stage = Stage::Resolve;
-        if task.assembly.is_some() && !assemble(task, first, &self.pool) {
+        if task.assembly.is_some() && !assemble(task, first) {
             self.fail_io(key, UnitFault::Read);
             return false;
         }
@@ -238,12 +241,12 @@ impl Core {
 
 /// Keeps the first extents of a fragmented plan; returns the sectors they cover.
 fn cut(plan: &mut ReadPlan) -> crate::units::SectorCount {
-    plan.extents.truncate(IN_PLACE_EXTENTS_MAX);
+    plan.extents.truncate(limits::IN_PLACE_EXTENTS_MAX);
     crate::units::SectorCount(plan.bytes() / crate::units::SECTOR_BYTES)
 }
 
 /// Chunks and small buffers the reads of a plan may take.
-fn needs(plan: &ReadPlan, fragmented: bool) -> (u32, u32) {
+fn needs(plan: &ReadPlan) -> (u32, u32) {
     let mut chunks = 0;
     let mut smalls = 0;
     for extent in &plan.extents {
@@ -257,14 +260,18 @@ fn needs(plan: &ReadPlan, fragmented: bool) -> (u32, u32) {
             }
         }
     }
-    if fragmented {
-        chunks += (plan.bytes() as usize).div_ceil(CHUNK_BYTES) + 1;
-    }
     (chunks as u32, smalls)
 }
 
+/// Chunks to take for copying the plan behind what is assembled, beside those the task has spare.
+fn chunks_to_copy(task: &Task, plan: &ReadPlan) -> u32 {
+    let open = task.assembly.as_ref().map_or(0, |(_, used)| *used as usize);
+    let filled = (open + plan.bytes() as usize).div_ceil(CHUNK_BYTES).max(1);
+    (filled - usize::from(task.assembly.is_some())).saturating_sub(task.spare.len()) as u32
+}
+
 /// Copies the segments of this portion behind what is assembled, chunk by chunk.
-fn assemble(task: &mut Task, first: usize, pool: &crate::buf::Pool) -> bool {
+fn assemble(task: &mut Task, first: usize) -> bool {
     let portion: Vec<_> = task.segments.drain(first..).collect();
     for segment in portion {
         let Some(source) = segment.buf else { return false };
@@ -272,7 +279,7 @@ fn assemble(task: &mut Task, first: usize, pool: &crate::buf::Pool) -> bool {
         while !bytes.is_empty() {
             let (mut buf, used) = match task.assembly.take() {
                 Some(open) => open,
-                None => match pool.take_chunk() {
+                None => match task.spare.pop() {
                     Some(buf) => (buf, 0),
                     None => return false,
                 },

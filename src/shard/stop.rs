@@ -64,8 +64,11 @@ impl<I: Io> Shard<I> {
                 for index in 0..self.connections.slot_count() {
                     let Some(key) = self.connections.key_at(index) else { continue };
                     let Some(connection) = self.connections.get_mut(key) else { continue };
-                    let busy = self.core.tasks.iter().any(|(_, task)| {
-                        task.conn == key && !matches!(task.stage, Stage::Collect | Stage::Finished)
+                    let tasks = &self.core.tasks;
+                    let busy = connection.full().is_some_and(|full| {
+                        full.task_keys()
+                            .filter_map(|task| tasks.get(task))
+                            .any(|task| !matches!(task.stage, Stage::Collect | Stage::Finished))
                     });
                     let quiet = !busy && connection.tx.is_empty() && !connection.dirty;
                     let asked = self.core.now.since(connection.last_progress) >= super::reactor::TICK;

@@ -147,6 +147,8 @@ pub(super) struct Task {
     pub(super) segments: Vec<Segment>,
     pub(super) portion_first_segment: usize,
     pub(super) assembly: Option<(Buf, u32)>,
+    /// Chunks the assembly of this portion will fill: taken before its reads begin, so that it cannot fail.
+    pub(super) spare: Vec<Buf>,
     /// All data-in the command has, also beyond what is fetched (EDTL).
     pub(super) in_total: u32,
     pub(super) transfers: Vec<Transfer>,
@@ -185,6 +187,7 @@ impl Task {
             segments: Vec::new(),
             portion_first_segment: 0,
             assembly: None,
+            spare: Vec::new(),
             in_total: 0,
             transfers: Vec::new(),
             pending: 0,
@@ -208,6 +211,7 @@ impl Task {
         self.segments.clear();
         self.portion_first_segment = 0;
         self.assembly = None;
+        self.spare.clear();
         self.in_total = 0;
         self.transfers.clear();
         self.commit = None;

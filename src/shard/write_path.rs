@@ -67,10 +67,12 @@ impl Core {
         let mut done = 0;
         while done < len {
             let Some(task) = self.tasks.get_mut(key) else { return };
-            let Some(part) = task.out_part(base + position + u64::from(done), len - done) else { return };
-            if part.len == 0 {
+            let part = task.out_part(base + position + u64::from(done), len - done);
+            let Some(part) = part.filter(|part| part.len > 0) else {
+                // Cannot be: `collect` has taken a buffer for every byte. Never call unwritten data written.
+                self.note_fault(key, UnitFault::Internal);
                 return;
-            }
+            };
             let at = ByteOffset(offset.0 + u64::from(done));
             done += part.len;
             self.write_part(key, file, at, part);
@@ -140,11 +142,14 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return };
         if task.stage == Stage::Sync {
             let lun = task.lun as usize;
+            let leaf = self.luns[lun].leaf;
             if let Err(error) = result {
                 // What the kernel had in its cache may be gone for good: nothing more is acknowledged.
                 tracing::error!(%error, "fdatasync failed; the image takes no more writes until it is checked");
-                let leaf = self.luns[lun].leaf;
                 self.images.fail(leaf);
+            }
+            // The kernel tells of a lost page once: another flush may have heard of ours.
+            if self.images.is_failed(leaf) {
                 self.note_fault(key, UnitFault::Write);
             }
             self.transfer_ended(key);
@@ -210,8 +215,7 @@ impl Core {
         if self.images.committed(leaf) >= seq {
             return true;
         }
-        self.layers[leaf.0 as usize].await_commit(seq, key);
-        self.kick(leaf);
+        self.await_batch(leaf, seq, key);
         false
     }
 
@@ -225,9 +229,8 @@ impl Core {
             task.stage = Stage::Resolve;
             return true;
         }
-        if self.images.is_failed(leaf) {
-            self.fail_io(key, UnitFault::Write);
-        }
+        // Nobody is woken from here for anything else than the commit or its failure.
+        self.fail_io(key, UnitFault::Write);
         false
     }
 }
