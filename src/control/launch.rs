@@ -94,8 +94,10 @@ pub(super) fn run(
     let shards = start(seeds)?;
     tracing::info!(cores = ?cores, "serving");
     listening(&addresses);
-    watch(&signals, &shards)?;
-    stop(shards)?;
+    let watched = watch(&signals, &shards);
+    // Also when one has ended by itself: the others still close their images.
+    let stopped = stop(shards);
+    watched.and(stopped)?;
     // The kernel takes rings apart in its own time; whoever comes next need not wait for that.
     files.iter().for_each(|file| file.unlock());
     Ok(())
@@ -321,6 +323,9 @@ fn stop(shards: Vec<Running>) -> Result<(), Error> {
     for shard in &shards {
         let mut message = Message::Stop;
         while let Sent::Full(back) = shard.peer.send(message) {
+            if shard.thread.is_finished() {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(1));
             message = back;
         }
