@@ -30,7 +30,7 @@ impl Core {
         let small = read.len as usize <= limits::SMALL_BYTES;
         let buf = if small { self.pool.take_small() } else { self.pool.take_chunk() };
         let Some(buf) = buf else {
-            self.parked.push_back(task);
+            self.park(task);
             return;
         };
         match self.bitmaps.insert(BitmapLoad { read, done: 0, waiters: vec![task] }) {
@@ -38,7 +38,7 @@ impl Core {
                 let op = Op::Read { file: read.file, offset: read.offset, buf, start: 0, len: read.len };
                 self.submit(Token::of(Kind::Bitmap, key, 0), op);
             }
-            Err(_) => self.parked.push_back(task),
+            Err(_) => self.park(task),
         }
     }
 

@@ -14,9 +14,9 @@ use crate::io::{Op, OpToken};
 use crate::iscsi::session::TaskId;
 use crate::limits;
 use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
-use crate::scsi::{Nexus, ScsiStatus, Sense, UnitFault, UnitIndex, UnitPlan, UnitReply};
+use crate::scsi::{Nexus, ScsiStatus, Sense, UnitFault, UnitIndex};
 use crate::slab::{Key, Slab};
-use crate::units::{BlockCount, BlockRange, BlockSize, Lba, SECTOR_BYTES, SectorCount};
+use crate::units::BlockSize;
 
 use super::ConnKey;
 use super::bitmaps::BitmapLoad;
@@ -93,7 +93,7 @@ pub(super) struct Core {
     pub(super) targets: Vec<Target>,
     pub(super) luns: Vec<LunState>,
     pub(super) tasks: Slab<Box<Task>>,
-    spare: Vec<Box<Task>>,
+    pub(super) spare: Vec<Box<Task>>,
     pub(super) finished: Vec<Finished>,
     /// PREEMPT AND ABORT commands that wait for the end of others.
     pub(super) preempting: Vec<Preempting>,
@@ -144,229 +144,6 @@ impl Core {
 
     pub(super) fn submit(&mut self, token: Token, op: Op) {
         self.ops.push((token.encode(), op));
-    }
-
-    /// Decides and starts a command.
-    pub(super) fn begin(&mut self, request: &Request) -> Begun {
-        if self.pool.chunks_free() < limits::ADMIT_CHUNKS || self.pool.smalls_free() < limits::ADMIT_SMALLS {
-            return Begun::Busy;
-        }
-        let mut task = self.spare.pop().unwrap_or_else(|| Box::new(Task::idle()));
-        task.conn = request.conn;
-        task.id = request.id;
-        task.target = request.target;
-        task.nexus = request.nexus;
-        task.lun_field = request.lun_field;
-        task.cdb = request.cdb;
-        let key = match self.tasks.insert(task) {
-            Ok(key) => key,
-            Err(task) => {
-                self.spare.push(task);
-                return Begun::Busy;
-            }
-        };
-        let device = &mut self.targets[request.target as usize].device;
-        let plan = device.plan(request.nexus, request.lun_field, &request.cdb);
-        self.start(key, plan, request.read_len, request.write_len)
-    }
-
-    /// Turns a plan into work. Only `begin` and a completed parameter list come here.
-    fn start(&mut self, key: TaskKey, plan: UnitPlan, read_len: u32, write_len: u32) -> Begun {
-        let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
-        let first_lun = self.targets[task.target as usize].first_lun;
-        let place = |task: &mut Task, unit: UnitIndex, range: BlockRange| {
-            task.lun = first_lun + unit.0;
-            let size = self.luns[task.lun as usize].block_size;
-            // `scsi` has checked the range against the capacity, which fits.
-            range.sectors(size).unwrap_or(task.range)
-        };
-        match plan {
-            UnitPlan::Done(reply) => self.reply(key, reply, read_len),
-            UnitPlan::Read { unit, range, .. } => {
-                let range = place(task, unit, range);
-                task.work = Work::Read;
-                task.in_total = range.bytes().0 as u32;
-                // Only what the initiator expects is fetched; the rest is a residual.
-                let fetch = SectorCount(u64::from(read_len).div_ceil(SECTOR_BYTES));
-                task.start_pass(Pass::Read, range.take(fetch));
-                self.advance(key);
-                Begun::Running(key)
-            }
-            UnitPlan::Write { unit, range, fua, verify } => {
-                let range = place(task, unit, range);
-                task.work = Work::Write { fua, verify };
-                task.start_pass(Pass::Write(WriteKind::Data), range);
-                self.collect(key, range.bytes().0, write_len)
-            }
-            UnitPlan::Verify { unit, range, compare, one_block } => {
-                let range = place(task, unit, range);
-                task.work = Work::Verify { compare, one_block };
-                task.start_pass(Pass::Read, range);
-                if !compare {
-                    self.advance(key);
-                    return Begun::Running(key);
-                }
-                let block = u64::from(self.luns[task.lun as usize].block_size.bytes());
-                self.collect(key, if one_block { block } else { range.bytes().0 }, write_len)
-            }
-            UnitPlan::WriteSame { unit, range, zero, fua, .. } => {
-                let range = place(task, unit, range);
-                task.work = Work::WriteSame { fua };
-                let kind = if zero { WriteKind::Zero } else { WriteKind::Data };
-                task.start_pass(Pass::Write(kind), range);
-                if zero {
-                    self.execute(key);
-                    return Begun::Running(key);
-                }
-                let block = u64::from(self.luns[task.lun as usize].block_size.bytes());
-                self.collect(key, block, write_len)
-            }
-            UnitPlan::CompareAndWrite { unit, range, fua } => {
-                let range = place(task, unit, range);
-                task.work = Work::CompareAndWrite { fua };
-                task.start_pass(Pass::Read, range);
-                self.collect(key, range.bytes().0 * 2, write_len)
-            }
-            UnitPlan::OrWrite { unit, range, fua } => {
-                let range = place(task, unit, range);
-                task.work = Work::OrWrite { fua };
-                task.start_pass(Pass::Read, range);
-                self.collect(key, range.bytes().0, write_len)
-            }
-            UnitPlan::Zero { unit, mut ranges } => {
-                ranges.reverse();
-                let first = ranges.pop();
-                task.work = Work::Zero { ranges };
-                let empty = BlockRange { start: Lba(0), count: BlockCount(0) };
-                let range = place(task, unit, first.unwrap_or(empty));
-                task.start_pass(Pass::Write(WriteKind::Zero), range);
-                self.execute(key);
-                Begun::Running(key)
-            }
-            // A hint, and the golden cache reads whole chunks anyway: GOOD is a full answer (SBC-3, 5.10).
-            UnitPlan::PreFetch { .. } => self.reply(key, UnitReply::good(), read_len),
-            UnitPlan::LbaStatus { unit, start, allocation } => {
-                self.begin_lba_status(key, unit, start, allocation, read_len)
-            }
-            UnitPlan::AbortThenDone { unit, victims, reply } => {
-                task.status = reply.status;
-                task.sense = reply.sense;
-                task.work = Work::Reply;
-                task.stage = Stage::Preempt;
-                self.preempting.push(Preempting { task: key, target: task.target, unit, victims });
-                Begun::Running(key)
-            }
-            UnitPlan::Flush { unit, .. } => {
-                let nothing = BlockRange { start: Lba(0), count: BlockCount(0) };
-                place(task, unit, nothing);
-                task.work = Work::Flush;
-                self.sync(key);
-                Begun::Running(key)
-            }
-            UnitPlan::Parameter { len } => {
-                task.work = Work::Parameter;
-                self.collect(key, u64::from(len), write_len)
-            }
-        }
-    }
-
-    /// The command is decided.
-    pub(super) fn reply(&mut self, key: TaskKey, reply: UnitReply, read_len: u32) -> Begun {
-        if let Some(task) = self.tasks.get_mut(key) {
-            task.status = reply.status;
-            task.sense = reply.sense;
-            task.work = Work::Reply;
-            self.attach_reply_data(key, &reply.data, read_len);
-            self.finish(key);
-        }
-        Begun::Running(key)
-    }
-
-    /// Takes buffers for `wanted` bytes of data-out. `begin` has made sure that they are there.
-    fn collect(&mut self, key: TaskKey, wanted: u64, write_len: u32) -> Begun {
-        let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
-        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX).min(2 * limits::TRANSFER_BYTES_MAX as u32);
-        if task.work.needs_exact_data() && wanted != write_len {
-            self.fail_io(key, UnitFault::DataOutLength);
-            return Begun::Running(key);
-        }
-        let coming = wanted.min(write_len);
-        task.out_wanted = coming;
-        task.stage = Stage::Collect;
-        let whole_chunk = matches!(task.work, Work::WriteSame { .. } | Work::Verify { one_block: true, .. });
-        if coming as usize <= limits::SMALL_BYTES && !whole_chunk {
-            task.out_filling.extend(self.pool.take_small());
-        } else {
-            let chunks = if whole_chunk { 1 } else { (coming as usize).div_ceil(limits::CHUNK_BYTES) };
-            for _ in 0..chunks {
-                task.out_filling.extend(self.pool.take_chunk());
-            }
-        }
-        if wanted == 0 {
-            self.data_complete(key, 0);
-            return Begun::Running(key);
-        }
-        Begun::NeedsData { task: key, wanted }
-    }
-
-    /// All data-out the initiator can give has arrived.
-    pub(super) fn data_complete(&mut self, key: TaskKey, received: u32) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        if task.stage != Stage::Collect {
-            return;
-        }
-        task.out_received = received.min(task.out_wanted);
-        if task.work == Work::Parameter {
-            self.parameter(key);
-            return;
-        }
-        task.stage = Stage::Resolve;
-        let block = self.luns[task.lun as usize].block_size;
-        match task.work {
-            Work::WriteSame { .. } | Work::Verify { compare: true, one_block: true } => {
-                if task.out_received < block.bytes() {
-                    self.short_data(key);
-                    return;
-                }
-                repeat_block(task, block.bytes() as usize);
-            }
-            Work::Write { .. } => {
-                // What did not come is not written: whole blocks only (the residual tells the initiator).
-                let blocks = u64::from(task.out_received / block.bytes());
-                let range = task.range.take(SectorCount(blocks * block.sectors()));
-                task.start_pass(Pass::Write(WriteKind::Data), range);
-            }
-            Work::CompareAndWrite { .. } | Work::OrWrite { .. } | Work::Verify { .. } => {
-                let halves = if matches!(task.work, Work::CompareAndWrite { .. }) { 2 } else { 1 };
-                let needed = halves * task.range.bytes().0;
-                if u64::from(task.out_received) < needed {
-                    self.short_data(key);
-                    return;
-                }
-            }
-            _ => {}
-        }
-        if let Some(task) = self.tasks.get_mut(key)
-            && !matches!(task.work, Work::OrWrite { .. })
-        {
-            task.seal_out();
-        }
-        self.execute(key);
-    }
-
-    fn parameter(&mut self, key: TaskKey) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        let list = task.out_filling.first().map_or(&[][..], |buf| buf.as_slice());
-        let list = &list[..(task.out_received as usize).min(list.len())];
-        let device = &mut self.targets[task.target as usize].device;
-        let plan = device.parameter(task.nexus, task.lun_field, &task.cdb, list);
-        task.out_filling.clear();
-        self.start(key, plan, 0, 0);
-    }
-
-    /// Fewer bytes than the command needs to mean anything.
-    fn short_data(&mut self, key: TaskKey) {
-        self.fail_io(key, UnitFault::DataOutLength);
     }
 
     /// Drives a task as far as it goes without waiting.
@@ -510,7 +287,7 @@ impl Core {
     }
 
     /// fdatasync of the unit's own file; its completion finishes the task.
-    fn sync(&mut self, key: TaskKey) {
+    pub(super) fn sync(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         task.stage = Stage::Sync;
         let lun = &self.luns[task.lun as usize];
@@ -563,20 +340,6 @@ impl Core {
         task.assembly = None;
         task.spare.clear();
         self.finished.push(Finished { task: key, conn: task.conn, id: task.id });
-    }
-
-    /// Copies the data of a `Done` reply into a buffer of the task.
-    fn attach_reply_data(&mut self, key: TaskKey, data: &[u8], read_len: u32) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        task.in_total = data.len() as u32;
-        let data = &data[..data.len().min(read_len as usize).min(limits::REPLY_BYTES_MAX)];
-        if data.is_empty() {
-            return;
-        }
-        if let Some(mut buf) = self.pool.take_chunk() {
-            buf.as_mut_slice()[..data.len()].copy_from_slice(data);
-            task.push_segment(0, data.len() as u32, Some(buf.share()));
-        }
     }
 
     /// The session needs the task no more.
@@ -660,12 +423,24 @@ impl Core {
             left -= 1;
             self.advance(key);
             if self.parked.len() > left {
-                self.parked.rotate_right(1);
+                // Parked again: it keeps its place.
+                if self.parked.back() == Some(&key) {
+                    self.parked.rotate_right(1);
+                }
                 break;
             }
         }
         while let Some(key) = self.ready.pop_front() {
             self.advance(key);
+        }
+    }
+
+    /// The task waits for buffers: behind the others, unless all leave theirs to it.
+    pub(super) fn park(&mut self, key: TaskKey) {
+        if self.favoured == Some(key) {
+            self.parked.push_front(key);
+        } else {
+            self.parked.push_back(key);
         }
     }
 
@@ -691,18 +466,5 @@ impl Core {
     /// True when something waits for buffers: nobody tells when one comes free outside of a task.
     pub(super) fn is_waiting(&self) -> bool {
         !self.ready.is_empty() || !self.parked.is_empty() || !self.short_layers.is_empty()
-    }
-}
-
-/// Fills the whole first buffer with its first block.
-fn repeat_block(task: &mut Task, block: usize) {
-    if let Some(buf) = task.out_filling.first_mut() {
-        let bytes = buf.as_mut_slice();
-        let mut filled = block;
-        while filled < bytes.len() {
-            let step = filled.min(bytes.len() - filled);
-            bytes.copy_within(..step, filled);
-            filled += step;
-        }
     }
 }

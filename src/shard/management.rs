@@ -180,6 +180,8 @@ impl<I: Io> Shard<I> {
             .filter(|session| matches!(scope, Scope::Unit(_) | Scope::Target) || session.nexus == nexus)
             .map(|session| (session.conn, session.nexus))
             .collect();
+        // A LUN has more than one form (SAM-5, 4.7): tasks may have been sent to another than the function's.
+        let same = |field: [u8; 8], unit: [u8; 8]| Lun::from_field(field) == Lun::from_field(unit);
         for (conn, victim) in victims {
             let Some(full) = self.connections.get_mut(conn).and_then(|connection| connection.full()) else {
                 continue;
@@ -189,8 +191,8 @@ impl<I: Io> Shard<I> {
                 .tasks()
                 .filter(|(task, lun, _, sn)| match scope {
                     Scope::Task(only) => conn == key && *task == only,
-                    Scope::NexusUnit(unit) => lun.0 == unit && sn.before(cmd_sn),
-                    Scope::Unit(unit) => lun.0 == unit,
+                    Scope::NexusUnit(unit) => same(lun.0, unit) && sn.before(cmd_sn),
+                    Scope::Unit(unit) => same(lun.0, unit),
                     Scope::Target => true,
                 })
                 .map(|(task, ..)| task)

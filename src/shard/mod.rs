@@ -9,13 +9,15 @@
 //! | `connection` | one stream: framer, login machine or session, queue out             |
 //! | `logins`     | what a login asks of the shard: targets, hand-off, reinstatement    |
 //! | `management` | task management functions and closing                               |
-//! | `executor`   | a command from plan to reply; `read_path`, `write_path` its halves  |
+//! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
+//! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
 //! | `turns`      | which writes wait for which                                         |
 //! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
 
+mod begin;
 mod bitmaps;
 mod commit;
 mod connection;

@@ -38,7 +38,7 @@ impl Core {
                 let copied = if fragmented { chunks_to_copy(task, &plan) } else { 0 };
                 let (chunks, smalls) = needs(&plan);
                 if !self.affords(key, chunks + copied, smalls) {
-                    self.parked.push_back(key);
+                    self.park(key);
                     false
                 } else if let Some(task) = self.tasks.get_mut(key) {
                     task.portion = task.left.take(covered);
