@@ -200,9 +200,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(path: &Path, text: &'a str) -> Self {
-        // A bare file name has the empty path as its parent, which no call takes for the current folder.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new(".")).to_owned();
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         Self { path: Arc::from(path), folder, text, strict: false, errors: Vec::new() }
     }
 

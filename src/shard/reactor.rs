@@ -119,7 +119,7 @@ impl<I: Io> Shard<I> {
             (Kind::Bitmap, Outcome::Read { result, buf }) => self.core.bitmap_read(token, result, buf),
             (Kind::Meta, Outcome::Wrote { result, part }) => self.core.meta_written(token, result, part),
             (Kind::Meta, Outcome::Done { result }) => self.core.meta_done(token, result),
-            (Kind::Flush, Outcome::Done { result }) => self.image_flushed(result),
+            (Kind::Flush, Outcome::Done { result }) => self.image_flushed(token, result),
             (Kind::Wake, _) => self.await_wake(),
             // Cancellations and shutdowns: what they were for completes by itself.
             _ => {}

@@ -98,16 +98,18 @@ impl<I: Io> Shard<I> {
     }
 
     fn flush_images(&mut self) {
-        let files = self.core.luns.iter().filter(|lun| lun.writable).map(|lun| lun.leaf_file);
-        let files: std::collections::BTreeSet<_> = files.collect();
+        let files = self.core.luns.iter().filter(|lun| lun.writable).map(|lun| (lun.leaf, lun.leaf_file));
+        let files: std::collections::BTreeMap<_, _> = files.collect();
         self.stop = Stop::Flushing { pending: files.len() as u32 };
-        for file in files {
-            self.core.submit(Token::new(Kind::Flush, 0, 0), Op::Sync { file });
+        for (leaf, file) in files {
+            self.core.submit(Token::new(Kind::Flush, leaf.0, 0), Op::Sync { file });
         }
     }
 
-    pub(super) fn image_flushed(&mut self, result: Result<(), Errno>) {
+    pub(super) fn image_flushed(&mut self, token: Token, result: Result<(), Errno>) {
         if let Err(error) = result {
+            // Not closed as a whole image: its metadata stays as it is.
+            self.core.images.fail(LayerId(token.index));
             tracing::error!(%error, "fdatasync failed while stopping: what was written last may be lost");
         }
         if let Stop::Flushing { pending } = &mut self.stop {
