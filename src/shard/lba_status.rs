@@ -170,4 +170,16 @@ mod tests {
             assert_eq!(found, expected);
         }
     }
+
+    #[test]
+    fn a_raw_unit_is_mapped_up_to_its_end() {
+        let mut bench = crate::shard::bench::Bench::new();
+        let mut cdb = [0; 16];
+        cdb[..2].copy_from_slice(&[0x9E, 0x12]);
+        (cdb[9], cdb[13]) = (24, 24);
+        let done = bench.begin(&cdb, &[], 24);
+        let (status, _, data) = bench.reply(done).unwrap();
+        assert_eq!(status, 0);
+        assert_eq!(data[8..], [0, 0, 0, 0, 0, 0, 0, 24, 0, 0, 3, 0xE8, 0, 0, 0, 0]);
+    }
 }

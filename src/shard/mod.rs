@@ -18,6 +18,8 @@
 //! | `mailbox`    | messages between shards                                             |
 
 mod begin;
+#[cfg(test)]
+mod bench;
 mod bitmaps;
 mod commit;
 mod connection;

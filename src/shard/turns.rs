@@ -119,6 +119,8 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Op;
+    use crate::shard::bench::Bench;
 
     #[test]
     fn writes_share_and_a_read_then_write_is_alone() {
@@ -134,5 +136,110 @@ mod tests {
         assert!(!turns.admits(Turn::Alone) && !turns.admits(Turn::Shared));
         turns.leave(Turn::Alone);
         assert!(turns.admits(Turn::Alone));
+    }
+
+    const GOOD: u8 = 0;
+    const CHECK_CONDITION: u8 = 2;
+
+    fn compare_and_write(bench: &mut Bench, from: u8, to: u8) -> TaskKey {
+        let mut data = vec![from; 512];
+        data.resize(1024, to);
+        bench.begin(&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], &data, 0)
+    }
+
+    fn write(bench: &mut Bench, byte: u8) -> TaskKey {
+        bench.begin(&[0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0], &[byte; 512], 0)
+    }
+
+    fn status(bench: &Bench, key: TaskKey) -> Option<u8> {
+        bench.reply(key).map(|(status, ..)| status)
+    }
+
+    #[test]
+    fn compare_and_write_waits_for_writes_and_keeps_later_ones_waiting() {
+        let mut bench = Bench::new();
+        let before = write(&mut bench, 1);
+        let swap = compare_and_write(&mut bench, 1, 2);
+        let after = write(&mut bench, 3);
+        let mut ops = bench.ops();
+        assert_eq!(ops.len(), 1, "the write alone: {ops:?}");
+        bench.complete(ops.remove(0));
+        assert_eq!(status(&bench, before), Some(GOOD));
+        let mut ops = bench.ops();
+        assert!(matches!(ops[..], [(_, Op::Read { .. })]), "the comparison alone: {ops:?}");
+        bench.complete(ops.remove(0));
+        assert_eq!(status(&bench, after), None);
+        bench.settle();
+        assert_eq!((status(&bench, swap), status(&bench, after)), (Some(GOOD), Some(GOOD)));
+        assert_eq!(bench.disk[..513], [&[3; 512][..], &[0]].concat());
+    }
+
+    #[test]
+    fn of_two_swaps_of_the_same_block_one_loses() {
+        let mut bench = Bench::new();
+        let first = compare_and_write(&mut bench, 0, 1);
+        let second = compare_and_write(&mut bench, 0, 2);
+        bench.settle();
+        assert_eq!(status(&bench, first), Some(GOOD));
+        let (lost, sense, _) = bench.reply(second).unwrap();
+        assert_eq!((lost, sense), (CHECK_CONDITION, Some((0x1D, 0))));
+        assert_eq!(bench.disk[0], 1);
+    }
+
+    #[test]
+    fn an_aborted_command_gives_its_turn_up() {
+        let mut bench = Bench::new();
+        write(&mut bench, 1);
+        let waiting = compare_and_write(&mut bench, 1, 2);
+        let third = write(&mut bench, 3);
+        assert!(bench.core.abort(waiting), "nothing of it is under way");
+        let ops = bench.ops();
+        assert_eq!(ops.len(), 2, "both writes: {ops:?}");
+        ops.into_iter().for_each(|op| bench.complete(op));
+        assert_eq!(status(&bench, third), Some(GOOD));
+
+        let running = compare_and_write(&mut bench, 3, 4);
+        let last = write(&mut bench, 5);
+        assert!(!bench.core.abort(running), "its read is with the ring");
+        let mut ops = bench.ops();
+        assert_eq!(ops.len(), 1, "the read it began: {ops:?}");
+        bench.complete(ops.remove(0));
+        bench.settle();
+        assert_eq!((status(&bench, last), bench.disk[0]), (Some(GOOD), 5));
+        assert_eq!(bench.core.targets[0].aborted_in_flight, 0);
+    }
+
+    #[test]
+    fn or_write_combines_what_is_there_with_the_data() {
+        let mut bench = Bench::new();
+        bench.disk[..70_000].fill(0x0F);
+        let blocks = 200u8;
+        let data = vec![0xA0; 512 * usize::from(blocks)];
+        let done = bench.begin(&[0x8B, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, blocks], &data, 0);
+        bench.settle();
+        assert_eq!(status(&bench, done), Some(GOOD));
+        assert!(bench.disk[..70_000].iter().all(|byte| *byte == 0xAF));
+        assert!(bench.disk[70_000..data.len()].iter().all(|byte| *byte == 0xA0));
+        assert_eq!(bench.disk[data.len()], 0);
+    }
+
+    #[test]
+    fn data_out_of_another_length_ends_what_needs_all_of_it() {
+        let swap = |count| [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, count];
+        let same = [0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+        let mut bench = Bench::new();
+        for (cdb, len) in
+            [(&swap(1)[..], 2048), (&swap(3), 2048), (&swap(0), 512), (&same, 256), (&same, 1024)]
+        {
+            let refused = bench.begin(cdb, &vec![7; len], 0);
+            let (status, sense, _) = bench.reply(refused).unwrap();
+            assert_eq!((status, sense), (CHECK_CONDITION, Some((0x24, 0))), "{cdb:02x?} {len}");
+        }
+        let empty = bench.begin(&swap(0), &[], 0);
+        bench.settle();
+        assert_eq!(status(&bench, empty), Some(GOOD), "nothing is compared");
+        let short = bench.begin(&[0x2A, 0, 0, 0, 0, 0, 0, 0, 4, 0], &[9; 1024], 0);
+        bench.settle();
+        assert_eq!((status(&bench, short), bench.disk[1023], bench.disk[1024]), (Some(GOOD), 9, 0));
     }
 }

@@ -1,0 +1,144 @@
+//! A bench for the executor's tests: one unit on a raw file in memory, commands in, replies out.
+//!
+//! Knows the operations of files. Does not know sessions or sockets: data-out is filled in at once.
+
+use crate::buf::{Pool, PoolConfig};
+use crate::cache::GoldenCache;
+use crate::image::{Chain, Images, Layer};
+use crate::io::{Op, OpToken};
+use crate::iscsi::session::TaskId;
+use crate::plan::FileSlot;
+use crate::scsi::{Device, DeviceConfig, InitiatorPort, Lun, Nexus, UnitConfig, UnitIdentity};
+use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
+
+use super::ConnKey;
+use super::executor::{Begun, Core, LunState, Request, TaskKey};
+use super::target::Target;
+use super::token::Token;
+
+const SECTORS: u64 = 1024;
+const NAME: &str = "iqn.2026-11.io.goldrush:bench";
+
+pub(super) struct Bench {
+    pub(super) core: Core,
+    pub(super) disk: Vec<u8>,
+    next_id: u16,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        let pool = Pool::new(PoolConfig { chunks: 300, smalls: 64, huge_pages: false }).unwrap();
+        let cache = GoldenCache::new(&pool, 1);
+        let mut images = Images::new();
+        let leaf = images.add(Layer::raw(FileSlot(0), SectorCount(SECTORS), true));
+        let chain = Chain::new(&images, vec![leaf]).unwrap();
+        let mut core = Core::new(pool, cache, images);
+        core.targets.push(Target::new(NAME.into(), device(), 0));
+        core.luns.push(LunState {
+            chain,
+            block_size: BlockSize::B512,
+            leaf,
+            leaf_file: FileSlot(0),
+            writable: true,
+            turns: super::turns::Turns::default(),
+        });
+        Self { core, disk: vec![0; (SECTORS * SECTOR_BYTES) as usize], next_id: 0 }
+    }
+
+    /// Begins a command; its data-out, all of it, is there at once.
+    pub(super) fn begin(&mut self, cdb: &[u8], data_out: &[u8], read_len: u32) -> TaskKey {
+        let mut padded = [0; 16];
+        padded[..cdb.len()].copy_from_slice(cdb);
+        self.next_id += 1;
+        let request = Request {
+            conn: ConnKey::from_parts(0, 0),
+            id: TaskId { index: self.next_id, generation: 0 },
+            target: 0,
+            nexus: Nexus(0),
+            lun_field: [0; 8],
+            cdb: padded,
+            read_len,
+            write_len: data_out.len() as u32,
+        };
+        match self.core.begin(&request) {
+            Begun::Busy => panic!("the bench has no room"),
+            Begun::Running(key) => key,
+            Begun::NeedsData { task, .. } => {
+                self.core.tasks.get_mut(task).unwrap().fill_out(0, data_out);
+                self.core.data_complete(task, data_out.len() as u32);
+                task
+            }
+        }
+    }
+
+    /// The operations given to the ring since the last call.
+    pub(super) fn ops(&mut self) -> Vec<(OpToken, Op)> {
+        self.core.run_ready();
+        core::mem::take(&mut self.core.ops)
+    }
+
+    /// Does an operation and lets the executor go on.
+    pub(super) fn complete(&mut self, (token, op): (OpToken, Op)) {
+        let token = Token::decode(token).unwrap();
+        let key = token.key(&self.core.tasks).unwrap();
+        match op {
+            Op::Read { offset, mut buf, start, len, .. } => {
+                let (at, start, len) = (offset.0 as usize, start as usize, len as usize);
+                buf.as_mut_slice()[start..start + len].copy_from_slice(&self.disk[at..at + len]);
+                self.core.read_done(key, token.part, Ok(len as u32), buf);
+            }
+            Op::Write { offset, part, .. } => {
+                let bytes = &part.buf.as_slice()[part.start as usize..(part.start + part.len) as usize];
+                self.disk[offset.0 as usize..offset.0 as usize + bytes.len()].copy_from_slice(bytes);
+                self.core.write_done(key, token.part, Ok(part.len), part);
+            }
+            Op::PunchHole { offset, len, .. } => {
+                self.disk[offset.0 as usize..(offset.0 + len) as usize].fill(0);
+                self.core.control_done(key, token.part, Ok(()));
+            }
+            Op::Sync { .. } => self.core.control_done(key, token.part, Ok(())),
+            other => panic!("no operation of a file: {other:?}"),
+        }
+        self.core.run_ready();
+    }
+
+    /// Does everything there is to do.
+    pub(super) fn settle(&mut self) {
+        loop {
+            let ops = self.ops();
+            if ops.is_empty() {
+                return;
+            }
+            ops.into_iter().for_each(|op| self.complete(op));
+        }
+    }
+
+    /// Status, sense code and data-in of a finished command.
+    pub(super) fn reply(&self, key: TaskKey) -> Option<(u8, Option<(u8, u8)>, Vec<u8>)> {
+        self.core.finished.iter().find(|done| done.task == key)?;
+        let task = self.core.tasks.get(key)?;
+        let data = task.in_parts(0, task.in_len());
+        let bytes = data.flat_map(|part| {
+            part.buf.as_slice()[part.start as usize..(part.start + part.len) as usize].to_vec()
+        });
+        Some((task.status.code(), task.sense.map(|sense| (sense.asc, sense.ascq)), bytes.collect()))
+    }
+}
+
+fn device() -> Device {
+    let target_name = NAME.to_owned();
+    let unit = UnitConfig {
+        identity: UnitIdentity { target_name: target_name.clone(), lun: Lun::ZERO, serial: None },
+        block_size: BlockSize::B512,
+        blocks: SECTORS,
+        physical_exponent: 0,
+        read_only: false,
+        thin: true,
+        removable: false,
+    };
+    let mut device = Device::new(DeviceConfig { target_name, portal_group: 1, units: vec![unit] }).unwrap();
+    device.attach(Nexus(0), InitiatorPort { name: "iqn.2026-11.example:a".into(), isid: [0; 6] }).unwrap();
+    // Takes the unit attention of power-on.
+    device.plan(Nexus(0), [0; 8], &[0; 6]);
+    device
+}
