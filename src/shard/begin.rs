@@ -15,7 +15,8 @@ const NOTHING: BlockRange = BlockRange { start: Lba(0), count: BlockCount(0) };
 impl Core {
     /// Decides and starts a command.
     pub(super) fn begin(&mut self, request: &Request) -> Begun {
-        if self.pool.chunks_free() < limits::ADMIT_CHUNKS || self.pool.smalls_free() < limits::ADMIT_SMALLS {
+        if !self.has_room() {
+            self.refused = true;
             return Begun::Busy;
         }
         let mut task = self.spare.pop().unwrap_or_else(|| Box::new(Task::idle()));
@@ -35,6 +36,11 @@ impl Core {
         let device = &mut self.targets[request.target as usize].device;
         let plan = device.plan(request.nexus, request.lun_field, &request.cdb);
         self.start(key, plan, request.read_len, request.write_len)
+    }
+
+    /// Buffers for one more command are free.
+    pub(super) fn has_room(&self) -> bool {
+        self.pool.chunks_free() >= limits::ADMIT_CHUNKS && self.pool.smalls_free() >= limits::ADMIT_SMALLS
     }
 
     /// Turns a plan into work. Only `begin` and a completed parameter list come here.

@@ -69,9 +69,7 @@ impl Core {
             self.images.bitmap_loaded(load.read, Err(IoFault::Failed));
         }
         for task in load.waiters {
-            if complete {
-                self.ready.push_back(task);
-            } else if self.tasks.get(task).is_some_and(|task| task.aborted) {
+            if complete || self.tasks.get(task).is_some_and(|task| task.aborted) {
                 self.ready.push_back(task);
             } else {
                 self.fail_io(task, UnitFault::Read);

@@ -182,7 +182,7 @@ impl Core {
         let first = work.batch.ops.len();
         work.batch.ops.extend(core::iter::from_fn(|| {
             let take = len.min(limits::CHUNK_BYTES as u64);
-            let op = (take > 0).then(|| MetaOp::Write { offset, bytes: 0..take as usize });
+            let op = (take > 0).then_some(MetaOp::Write { offset, bytes: 0..take as usize });
             offset.0 += take;
             len -= take;
             op

@@ -17,12 +17,13 @@ use crate::clock::Instant;
 use crate::io::{Op, RxBuf, SocketSlot};
 use crate::iscsi::framer::{Framer, Step};
 use crate::iscsi::login::LoginMachine;
-use crate::iscsi::session::{OutData, PayloadSink, Session, SessionEvent, TaskId};
+use crate::iscsi::session::{OutData, PayloadSink, Session, SessionEvent, TaskId, TaskReply};
 use crate::limits;
-use crate::scsi::Nexus;
+use crate::scsi::{Nexus, ScsiStatus};
 
 use super::executor::{Begun, Core, Request, TaskKey};
 use super::mailbox::Named;
+use super::task::Stage;
 use super::token::{Kind, Token};
 use super::tx_queue::TxQueue;
 use super::{ConnKey, ShardId};
@@ -137,6 +138,7 @@ impl Connection {
                 Step::End => self.end(core, wants),
                 Step::HeaderDigestError => wants.push(Want::Close("a header digest is wrong")),
                 Step::DataDigestError => {
+                    self.sink = PayloadSink::Discard;
                     if let Phase::Full(full) = &mut self.phase {
                         full.session.handle_data_digest_error(core.now);
                         self.drain_session(core, wants);
@@ -151,14 +153,10 @@ impl Connection {
         bytes.len() - input.len()
     }
 
-    /// True while nothing more may be processed.
+    /// True while nothing more may be processed. A stalled command alone does not block: only its data does.
     pub(super) fn is_blocked(&self) -> bool {
-        let stalled = match &self.phase {
-            Phase::Login(_) => false,
-            Phase::Full(full) => !full.stalled.is_empty(),
-            Phase::HandingOff { .. } | Phase::Closing => true,
-        };
-        stalled || self.waiting || self.close_after_send
+        let moving = matches!(self.phase, Phase::HandingOff { .. } | Phase::Closing);
+        moving || self.waiting || self.close_after_send || matches!(self.sink, PayloadSink::Wait { .. })
     }
 
     pub(super) fn has_stalled(&self) -> bool {
@@ -171,8 +169,8 @@ impl Connection {
             Phase::Full(full) => {
                 full.session.handle_header(self.framer.bhs(), self.framer.ahs(), core.now);
                 self.drain_session(core, wants);
-                if let Phase::Full(full) = &self.phase {
-                    self.sink = full.session.sink();
+                if let Phase::Full(full) = &mut self.phase {
+                    self.sink = full.next_sink(core);
                 }
             }
             _ => self.sink = PayloadSink::Control { keep: limits::LOGIN_SEGMENT_BYTES_MAX },
@@ -201,6 +199,7 @@ impl Connection {
 
     fn end(&mut self, core: &mut Core, wants: &mut Vec<Want>) {
         self.last_progress = core.now;
+        self.sink = PayloadSink::Discard;
         match &mut self.phase {
             Phase::Login(login) => {
                 login.handle_pdu(self.framer.bhs(), &self.control);
@@ -255,9 +254,10 @@ impl Connection {
         }
     }
 
-    /// Offers stalled commands again, in order. True when the connection is free to go on.
+    /// Offers stalled commands again, in order. True when something came of it.
     pub(super) fn retry(&mut self, core: &mut Core, wants: &mut Vec<Want>) -> bool {
-        let Phase::Full(full) = &mut self.phase else { return true };
+        let Phase::Full(full) = &mut self.phase else { return false };
+        let (stalled, blocked) = (full.stalled.len(), matches!(self.sink, PayloadSink::Wait { .. }));
         while let Some(request) = full.stalled.front().copied() {
             // One that was aborted meanwhile is no task of the session any more.
             let lives = full.session.tasks().any(|(id, ..)| id == request.id);
@@ -266,13 +266,13 @@ impl Connection {
             }
             full.stalled.pop_front();
         }
-        let free = full.stalled.is_empty();
+        let begun = full.stalled.len() < stalled;
         // What began may have had all its data already.
         self.drain_session(core, wants);
-        if let Phase::Full(full) = &self.phase {
-            self.sink = full.session.sink();
+        if let Phase::Full(full) = &mut self.phase {
+            self.sink = full.next_sink(core);
         }
-        free
+        begun || blocked && !matches!(self.sink, PayloadSink::Wait { .. })
     }
 
     /// Moves every PDU the session has ready into the send queue.
@@ -350,6 +350,40 @@ impl FullFeature {
             task.read_len = request.read_len;
         }
         true
+    }
+
+    /// Where the payload of the PDU being received goes. A command that neither waits for room nor takes data has been
+    /// decided without any.
+    fn sink(&self) -> PayloadSink {
+        match self.session.sink() {
+            PayloadSink::Wait { task } if !self.stalled.iter().any(|request| request.id == task) => {
+                PayloadSink::Discard
+            }
+            sink => sink,
+        }
+    }
+
+    /// As `sink`, but never to wait for room while commands that hold buffers wait for what comes behind.
+    fn next_sink(&mut self, core: &Core) -> PayloadSink {
+        if let PayloadSink::Wait { task } = self.sink()
+            && self.awaits_data(core)
+        {
+            self.refuse(task);
+        }
+        self.sink()
+    }
+
+    /// A command that has begun waits for data of this connection.
+    fn awaits_data(&self, core: &Core) -> bool {
+        self.task_keys().filter_map(|key| core.tasks.get(key)).any(|task| task.stage == Stage::Collect)
+    }
+
+    /// TASK SET FULL: the initiator sends the command again (SAM-5, 5.3.1). Its data is on its way and there is no
+    /// room for it. To wait would be to wait for ever: the data of commands that hold buffers comes behind it.
+    fn refuse(&mut self, task: TaskId) {
+        self.stalled.retain(|request| request.id != task);
+        let status = ScsiStatus::TaskSetFull.code();
+        self.session.complete(task, TaskReply { status, sense: &[], data_in: 0 });
     }
 
     /// The session needs this task no more.

@@ -93,6 +93,7 @@ pub(super) struct Core {
     pub(super) targets: Vec<Target>,
     pub(super) luns: Vec<LunState>,
     pub(super) tasks: Slab<Box<Task>>,
+    #[expect(clippy::vec_box, reason = "a task keeps its place when it is begun and when it is forgotten")]
     pub(super) spare: Vec<Box<Task>>,
     pub(super) finished: Vec<Finished>,
     /// PREEMPT AND ABORT commands that wait for the end of others.
@@ -111,6 +112,8 @@ pub(super) struct Core {
     pub(super) write_plan: WritePlan,
     /// Buffers or tasks came free since stalled connections were last offered a retry.
     pub(super) freed: bool,
+    /// A command was refused for want of buffers since then: they come free in more places than tell.
+    pub(super) refused: bool,
     /// PUNCH_HOLE was refused once by some file system: zeros are written from then on.
     pub(super) punch_refused: bool,
 }
@@ -138,6 +141,7 @@ impl Core {
             read_plan: ReadPlan::with_capacity(limits::PLAN_EXTENTS_MAX),
             write_plan: WritePlan::with_capacity(limits::PLAN_EXTENTS_MAX),
             freed: false,
+            refused: false,
             punch_refused: false,
         }
     }
@@ -465,6 +469,7 @@ impl Core {
 
     /// True when something waits for buffers: nobody tells when one comes free outside of a task.
     pub(super) fn is_waiting(&self) -> bool {
-        !self.ready.is_empty() || !self.parked.is_empty() || !self.short_layers.is_empty()
+        let short = !self.parked.is_empty() || !self.short_layers.is_empty();
+        !self.ready.is_empty() || short || (self.refused && self.has_room())
     }
 }

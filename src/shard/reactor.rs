@@ -403,24 +403,24 @@ impl<I: Io> Shard<I> {
 
     /// Offers commands that found no room again, in order, once something came free.
     fn retry_stalled(&mut self) -> bool {
-        if !core::mem::take(&mut self.core.freed) || self.stalled.is_empty() {
+        let has_room = self.core.refused && self.core.has_room();
+        if !core::mem::take(&mut self.core.freed) && !has_room {
+            return false;
+        }
+        self.core.refused = false;
+        if self.stalled.is_empty() {
             return false;
         }
         let mut progressed = false;
         for key in core::mem::take(&mut self.stalled) {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             let mut wants = core::mem::take(&mut self.wants);
-            let free = connection.retry(&mut self.core, &mut wants);
+            progressed |= connection.retry(&mut self.core, &mut wants);
             for want in wants.drain(..) {
                 self.want(key, want);
             }
             self.wants = wants;
-            if free {
-                progressed = true;
-                self.process(key);
-            } else {
-                self.stalled.push(key);
-            }
+            self.process(key);
         }
         progressed
     }

@@ -187,7 +187,6 @@ impl Core {
         match result {
             Ok(moved @ 1..) if have + moved < CHUNK_BYTES as u32 => {
                 self.fill(slot, chunk.file, chunk.offset(), buf, have + moved);
-                return;
             }
             Ok(0) if have == 0 => {
                 // Nothing at all there: the file was cut under us.
