@@ -248,16 +248,16 @@ impl Device {
         }
     }
 
-    /// LOGICAL UNIT RESET. Every nexus hears of it (SAM-5, 6.3.3), also the one that asked for it; `except` spares one.
-    pub fn reset_unit(&mut self, unit: UnitIndex, except: Option<Nexus>) {
+    /// LOGICAL UNIT RESET. Every nexus hears of it (SAM-5, 6.3.3), also the one that asked for it.
+    pub fn reset_unit(&mut self, unit: UnitIndex) {
         if let Some(unit) = self.units.get_mut(unit.0 as usize) {
-            unit.reset(except, UnitAttention::UnitReset);
+            unit.reset(UnitAttention::UnitReset);
         }
     }
 
     /// Target reset, warm or cold: every unit.
-    pub fn reset(&mut self, except: Option<Nexus>) {
-        self.units.iter_mut().for_each(|unit| unit.reset(except, UnitAttention::TargetReset));
+    pub fn reset(&mut self) {
+        self.units.iter_mut().for_each(|unit| unit.reset(UnitAttention::TargetReset));
     }
 
     /// Commands of `victim` ended because another initiator cleared the task set; with TAS zero they get no status,
@@ -377,7 +377,7 @@ mod tests {
     fn lun_zero_reports_luns_even_where_there_is_no_unit_zero() {
         let mut bench = Bench::of(vec![unit_config(5), unit_config(1)]);
         bench.attach(A);
-        bench.device.reset(None);
+        bench.device.reset();
         let expected = [0, 0, 0, 16, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0];
         for field in [[0; 8], LUN_5, REPORT_LUNS_WELL_KNOWN] {
             assert_eq!(done(bench.device.plan(A, field, &REPORT_LUNS)).data, expected);
@@ -407,11 +407,12 @@ mod tests {
         let mut bench = Bench::of(vec![unit_config(0), unit_config(5)]);
         bench.attach(A);
         bench.attach(B);
-        bench.device.reset_unit(UnitIndex(1), Some(A));
+        bench.device.reset_unit(UnitIndex(1));
         assert_eq!(done(bench.device.plan(B, [0; 8], &TEST_UNIT_READY)).status, ScsiStatus::Good);
-        assert_eq!(done(bench.device.plan(A, LUN_5, &TEST_UNIT_READY)).status, ScsiStatus::Good);
-        assert_eq!(codes(bench.device.plan(B, LUN_5, &TEST_UNIT_READY)), (6, 0x29, 3));
-        bench.device.reset(Some(A));
+        for nexus in [A, B] {
+            assert_eq!(codes(bench.device.plan(nexus, LUN_5, &TEST_UNIT_READY)), (6, 0x29, 3));
+        }
+        bench.device.reset();
         assert_eq!(codes(bench.device.plan(B, [0; 8], &TEST_UNIT_READY)), (6, 0x29, 2));
     }
 

@@ -43,7 +43,7 @@ pub fn fuzz_cdb(input: &[u8]) {
 /// Now and then something other than a command happens.
 fn event(device: &mut Device, selector: u8, nexus: Nexus) {
     match selector >> 3 & 0x0F {
-        13 => device.reset(Some(nexus)),
+        13 => device.reset(),
         14 => device.detach(nexus),
         15 => attach(device, nexus),
         _ => {}

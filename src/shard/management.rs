@@ -147,11 +147,11 @@ impl<I: Io> Shard<I> {
             match function {
                 ManagementFunction::LunReset => {
                     if let Some(unit) = unit {
-                        device.reset_unit(unit, None);
+                        device.reset_unit(unit);
                     }
                 }
                 ManagementFunction::TargetWarmReset | ManagementFunction::TargetColdReset => {
-                    device.reset(None);
+                    device.reset();
                 }
                 _ => {}
             }

@@ -515,7 +515,8 @@ mod tests {
         assert!(matches!(bench.plan(A, &EJECT), UnitPlan::Flush { .. }));
         bench.plan(A, &PREVENT);
         assert_eq!(bench.codes(A, &LOAD), prevented);
-        bench.device.reset_unit(UNIT, Some(A));
+        bench.device.reset_unit(UNIT);
+        assert_eq!(bench.codes(A, &LOAD), (6, 0x29, 3));
         assert_eq!(bench.status(A, &LOAD), ScsiStatus::Good);
     }
 
@@ -536,7 +537,7 @@ mod tests {
     #[test]
     fn request_sense_returns_and_uses_up_a_unit_attention() {
         let mut bench = Bench::new();
-        bench.device.reset_unit(UNIT, None);
+        bench.device.reset_unit(UNIT);
         let fixed = bench.data(A, &[0x03, 0, 0, 0, 18, 0]);
         assert_eq!((fixed[0], fixed[2], fixed[12], fixed[13]), (0x70, 6, 0x29, 3));
         let none = bench.data(A, &[0x03, 1, 0, 0, 255, 0]);

@@ -238,11 +238,11 @@ impl LogicalUnit {
 
     /// Logical unit or target reset (SAM-5, 6.3.2 and 6.3.3): modes go back to their defaults, legacy reservations
     /// and PREVENT end, persistent reservations stay.
-    pub(super) fn reset(&mut self, except: Option<Nexus>, attention: UnitAttention) {
+    pub(super) fn reset(&mut self, attention: UnitAttention) {
         self.legacy = None;
         self.modes = ModeValues::default();
         self.nexuses.iter_mut().for_each(|state| state.prevents = false);
-        self.raise_except(except, attention);
+        self.raise_except(None, attention);
     }
 
     pub(super) fn raise(&mut self, nexus: Nexus, attention: UnitAttention) {
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn a_reset_is_told_before_an_unknown_opcode_other_attentions_are_not() {
         let mut bench = Bench::new();
-        bench.device.reset_unit(UnitIndex(0), None);
+        bench.device.reset_unit(UnitIndex(0));
         assert_eq!(bench.codes(A, &[0xFF; 16]), (6, 0x29, 3));
         assert_eq!(bench.codes(A, &[0xFF; 16]), (5, 0x20, 0));
         bench.device.capacity_changed(UnitIndex(0), BLOCKS + 1);
@@ -338,7 +338,7 @@ mod tests {
         bench.device.aborted_by_other(B, UnitIndex(0));
         bench.device.detach(B);
         assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Busy);
-        bench.device.reset(None);
+        bench.device.reset();
         bench.attach(B);
         assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Good);
     }

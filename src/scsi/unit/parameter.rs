@@ -192,7 +192,8 @@ mod tests {
         assert_eq!(bench.reply(A, &beyond).sense.unwrap().encode().as_slice()[0], 0x72);
         assert_eq!(bench.codes(B, &TEST_UNIT_READY), (6, 0x2A, 1));
         assert_eq!(bench.status(A, &TEST_UNIT_READY), ScsiStatus::Good);
-        bench.device.reset_unit(UnitIndex(0), Some(A));
+        bench.device.reset_unit(UnitIndex(0));
+        assert_eq!(bench.codes(A, &TEST_UNIT_READY), (6, 0x29, 3));
         assert_eq!(bench.reply(A, &beyond).sense.unwrap().encode().as_slice()[0], 0x70);
     }
 
@@ -228,7 +229,7 @@ mod tests {
         assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Good);
         bench.device.detach(A);
         assert_eq!(bench.status(B, &READ_10), CONFLICT);
-        bench.device.reset(None);
+        bench.device.reset();
         assert_eq!(bench.codes(B, &READ_10), (6, 0x29, 2), "a reset is told before the conflict");
         assert_eq!(bench.status(B, &READ_10), CONFLICT);
         bench.attach(A);
@@ -301,7 +302,7 @@ mod tests {
         assert_eq!(bench.status(A, &[0x5E, 0, 0, 0, 0, 0, 0, 0, 8, 0]), CONFLICT);
         bench.device.detach(A);
         assert_eq!(bench.status(B, &RESERVE_6), ScsiStatus::Good);
-        bench.device.reset_unit(UnitIndex(0), Some(B));
+        bench.device.reset_unit(UnitIndex(0));
         bench.attach(A);
         assert!(matches!(bench.plan(A, &READ_10), UnitPlan::Read { .. }));
     }
