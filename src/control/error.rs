@@ -2,6 +2,7 @@
 //!
 //! Knows kinds of failure. Does not know who fails.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::config::ConfigError;
@@ -32,6 +33,17 @@ pub enum Error {
 
 fn first(errors: &[ConfigError]) -> String {
     errors.first().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Writes to standard output, flushed. A reader that has gone away (`| head`) has what it wanted.
+pub(super) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::Failed(format!("standard output failed: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Error {

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::block_io::run_batch;
 use super::cli::CheckArgs;
-use super::error::{EXIT_FAILED, Error};
+use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, FileError, Locking, OpenedFile};
 use super::open_image::{Format, OpenError, Opener, detect};
 use crate::vhd::check::{Severity, check};
@@ -51,8 +51,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
         repair(&args.path).map_err(unchecked)?;
     }
     let report = report(&args.path).map_err(unchecked)?;
-    print(&report, args.json)
-        .map_err(|error| Error::Unchecked(format!("standard output failed: {error}")))?;
+    print(|out| write(out, &report, args.json)).map_err(unchecked)?;
     Ok(if report.clean { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }
 
@@ -129,10 +128,9 @@ fn repair(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn print(report: &CheckReport, json: bool) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn write(out: &mut dyn Write, report: &CheckReport, json: bool) -> std::io::Result<()> {
     if json {
-        serde_json::to_writer_pretty(&mut out, report)?;
+        serde_json::to_writer_pretty(&mut *out, report)?;
         return writeln!(out);
     }
     for file in &report.chain {

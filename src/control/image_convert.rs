@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::block_io::{ChainReader, Pieces};
 use super::cli::{ConvertArgs, DiskKind, ImageFormat};
 use super::copy::{self, Sink};
-use super::error::Error;
+use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile, identity_of};
 use super::image_create::{StagedFile, exists, new_disk, write_image};
 use super::open_image::{OpenedChain, Opener};
@@ -38,8 +38,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<(), Error> {
         ImageFormat::Raw => "raw",
         ImageFormat::Vhd => "vhd",
     };
-    println!("{}: {name}, {}", args.destination.display(), human(size));
-    Ok(())
+    print(|out| writeln!(out, "{}: {name}, {}", args.destination.display(), human(size)))
 }
 
 /// The format asked for; a name that ends in `.vhd` asks for a VHD.

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use super::cli::{CreateArgs, DiskKind};
-use super::error::Error;
+use super::error::{Error, print};
 use super::file::{Access, Locking, folder_of};
 use super::open_image::{Format, OpenedChain, Opener};
 use super::size::{Size, human};
@@ -24,15 +24,14 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     if let Some(parent) = &args.parent {
         let block_size = args.block_size.map(block_bytes).transpose()?;
         let sectors = create_child(&args.path, parent, block_size)?;
-        println!("{}: child of {}, {}", args.path.display(), parent.display(), human(sectors.bytes().0));
-        return Ok(());
+        let (child, parent) = (args.path.display(), parent.display());
+        return print(|out| writeln!(out, "{child}: child of {parent}, {}", human(sectors.bytes().0)));
     }
     let Some(size) = args.size else { return Err(Error::Usage("--size or --parent is needed".to_owned())) };
     let disk = new_disk(size, args.kind, args.block_size)?;
     let image = create(&disk).map_err(|error| Error::Usage(error.to_string()))?;
     write_new(&args.path, &image)?;
-    println!("{}: {}", args.path.display(), human(size.0));
-    Ok(())
+    print(|out| writeln!(out, "{}: {}", args.path.display(), human(size.0)))
 }
 
 /// A new parentless disk of `size` bytes.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::cli::InfoArgs;
-use super::error::{EXIT_FAILED, Error};
+use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, Locking};
 use super::open_image::{Format, OpenedLayer, Opener, type_name};
 use super::size::human;
@@ -64,9 +64,7 @@ struct ParentReport {
 /// Runs the command. A missing or wrong parent is told, and makes the exit code 1.
 pub(super) fn run(args: &InfoArgs) -> Result<ExitCode, Error> {
     let report = report(&args.path)?;
-    let mut out = io::stdout().lock();
-    let written = if args.json { print_json(&mut out, &report) } else { print_text(&mut out, &report) };
-    written.map_err(|error| Error::Failed(format!("standard output failed: {error}")))?;
+    print(|out| if args.json { print_json(out, &report) } else { print_text(out, &report) })?;
     Ok(if report.chain_error.is_none() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }
 
@@ -147,12 +145,12 @@ fn utc(timestamp: u32) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
-fn print_json(out: &mut impl Write, report: &InfoReport) -> io::Result<()> {
+fn print_json(out: &mut dyn Write, report: &InfoReport) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, report)?;
     writeln!(out)
 }
 
-fn print_text(out: &mut impl Write, report: &InfoReport) -> io::Result<()> {
+fn print_text(out: &mut dyn Write, report: &InfoReport) -> io::Result<()> {
     for (depth, layer) in report.chain.iter().enumerate() {
         if depth > 0 {
             writeln!(out, "\nparent {depth}:")?;
@@ -162,7 +160,7 @@ fn print_text(out: &mut impl Write, report: &InfoReport) -> io::Result<()> {
     report.chain_error.iter().try_for_each(|error| writeln!(out, "\nerror: {error}"))
 }
 
-fn print_layer(out: &mut impl Write, layer: &LayerReport) -> io::Result<()> {
+fn print_layer(out: &mut dyn Write, layer: &LayerReport) -> io::Result<()> {
     let mut line = |name: &str, value: String| writeln!(out, "{name:<14}{value}");
     line("path", layer.path.clone())?;
     let kind = layer.vhd.as_ref().map_or(String::new(), |vhd| format!(", {}", vhd.kind));

@@ -47,6 +47,11 @@ pub enum OpenError {
         path = .path.display(), parent = .parent.display()
     )]
     ParentId { path: PathBuf, parent: PathBuf, wanted: Uuid, found: Uuid },
+    #[error(
+        "{path}: the disk has {child} sectors, fewer than the {sectors} of its parent {parent}: not its child",
+        path = .path.display(), parent = .parent.display()
+    )]
+    ParentLarger { path: PathBuf, parent: PathBuf, child: u64, sectors: u64 },
     #[error("{path}: its parent {parent} is not a VHD", path = .path.display(), parent = .parent.display())]
     ParentNotVhd { path: PathBuf, parent: PathBuf },
     #[error(
@@ -344,6 +349,10 @@ impl Opener {
         if found.unique_id != wanted.unique_id {
             let (wanted, found) = (wanted.unique_id, found.unique_id);
             return Err(OpenError::ParentId { path: path(), parent, wanted, found });
+        }
+        let (child_sectors, sectors) = (layers[layers.len() - 1].sectors.0, layer.sectors.0);
+        if child_sectors < sectors {
+            return Err(OpenError::ParentLarger { path: path(), parent, child: child_sectors, sectors });
         }
         let modified = timestamp_from_unix(layer.file.modified());
         let same = |stamp: u32| stamp.abs_diff(wanted.timestamp) <= TIMESTAMP_SLACK_S;

@@ -7,7 +7,7 @@ use std::io::Write;
 use super::catalog::Catalog;
 use super::cli::{DataPlaneArgs, LISTEN_DEFAULT, ServeArgs};
 use super::config::{self, Config};
-use super::error::Error;
+use super::error::{Error, print};
 use super::file::identity_of;
 use super::launch::{self, DataPlane};
 use super::open_image::OpenedChain;
@@ -58,13 +58,9 @@ fn configuration(args: &ServeArgs) -> Result<Config, Error> {
     }
 }
 
-/// One line a target: its name, and who may log in.
+/// One line a target.
 fn announce_targets(catalog: &Catalog) -> Result<(), Error> {
-    let mut out = std::io::stdout().lock();
-    let written = catalog.targets.iter().try_for_each(|target| writeln!(out, "target {}", target.name));
-    written
-        .and_then(|()| out.flush())
-        .map_err(|error| Error::Failed(format!("standard output failed: {error}")))
+    print(|out| catalog.targets.iter().try_for_each(|target| writeln!(out, "target {}", target.name)))
 }
 
 fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {

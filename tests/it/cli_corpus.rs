@@ -56,6 +56,13 @@ fn a_server_follows_no_locator_out_of_its_roots() {
         matches!(escape, Err(OpenError::ParentOutside { .. } | OpenError::ParentNotFound { .. })),
         "{escape:?}"
     );
+    // What is wrong with a chain is found here, before a server binds anything.
+    let bad = |file: &str| open("corpus", &format!("corpus/bad/{file}.vhd"));
+    assert!(matches!(bad("diff-parent-uuid"), Err(OpenError::ParentId { .. })));
+    assert!(matches!(bad("diff-self"), Err(OpenError::Cycle { .. })));
+    assert!(matches!(bad("diff-cycle-a"), Err(OpenError::Cycle { .. })));
+    assert!(matches!(bad("diff-size-mismatch"), Err(OpenError::ParentLarger { .. })));
+    assert!(matches!(bad("diff-loc-missing-parent"), Err(OpenError::ParentNotFound { .. })));
     // A link inside the roots that leads out of them is followed before it is judged.
     std::fs::create_dir(desk.path("corpus/linked")).unwrap();
     std::fs::copy(desk.path("corpus/bad/diff-ok.vhd"), desk.path("corpus/linked/child.vhd")).unwrap();

@@ -257,3 +257,16 @@ fn completions_name_every_subcommand() {
         }
     }
 }
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let desk = Desk::new();
+    desk.goldrush_ok("image create disk.vhd --size 8M");
+    for line in ["completions bash", "image info disk.vhd", "image check disk.vhd"] {
+        let program = env!("CARGO_BIN_EXE_goldrush");
+        // The reader closes the pipe before the program has started to write.
+        let script = format!("{{ sleep 0.2; {program} {line}; echo $? >&2; }} | exec true");
+        let done = other("sh", &["-c", &script], &desk.path("")).unwrap();
+        assert_eq!(done.err, "0\n", "{line}");
+    }
+}
