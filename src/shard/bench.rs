@@ -113,16 +113,25 @@ impl Bench {
         }
     }
 
-    /// Status, sense code and data-in of a finished command.
-    pub(super) fn reply(&self, key: TaskKey) -> Option<(u8, Option<(u8, u8)>, Vec<u8>)> {
+    /// How a finished command ended.
+    pub(super) fn reply(&self, key: TaskKey) -> Option<Ended> {
         self.core.finished.iter().find(|done| done.task == key)?;
         let task = self.core.tasks.get(key)?;
         let data = task.in_parts(0, task.in_len());
         let bytes = data.flat_map(|part| {
             part.buf.as_slice()[part.start as usize..(part.start + part.len) as usize].to_vec()
         });
-        Some((task.status.code(), task.sense.map(|sense| (sense.asc, sense.ascq)), bytes.collect()))
+        let sense = task.sense.map(|sense| (sense.asc, sense.ascq));
+        Some(Ended { status: task.status.code(), sense, data: bytes.collect() })
     }
+}
+
+/// Status, additional sense code with its qualifier, and data-in of a finished command.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) status: u8,
+    pub(super) sense: Option<(u8, u8)>,
+    pub(super) data: Vec<u8>,
 }
 
 fn device() -> Device {

@@ -178,7 +178,7 @@ mod tests {
         cdb[..2].copy_from_slice(&[0x9E, 0x12]);
         (cdb[9], cdb[13]) = (24, 24);
         let done = bench.begin(&cdb, &[], 24);
-        let (status, _, data) = bench.reply(done).unwrap();
+        let crate::shard::bench::Ended { status, data, .. } = bench.reply(done).unwrap();
         assert_eq!(status, 0);
         assert_eq!(data[8..], [0, 0, 0, 0, 0, 0, 0, 24, 0, 0, 3, 0xE8, 0, 0, 0, 0]);
     }

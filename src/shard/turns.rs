@@ -120,7 +120,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::io::Op;
-    use crate::shard::bench::Bench;
+    use crate::shard::bench::{Bench, Ended};
 
     #[test]
     fn writes_share_and_a_read_then_write_is_alone() {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn status(bench: &Bench, key: TaskKey) -> Option<u8> {
-        bench.reply(key).map(|(status, ..)| status)
+        bench.reply(key).map(|ended| ended.status)
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         let second = compare_and_write(&mut bench, 0, 2);
         bench.settle();
         assert_eq!(status(&bench, first), Some(GOOD));
-        let (lost, sense, _) = bench.reply(second).unwrap();
+        let Ended { status: lost, sense, .. } = bench.reply(second).unwrap();
         assert_eq!((lost, sense), (CHECK_CONDITION, Some((0x1D, 0))));
         assert_eq!(bench.disk[0], 1);
     }
@@ -232,7 +232,7 @@ mod tests {
             [(&swap(1)[..], 2048), (&swap(3), 2048), (&swap(0), 512), (&same, 256), (&same, 1024)]
         {
             let refused = bench.begin(cdb, &vec![7; len], 0);
-            let (status, sense, _) = bench.reply(refused).unwrap();
+            let Ended { status, sense, .. } = bench.reply(refused).unwrap();
             assert_eq!((status, sense), (CHECK_CONDITION, Some((0x24, 0))), "{cdb:02x?} {len}");
         }
         let empty = bench.begin(&swap(0), &[], 0);
