@@ -81,17 +81,20 @@ impl Server {
         });
         match told.recv_timeout(patience) {
             Ok(address) => Ok((server, address)),
-            Err(_) => Err(match server.child.try_wait() {
-                Ok(Some(status)) => failure!(
+            // A closed output means that it ended or is about to: its status may take a moment.
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let status = server.wait_until(Instant::now() + patience)?;
+                let status = status.map_or("its output closed".to_string(), |status| status.to_string());
+                Err(failure!(
                     "{} ended with {status} before it listened: read its messages above",
                     server.name
-                ),
-                _ => failure!(
-                    "{} did not say \"listening on ADDR\" within {} s: look at its output",
-                    server.name,
-                    patience.as_secs()
-                ),
-            }),
+                ))
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(failure!(
+                "{} did not say \"listening on ADDR\" within {} s: look at its output",
+                server.name,
+                patience.as_secs()
+            )),
         }
     }
 
@@ -102,19 +105,19 @@ impl Server {
     /// Asks the server to end, and waits for it.
     pub(crate) fn stop(mut self, patience: Duration) -> Result<ExitStatus> {
         ring::terminate(&self.child);
-        let until = Instant::now() + patience;
+        let status = self.wait_until(Instant::now() + patience)?;
+        status.ok_or_else(|| {
+            failure!("{} did not end within {} s of SIGTERM: look at its log", self.name, patience.as_secs())
+        })
+    }
+
+    /// The status of the server once it ended; `None` when it has not by then.
+    fn wait_until(&mut self, until: Instant) -> Result<Option<ExitStatus>> {
         loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return Ok(status),
-                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
-                Ok(None) => {
-                    return Err(failure!(
-                        "{} did not end within {} s of SIGTERM: look at its log",
-                        self.name,
-                        patience.as_secs()
-                    ));
-                }
-                Err(e) => return Err(failure!("cannot wait for {}: {e}; try again", self.name)),
+            let status = self.child.try_wait();
+            match status.map_err(|e| failure!("cannot wait for {}: {e}; try again", self.name))? {
+                None if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                status => return Ok(status),
             }
         }
     }
