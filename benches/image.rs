@@ -34,11 +34,12 @@ fn resolve_read(c: &mut Criterion) {
             }
             let World { mut images, chain, .. } = World::new(&chain(leaf, depth));
             let mut plan = ReadPlan::with_capacity(PLAN_EXTENTS_MAX);
+            images.resolve_read(&chain, range, &mut plan);
+            let extents = if leaf == Held::Alternating { 128 } else { 1 };
+            assert_eq!(plan.extents.len(), extents, "{shape} at depth {depth} is not what it says");
             group.bench_function(BenchmarkId::new(shape, depth), |b| {
                 b.iter(|| images.resolve_read(black_box(&chain), black_box(range), &mut plan));
             });
-            let extents = if leaf == Held::Alternating { 128 } else { 1 };
-            assert_eq!(plan.extents.len(), extents, "{shape} at depth {depth} is not what it says");
         }
     }
     group.finish();
