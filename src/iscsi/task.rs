@@ -167,6 +167,13 @@ impl TaskTable {
         Some(TaskId { index: index as u16, generation: self.slots[index].generation })
     }
 
+    /// No task's data is late yet.
+    pub(super) fn touch_all(&mut self, now: Instant) {
+        for task in self.slots.iter_mut().filter_map(|slot| slot.task.as_mut()) {
+            task.touched = now;
+        }
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (TaskId, &Task)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             let id = TaskId { index: index as u16, generation: slot.generation };

@@ -206,4 +206,33 @@ impl<I: Io> Shard<I> {
             stop: stop::Stop::Serving,
         }
     }
+
+    /// What the shard holds at this moment; equal to what it was after `new` once nobody is connected.
+    pub fn load(&self) -> ShardLoad {
+        ShardLoad {
+            connections: self.connections.len(),
+            tasks: self.core.tasks.len(),
+            aborted_in_flight: self.core.targets.iter().map(|target| target.aborted_in_flight).sum(),
+            sessions: self.core.targets.iter().map(|target| target.sessions.len()).sum(),
+            bitmap_reads: self.core.bitmaps.len(),
+            chunks_free: self.core.pool.chunks_free(),
+            smalls_free: self.core.pool.smalls_free(),
+        }
+    }
+}
+
+/// What a shard holds: see [`Shard::load`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardLoad {
+    pub connections: usize,
+    /// Commands that are executed or whose answer is not yet queued.
+    pub tasks: usize,
+    /// Of these, forgotten ones whose file operations have not ended.
+    pub aborted_in_flight: u32,
+    /// Sessions of targets; discovery sessions are connections only.
+    pub sessions: usize,
+    pub bitmap_reads: usize,
+    /// Buffers nobody holds, of `CHUNK_BYTES` and of `SMALL_BYTES`.
+    pub chunks_free: u32,
+    pub smalls_free: u32,
 }

@@ -40,7 +40,7 @@ impl<I: Io> Shard<I> {
 
     /// One turn: at most one wait, and everything that follows from it.
     pub fn turn(&mut self) {
-        let deadline = self.deadline();
+        let deadline = self.next_turn_due();
         let mut completions = core::mem::take(&mut self.completions);
         self.io.wait(deadline, &mut completions);
         self.core.now = self.io.now();
@@ -59,7 +59,9 @@ impl<I: Io> Shard<I> {
         self.stop == Stop::Stopped
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    /// When the next `turn` has work to do even if nothing completes; `None`: never. `turn` waits no longer than this,
+    /// and whoever drives turns without waiting (a simulator) keeps to it.
+    pub fn next_turn_due(&self) -> Option<Instant> {
         let waits = self.rearm.len() + self.starved.len() + self.outbox.len();
         if waits > 0 || self.core.is_waiting() {
             return Some(self.core.now.after(Duration::from_millis(1)));
@@ -279,8 +281,12 @@ impl<I: Io> Shard<I> {
                     connection.unread.push_front(buf);
                 }
             } else {
-                self.wants = wants;
-                break;
+                // A PDU whose command had to wait may have ended with the last byte there was: its end is still due.
+                connection.feed(&mut self.core, &[], &mut wants);
+                if wants.is_empty() {
+                    self.wants = wants;
+                    break;
+                }
             }
             for want in wants.drain(..) {
                 self.want(key, want);
@@ -469,7 +475,7 @@ impl<I: Io> Shard<I> {
         for index in 0..self.connections.slot_count() {
             let Some(key) = self.connections.key_at(index) else { continue };
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            let stuck = now.since(connection.last_sent);
+            let (stuck, blocked) = (now.since(connection.last_sent), connection.is_blocked());
             if connection.tx.in_flight() && stuck > self.config.send_timeout {
                 self.close(key, "the initiator takes no data");
                 continue;
@@ -481,7 +487,9 @@ impl<I: Io> Shard<I> {
                     }
                 }
                 Phase::Full(full) => {
-                    if full.session.poll_timeout().is_some_and(|due| due <= now) {
+                    if blocked {
+                        full.session.postpone_timeouts(now);
+                    } else if full.session.poll_timeout().is_some_and(|due| due <= now) {
                         full.session.handle_timeout(now);
                         self.session_timed_out(key);
                     }
@@ -489,5 +497,7 @@ impl<I: Io> Shard<I> {
                 Phase::Closing => {}
             }
         }
+        // Pings go out now, not with whatever happens next.
+        self.send_now();
     }
 }
