@@ -1,0 +1,487 @@
+//! A scripted initiator: one session after another, each answer checked.
+//!
+//! Knows its connection, from the first login PDU to the logout. Does not know how commands are made (`workload`) nor
+//! keys (`login`).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::board::Board;
+use crate::checks::{DataLimits, Numbers};
+use crate::login::Login;
+use crate::random::Rng;
+use crate::wire::{self, Digests, NO_TAG, Pdu};
+use crate::workload::{Management, Task};
+use crate::world::{Event, MICRO, MILLI, SECOND, Sabotage, World};
+
+/// An answer that takes longer is no answer.
+const PATIENCE: u64 = 200 * SECOND;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Reads and writes.
+    Worker,
+    /// Lists the targets.
+    Discoverer,
+    /// Sends half a login and nothing more.
+    Silent,
+    /// Names a target that does not exist.
+    Lost,
+    /// Does not know the secret.
+    Impostor,
+    /// Is not on the list.
+    Stranger,
+    /// Begins with a command.
+    Hasty,
+    /// Sends random bytes.
+    Babbler,
+}
+
+#[derive(Debug)]
+pub(crate) enum Phase {
+    Idle,
+    Login(Login),
+    Full,
+    LoggingOut,
+    /// The login was refused, or never could be: the target must close.
+    Ending,
+}
+
+/// What was negotiated.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) digests: Digests,
+    pub(crate) limits: DataLimits,
+    /// What the target takes in one PDU.
+    pub(crate) send_segment: u32,
+    pub(crate) first_burst: u32,
+    pub(crate) initial_r2t: bool,
+    pub(crate) immediate_data: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Initiator {
+    pub(crate) index: usize,
+    pub(crate) role: Role,
+    pub(crate) name: String,
+    pub(crate) isid: [u8; 6],
+    pub(crate) target: usize,
+    pub(crate) needs_chap: bool,
+    /// The sectors only this initiator writes: start, count.
+    pub(crate) region: (u64, u64),
+    pub(crate) rng: Rng,
+    pub(crate) phase: Phase,
+    pub(crate) link: Link,
+    pub(crate) numbers: Numbers,
+    pub(crate) cmd_sn: u32,
+    pub(crate) tasks: BTreeMap<u32, Task>,
+    pub(crate) management: Option<Management>,
+    pub(crate) next_tag: u32,
+    pub(crate) next_write: u64,
+    /// Commands still to send.
+    pub(crate) quota: u32,
+    pub(crate) depth: usize,
+    pub(crate) finished: bool,
+    stream: Option<usize>,
+    since: u64,
+    rx: Vec<u8>,
+    /// PDUs to send, each with its task, and how much of the first is sent.
+    out: VecDeque<(u32, Vec<u8>)>,
+    out_done: usize,
+    /// The connection may end: we did something, or were told.
+    pub(crate) excused: bool,
+    pub(crate) stalled_until: u64,
+    idle: u32,
+    ticking: bool,
+}
+
+impl Initiator {
+    pub(crate) fn new(index: usize, role: Role, target: usize, region: (u64, u64), mut rng: Rng) -> Self {
+        Self {
+            index,
+            role,
+            name: format!("iqn.2026-11.sim:initiator-{index}"),
+            isid: [0x80, 0, 0, 0, 0, index as u8],
+            target,
+            needs_chap: target == crate::run::CHAP_TARGET && role == Role::Worker,
+            region,
+            phase: Phase::Idle,
+            link: Link {
+                digests: Digests::default(),
+                limits: DataLimits { segment: 8192, burst: 262_144 },
+                send_segment: 8192,
+                first_burst: 65_536,
+                initial_r2t: true,
+                immediate_data: true,
+            },
+            numbers: Numbers::default(),
+            cmd_sn: rng.next() as u32,
+            tasks: BTreeMap::new(),
+            management: None,
+            next_tag: rng.next() as u32,
+            next_write: 0,
+            quota: 0,
+            depth: rng.between(1, 12) as usize,
+            rng,
+            finished: false,
+            stream: None,
+            since: 0,
+            rx: Vec::new(),
+            out: VecDeque::new(),
+            out_done: 0,
+            excused: false,
+            stalled_until: 0,
+            idle: 0,
+            ticking: false,
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.out.is_empty() && self.management.is_none()
+    }
+
+    /// The power of the server went: everything on its way is in doubt.
+    pub(crate) fn server_gone(&mut self) {
+        self.forget_connection();
+        self.phase = Phase::Idle;
+        self.finished = false;
+        self.ticking = false;
+    }
+
+    /// One event.
+    ///
+    /// # Errors
+    /// The rule the target broke.
+    pub(crate) fn step(&mut self, world: &mut World, board: &mut Board) -> Result<(), String> {
+        if self.finished {
+            return Ok(());
+        }
+        let busy = self.receive(world);
+        while let Some(pdu) = wire::decode(&mut self.rx, self.link.digests)? {
+            if world.faults.sabotage == Sabotage::RepeatedAnswer && world.rng.chance(30) {
+                self.handle(pdu.clone(), world, board)?;
+            }
+            self.handle(pdu, world, board)?;
+        }
+        self.look_for_end(world, board)?;
+        if self.finished {
+            return Ok(());
+        }
+        let acted = self.act(world, board)?;
+        let sent = self.send(world);
+        self.idle = if busy || acted || sent { 0 } else { (self.idle + 1).min(14) };
+        self.tick(world);
+        Ok(())
+    }
+
+    /// Asks to be called again.
+    pub(crate) fn tick(&mut self, world: &mut World) {
+        if !self.finished && !self.ticking {
+            self.ticking = true;
+            let delay = self.rng.between(20 * MICRO, 200 * MICRO) << self.idle;
+            world.at(delay.min(SECOND), Event::Tick { index: self.index });
+        }
+    }
+
+    /// The call asked for by `tick`.
+    pub(crate) fn ticked(&mut self) {
+        self.ticking = false;
+    }
+
+    fn receive(&mut self, world: &mut World) -> bool {
+        let Some(stream) = self.stream else { return false };
+        if world.now < self.stalled_until {
+            return false;
+        }
+        let waiting = &mut world.streams[stream].to_initiator;
+        if waiting.is_empty() {
+            return false;
+        }
+        let len = if self.rng.chance(700) {
+            waiting.len()
+        } else {
+            self.rng.between(1, waiting.len() as u64) as usize
+        };
+        self.rx.extend(waiting.drain(..len));
+        world.stir_send(stream);
+        true
+    }
+
+    /// Queues a PDU.
+    pub(crate) fn queue(&mut self, tag: u32, pdu: &Pdu) {
+        self.out.push_back((tag, pdu.encode(self.link.digests)));
+    }
+
+    pub(crate) fn queue_raw(&mut self, bytes: Vec<u8>) {
+        self.out.push_back((NO_TAG, bytes));
+    }
+
+    /// Takes back the data-out that was not sent for a task; never its command, whose CmdSN the target must see.
+    pub(crate) fn unqueue_data(&mut self, tag: u32) {
+        let first = usize::from(self.out_done > 0);
+        let mut index = 0;
+        self.out.retain(|(owner, bytes)| {
+            index += 1;
+            index <= first || *owner != tag || bytes[0] & 0x3F != 5
+        });
+    }
+
+    fn send(&mut self, world: &mut World) -> bool {
+        let Some(stream) = self.stream else { return false };
+        if self.out.is_empty() {
+            return false;
+        }
+        let mut budget = if self.rng.chance(500) { 1 << 20 } else { self.rng.between(1, 20_000) as usize };
+        budget = budget.min((1_usize << 20).saturating_sub(world.streams[stream].to_target.len()));
+        while budget > 0
+            && let Some((_, bytes)) = self.out.front()
+        {
+            let take = budget.min(bytes.len() - self.out_done);
+            world.streams[stream].to_target.extend(&bytes[self.out_done..self.out_done + take]);
+            self.out_done += take;
+            budget -= take;
+            if self.out_done == bytes.len() {
+                self.out.pop_front();
+                self.out_done = 0;
+            }
+        }
+        if let Some((shard, slot)) = world.streams[stream].at {
+            world.stir_recv(shard, slot);
+        }
+        true
+    }
+
+    fn handle(&mut self, pdu: Pdu, world: &mut World, board: &mut Board) -> Result<(), String> {
+        let context = |error| format!("opcode {:#x}, tag {:#x}: {error}", pdu.opcode(), pdu.tag());
+        if pdu.opcode() != 0x23 || pdu.bhs[36] == 0 {
+            self.numbers.observe(&pdu, self.cmd_sn).map_err(context)?;
+        }
+        let result = match (pdu.opcode(), &self.phase) {
+            (0x23, Phase::Login(_)) => self.login_response(&pdu, world, board),
+            (0x23, Phase::Ending) => {
+                board.counts.refused_logins += 1;
+                Ok(())
+            }
+            (0x26, Phase::LoggingOut) if pdu.bhs[2] == 0 => {
+                self.excused = true;
+                Ok(())
+            }
+            (0x20, Phase::Full | Phase::LoggingOut) => self.nop_in(&pdu),
+            (0x32, Phase::Full | Phase::LoggingOut) if pdu.bhs[36] == 1 => {
+                self.excused = true;
+                if !board.stopping {
+                    return Err(context("asked to log out by a server that is not stopping".to_owned()));
+                }
+                Ok(())
+            }
+            (_, Phase::Full | Phase::LoggingOut) => self.answer(&pdu, world, board),
+            _ => Err(format!("in phase {:?}", self.phase)),
+        };
+        result.map_err(context)
+    }
+
+    fn nop_in(&mut self, pdu: &Pdu) -> Result<(), String> {
+        if pdu.tag() == NO_TAG {
+            if pdu.u32_at(20) == NO_TAG {
+                return Err("a NOP-In that is neither ping nor answer".to_owned());
+            }
+            let answer = Pdu::new(0x40, 0x80)
+                .put(8, &pdu.bhs[8..16])
+                .put32(16, NO_TAG)
+                .put32(20, pdu.u32_at(20))
+                .put32(24, self.cmd_sn)
+                .put32(28, self.numbers.exp_stat_sn());
+            self.queue(NO_TAG, &answer);
+            return Ok(());
+        }
+        match self.tasks.remove(&pdu.tag()) {
+            Some(task) if task.ping == pdu.data => Ok(()),
+            Some(_) => Err("the echo of a ping is wrong".to_owned()),
+            None => Err("the answer of a ping that was not sent".to_owned()),
+        }
+    }
+
+    pub(crate) fn connect(&mut self, world: &mut World) {
+        let window = if self.rng.chance(200) { 3_000 } else { 400_000 };
+        self.stream = Some(world.connect(self.index, window));
+        self.since = world.now;
+        self.numbers = Numbers::default();
+        self.link.digests = Digests::default();
+        self.excused = false;
+        self.stalled_until = 0;
+    }
+
+    fn forget_connection(&mut self) {
+        self.stream = None;
+        self.rx.clear();
+        self.out.clear();
+        self.out_done = 0;
+        self.tasks.clear();
+        self.management = None;
+    }
+
+    fn look_for_end(&mut self, world: &mut World, board: &mut Board) -> Result<(), String> {
+        let Some(stream) = self.stream else { return Ok(()) };
+        let state = &world.streams[stream];
+        let stalled = world.now < self.stalled_until;
+        if !(state.reset || state.target_done && state.to_initiator.is_empty() && !stalled) {
+            return self.lose_patience(world, board);
+        }
+        if !self.rx.is_empty()
+            && !state.reset
+            && !self.excused
+            && !board.stopping
+            && !self.was_reset_cold(board)
+        {
+            return Err(format!("the stream ended inside a PDU, after {} bytes", self.rx.len()));
+        }
+        let cold = self.was_reset_cold(board);
+        let right = match self.phase {
+            Phase::Idle => true,
+            Phase::Login(_) | Phase::Full => self.excused || board.stopping || cold,
+            Phase::LoggingOut => self.excused || board.stopping || cold,
+            Phase::Ending => true,
+        };
+        if !right {
+            return Err(format!(
+                "the target closed the connection without a reason, in phase {:?}",
+                self.phase
+            ));
+        }
+        let over = match self.phase {
+            Phase::LoggingOut | Phase::Ending => self.quota == 0 || self.role != Role::Worker,
+            _ => board.stopping || self.quota == 0,
+        };
+        if self.management.as_ref().is_some_and(Management::concerns_others) {
+            board.reset_until[self.target] = world.now + 20 * SECOND;
+        }
+        board.counts.lost_connections += 1;
+        self.forget_connection();
+        self.phase = Phase::Idle;
+        self.finished = over;
+        Ok(())
+    }
+
+    fn was_reset_cold(&self, board: &Board) -> bool {
+        self.since <= board.cold_until[self.target]
+    }
+
+    /// An answer that does not come is a fault, unless somebody's reset has eaten it.
+    fn lose_patience(&mut self, world: &mut World, board: &Board) -> Result<(), String> {
+        let since = self.since.max(self.stalled_until);
+        match self.phase {
+            Phase::Login(_) | Phase::Ending | Phase::LoggingOut if world.now > since + PATIENCE => {
+                return Err(format!("nothing happens since {PATIENCE} ns in phase {:?}", self.phase));
+            }
+            _ => {}
+        }
+        let late = |sent: u64| world.now > sent.max(self.stalled_until) + PATIENCE;
+        let eaten = |sent: u64| {
+            sent <= board.reset_until[self.target] && world.now > sent.max(self.stalled_until) + 30 * SECOND
+        };
+        if let Some(management) = &self.management
+            && late(management.sent)
+        {
+            return Err(format!("no answer to {management:?}"));
+        }
+        let lost = self.tasks.values().any(|task| eaten(task.sent));
+        if !lost && let Some((tag, task)) = self.tasks.iter().find(|(_, task)| late(task.sent)) {
+            return Err(format!("no answer to task {tag:#x}, {task:.0?}"));
+        }
+        if lost && !self.excused {
+            self.reset(world);
+        }
+        Ok(())
+    }
+
+    /// Pulls the cable.
+    pub(crate) fn reset(&mut self, world: &mut World) {
+        let Some(stream) = self.stream else { return };
+        self.excused = true;
+        world.cut(stream);
+    }
+
+    /// Sends no more, and still listens.
+    pub(crate) fn half_close(&mut self, world: &mut World) {
+        let Some(stream) = self.stream else { return };
+        self.excused = true;
+        self.out.clear();
+        self.out_done = 0;
+        world.streams[stream].initiator_done = true;
+        if let Some((shard, slot)) = world.streams[stream].at {
+            world.stir_recv(shard, slot);
+        }
+    }
+
+    /// Leaves the connection as it is and logs in again: session reinstatement.
+    pub(crate) fn abandon(&mut self, world: &mut World) {
+        if let Some(stream) = self.stream {
+            let delay = self.rng.between(60 * SECOND, 200 * SECOND);
+            world.at(delay, Event::Cut { stream });
+        }
+        self.forget_connection();
+        self.login(world);
+    }
+
+    fn act(&mut self, world: &mut World, board: &mut Board) -> Result<bool, String> {
+        match self.phase {
+            Phase::Idle if board.stopping => {
+                self.finished = true;
+                Ok(false)
+            }
+            Phase::Idle => {
+                self.begin(world, board);
+                Ok(true)
+            }
+            Phase::Full if self.role == Role::Discoverer => Ok(self.discover()),
+            Phase::Full => self.work(world, board),
+            _ => Ok(false),
+        }
+    }
+
+    pub(crate) fn log_out(&mut self) {
+        let pdu = Pdu::new(0x46, 0x80)
+            .put32(16, self.next_tag)
+            .put32(24, self.cmd_sn)
+            .put32(28, self.numbers.exp_stat_sn());
+        self.next_tag = self.next_tag.wrapping_add(1);
+        self.queue(NO_TAG, &pdu);
+        self.phase = Phase::LoggingOut;
+    }
+
+    /// The first bytes of a connection, by role.
+    fn begin(&mut self, world: &mut World, board: &Board) {
+        match self.role {
+            Role::Worker | Role::Discoverer | Role::Lost | Role::Impostor | Role::Stranger => {
+                self.login(world)
+            }
+            Role::Silent => {
+                self.login(world);
+                let half = self.out.pop_front().map(|(_, bytes)| bytes[..bytes.len() / 2].to_vec());
+                self.queue_raw(half.unwrap_or_default());
+                self.phase = Phase::Ending;
+            }
+            Role::Hasty => {
+                self.connect(world);
+                let pdu =
+                    Pdu::new(0x01, 0xC1).put32(16, 7).put32(20, 512).put(32, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1]);
+                self.queue(NO_TAG, &pdu);
+                self.phase = Phase::Ending;
+            }
+            Role::Babbler => {
+                self.connect(world);
+                let bytes = (0..self.rng.between(1, 5000)).map(|_| self.rng.next() as u8).collect();
+                self.queue_raw(bytes);
+                self.phase = Phase::Ending;
+            }
+        }
+        let _ = board;
+    }
+
+    pub(crate) fn wait_a_while(&mut self, world: &World) {
+        self.stalled_until = world.now + self.rng.between(10 * MILLI, 130 * SECOND);
+        if self.stalled_until > world.now + 25 * SECOND {
+            // Long enough for the target's patience to end.
+            self.excused = true;
+        }
+    }
+}
