@@ -9,6 +9,8 @@
 //! | Asked     | Reject until the shard has answered | the same                                            |
 //! | Sending   | starts anew               | the next piece of the answer; the last one ends the exchange  |
 
+use bytes::Bytes;
+
 use super::output::Answer;
 use super::{Session, SessionEvent};
 use crate::iscsi::command_window::Place;
@@ -36,10 +38,12 @@ pub(super) enum TextExchange {
         answer: Vec<u8>,
         is_final: bool,
     },
+    /// The rest of the answer. Shared, so that a piece is cut off without moving what follows: a list of many
+    /// targets goes out in thousands of pieces when the initiator takes 512 bytes at a time.
     Sending {
         task_tag: InitiatorTaskTag,
         transfer_tag: TargetTransferTag,
-        answer: Vec<u8>,
+        answer: Bytes,
     },
 }
 
@@ -87,7 +91,7 @@ impl Session {
         if request.text_continues {
             let transfer_tag = self.take_transfer_tag();
             self.text = TextExchange::Collecting { task_tag: request.task_tag, transfer_tag, text };
-            return self.answer_text(request.task_tag, transfer_tag, false, Vec::new(), place);
+            return self.answer_text(request.task_tag, transfer_tag, false, &[], place);
         }
         match text.finish() {
             Ok(keys) => self.answer_keys(request, &keys, place),
@@ -106,7 +110,7 @@ impl Session {
                 self.text = TextExchange::Asked { task_tag, place, answer, is_final };
                 self.events.push_back(SessionEvent::SendTargets { value: value.to_owned() });
             }
-            None => self.send_text(task_tag, answer, is_final, place),
+            None => self.send_text(task_tag, answer.into(), is_final, place),
         }
     }
 
@@ -116,7 +120,7 @@ impl Session {
         match core::mem::take(&mut self.text) {
             TextExchange::Asked { task_tag, place, mut answer, is_final } => {
                 answer.extend_from_slice(text);
-                self.send_text(task_tag, answer, is_final, place);
+                self.send_text(task_tag, answer.into(), is_final, place);
             }
             other => self.text = other,
         }
@@ -124,20 +128,20 @@ impl Session {
 
     /// Sends the next piece of an answer. `is_final` is the request's: a response is never final before the
     /// initiator is (11.11.1).
-    fn send_text(&mut self, task_tag: InitiatorTaskTag, mut answer: Vec<u8>, is_final: bool, place: Place) {
-        let rest = answer.split_off(answer.len().min(self.params.max_send_segment as usize));
-        if rest.is_empty() && is_final {
+    fn send_text(&mut self, task_tag: InitiatorTaskTag, mut answer: Bytes, is_final: bool, place: Place) {
+        let piece = answer.split_to(answer.len().min(self.params.max_send_segment as usize));
+        if answer.is_empty() && is_final {
             self.text = TextExchange::Idle;
-            return self.answer_text(task_tag, TargetTransferTag::RESERVED, false, answer, place);
+            return self.answer_text(task_tag, TargetTransferTag::RESERVED, false, &piece, place);
         }
         let transfer_tag = self.take_transfer_tag();
-        let continues = !rest.is_empty();
+        let continues = !answer.is_empty();
         self.text = if continues {
-            TextExchange::Sending { task_tag, transfer_tag, answer: rest }
+            TextExchange::Sending { task_tag, transfer_tag, answer }
         } else {
             TextExchange::Collecting { task_tag, transfer_tag, text: TextCollector::default() }
         };
-        self.answer_text(task_tag, transfer_tag, continues, answer, place);
+        self.answer_text(task_tag, transfer_tag, continues, &piece, place);
     }
 
     fn answer_text(
@@ -145,11 +149,11 @@ impl Session {
         task_tag: InitiatorTaskTag,
         transfer_tag: TargetTransferTag,
         text_continues: bool,
-        data: Vec<u8>,
+        data: &[u8],
         place: Place,
     ) {
         let is_final = transfer_tag == TargetTransferTag::RESERVED;
-        let data = data.into_boxed_slice();
+        let data = Box::from(data);
         self.answer(Answer::Text { task_tag, transfer_tag, is_final, text_continues, data }, Some(place));
     }
 }
