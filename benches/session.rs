@@ -1,4 +1,4 @@
-//! One READ of 4 KiB through a session, with and without its device; a long read cut into Data-In PDUs.
+//! One READ of 4 KiB through a session, without its device (`scsi`); a long read cut into Data-In PDUs.
 //!
 //! Knows the order in which a shard calls the machines. Does not know sockets, buffers or images.
 
