@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::buf::Pool;
-use crate::cache::GoldenCache;
+use crate::cache::{GoldenCache, Waiter};
 use crate::clock::Instant;
 use crate::image::{Chain, Images};
 use crate::io::{Op, OpToken};
@@ -90,6 +90,8 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     pub(super) images: Images,
     pub(super) cache: GoldenCache,
+    /// Those of the chunk that came in last; kept for its memory.
+    pub(super) waiters: Vec<Waiter>,
     pub(super) targets: Vec<Target>,
     pub(super) luns: Vec<LunState>,
     pub(super) tasks: Slab<Box<Task>>,
@@ -126,6 +128,7 @@ impl Core {
             pool,
             images,
             cache,
+            waiters: Vec::with_capacity(256),
             targets: Vec::new(),
             luns: Vec::new(),
             tasks: Slab::with_capacity(limits::SHARD_TASKS_MAX),

@@ -183,7 +183,7 @@ impl Core {
         let slot = SlotId(token.index);
         let have = token.generation;
         let Some(chunk) = self.cache.key_of(slot) else { return };
-        let mut waiters = Vec::new();
+        let mut waiters = core::mem::take(&mut self.waiters);
         match result {
             Ok(moved @ 1..) if have + moved < CHUNK_BYTES as u32 => {
                 self.fill(slot, chunk.file, chunk.offset(), buf, have + moved);
@@ -205,6 +205,8 @@ impl Core {
                 self.wake_waiters(&waiters, None);
             }
         }
+        waiters.clear();
+        self.waiters = waiters;
     }
 
     fn wake_waiters(&mut self, waiters: &[Waiter], buf: Option<&crate::buf::BufRef>) {
