@@ -4,14 +4,14 @@
 //!
 //! `GOLDRUSH_ALLOC_TRACE=1` prints where the first allocations come from.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[allow(unsafe_code)] // UNSAFETY: an allocator is an unsafe trait.
+mod counting;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use goldrush::buf::{Pool, PoolConfig};
 use goldrush::image::{Chain, Images, Layer};
@@ -32,50 +32,6 @@ use uuid::Uuid;
 const TARGET: &str = "iqn.2026-11.io.goldrush:alloc";
 const SECTORS: u64 = 64 * 1024;
 const BLOCK: u32 = 2 << 20;
-
-struct Counting;
-
-thread_local! {
-    static WATCHED: Cell<bool> = const { Cell::new(false) };
-}
-static ARMED: AtomicBool = AtomicBool::new(false);
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-fn count(bytes: usize) {
-    if ARMED.load(Ordering::Relaxed) && WATCHED.with(Cell::get) {
-        let before = ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        if before < 5 && TRACE.load(Ordering::Relaxed) {
-            WATCHED.with(|watched| watched.set(false));
-            eprintln!("{bytes} bytes at\n{}", std::backtrace::Backtrace::force_capture());
-            WATCHED.with(|watched| watched.set(true));
-        }
-    }
-}
-static TRACE: AtomicBool = AtomicBool::new(false);
-
-// SAFETY: every call goes to the system's allocator unchanged; counting does not touch the memory.
-#[allow(unsafe_code)] // UNSAFETY: an allocator is an unsafe trait.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promise about `layout` is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise that `pointer` came from here, and so from `System`, is handed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: as in `dealloc`, and the caller's promise about `size` is handed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn image(path: &std::path::Path, kind: NewKind, id: u128) -> File {
     let disk = NewDisk { kind, sectors: SectorCount(SECTORS), unique_id: Uuid::from_u128(id), timestamp: 1 };
@@ -132,9 +88,9 @@ fn serve(files: Vec<File>, listener: TcpListener) -> Option<Control> {
         let peer = Peer::new(Arc::clone(&mailbox), waker);
         send.send(peer.clone()).unwrap();
         let mut shard = shard(io, pool, child, golden, mailbox, peer);
-        WATCHED.with(|watched| watched.set(true));
+        counting::watch_this_thread(true);
         shard.run();
-        WATCHED.with(|watched| watched.set(false));
+        counting::watch_this_thread(false);
     });
     receive.recv().ok().map(|peer| (peer, thread))
 }
@@ -279,17 +235,16 @@ impl Initiator {
 
 /// Allocations of the shard's thread while `work` runs.
 fn watch(work: impl FnOnce() -> bool) -> u64 {
-    ALLOCATIONS.store(0, Ordering::SeqCst);
-    ARMED.store(true, Ordering::SeqCst);
+    counting::start();
     let good = work();
-    ARMED.store(false, Ordering::SeqCst);
+    let count = counting::stop();
     assert!(good, "a command failed");
-    ALLOCATIONS.load(Ordering::SeqCst)
+    count
 }
 
 #[test]
 fn reads_and_writes_allocate_nothing() {
-    TRACE.store(std::env::var_os("GOLDRUSH_ALLOC_TRACE").is_some(), Ordering::SeqCst);
+    counting::trace(std::env::var_os("GOLDRUSH_ALLOC_TRACE").is_some());
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -301,7 +256,7 @@ fn reads_and_writes_allocate_nothing() {
     let child = (8 * 4096, 10 * 4096);
     // Blocks of the child are made, every vector grows.
     assert!(initiator.work(true, 128, child.0, child.1, 8));
-    let mut warm_up = |initiator: &mut Initiator| {
+    let warm_up = |initiator: &mut Initiator| {
         initiator.work(false, 300, 0, 32 * 1024, 8)
             && initiator.work(false, 300, child.0, child.1, 8)
             && initiator.work(true, 300, child.0, child.1, 8)
