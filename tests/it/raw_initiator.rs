@@ -1,0 +1,136 @@
+//! The least of an initiator: raw PDUs over TCP, for tests of the whole program.
+//!
+//! Knows login without security, READ(10), WRITE(10) and pings. Does not know what a test wants of them.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+pub type Bhs = [u8; 48];
+
+pub struct RawInitiator {
+    pub stream: TcpStream,
+    cmd_sn: u32,
+    exp_stat_sn: u32,
+}
+
+fn u32_at(bhs: &Bhs, at: usize) -> u32 {
+    u32::from_be_bytes([bhs[at], bhs[at + 1], bhs[at + 2], bhs[at + 3]])
+}
+
+impl RawInitiator {
+    pub fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self { stream, cmd_sn: 1, exp_stat_sn: 0 }
+    }
+
+    /// A login in one PDU; the status class and detail of the answer.
+    pub fn login(&mut self, target: &str, isid: u32) -> io::Result<(u8, u8)> {
+        let keys = format!(
+            "InitiatorName=iqn.2026-11.io.goldrush:raw\0SessionType=Normal\0TargetName={target}\0InitialR2T=No\0\
+             ImmediateData=Yes\0MaxRecvDataSegmentLength=65536\0"
+        );
+        self.login_pdu(0x87, isid, keys.as_bytes())?;
+        let (answer, _) = self.receive()?;
+        assert_eq!(answer[0] & 0x3F, 0x23);
+        Ok((answer[36], answer[37]))
+    }
+
+    pub fn login_pdu(&mut self, flags: u8, isid: u32, text: &[u8]) -> io::Result<()> {
+        let mut bhs = [0; 48];
+        (bhs[0], bhs[1], bhs[8]) = (0x43, flags, 0x80);
+        bhs[10..14].copy_from_slice(&isid.to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        self.send(bhs, text)
+    }
+
+    pub fn send(&mut self, mut bhs: Bhs, data: &[u8]) -> io::Result<()> {
+        bhs[5..8].copy_from_slice(&(data.len() as u32).to_be_bytes()[1..]);
+        bhs[28..32].copy_from_slice(&self.exp_stat_sn.to_be_bytes());
+        let mut bytes = bhs.to_vec();
+        bytes.extend(data);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        self.stream.write_all(&bytes)
+    }
+
+    pub fn receive(&mut self) -> io::Result<(Bhs, Vec<u8>)> {
+        let mut bhs = [0; 48];
+        self.stream.read_exact(&mut bhs)?;
+        let len = u32::from_be_bytes([0, bhs[5], bhs[6], bhs[7]]) as usize;
+        let mut data = vec![0; len.next_multiple_of(4)];
+        self.stream.read_exact(&mut data)?;
+        data.truncate(len);
+        if bhs[0] & 0x3F != 0x25 || bhs[1] & 1 != 0 {
+            self.exp_stat_sn = u32_at(&bhs, 24).wrapping_add(1);
+        }
+        Ok((bhs, data))
+    }
+
+    /// READ(10), or WRITE(10) of `data` as immediate data. The tag of the command is its address.
+    pub fn command(&mut self, lba: u32, blocks: u16, data: &[u8]) -> io::Result<()> {
+        let write = !data.is_empty();
+        let mut bhs = [0; 48];
+        (bhs[0], bhs[1]) = (1, if write { 0xA1 } else { 0xC1 });
+        bhs[16..20].copy_from_slice(&lba.to_be_bytes());
+        bhs[20..24].copy_from_slice(&(u32::from(blocks) * 512).to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        bhs[32] = if write { 0x2A } else { 0x28 };
+        bhs[34..38].copy_from_slice(&lba.to_be_bytes());
+        bhs[39..41].copy_from_slice(&blocks.to_be_bytes());
+        self.cmd_sn += 1;
+        self.send(bhs, data)
+    }
+
+    /// The next answer: its tag, status and the data before it.
+    pub fn answer(&mut self) -> io::Result<(u32, u8, Vec<u8>)> {
+        let mut data = Vec::new();
+        loop {
+            let (bhs, piece) = self.receive()?;
+            let (opcode, tag) = (bhs[0] & 0x3F, u32_at(&bhs, 16));
+            if opcode == 0x21 {
+                return Ok((tag, bhs[3], data));
+            }
+            data.extend(piece);
+            if opcode == 0x25 && bhs[1] & 1 != 0 {
+                return Ok((tag, bhs[3], data));
+            }
+        }
+    }
+
+    /// Reads, passing over the unit attention of a new session.
+    pub fn read(&mut self, lba: u32, blocks: u16) -> Vec<u8> {
+        for _ in 0..3 {
+            self.command(lba, blocks, &[]).unwrap();
+            let (_, status, data) = self.answer().unwrap();
+            if status == 0 {
+                return data;
+            }
+        }
+        panic!("sector {lba} cannot be read")
+    }
+
+    pub fn ping(&mut self) {
+        let mut bhs = [0; 48];
+        (bhs[0], bhs[1]) = (0x40, 0x80);
+        bhs[16..20].copy_from_slice(&77_u32.to_be_bytes());
+        bhs[20..24].copy_from_slice(&u32::MAX.to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        self.send(bhs, b"alive?").unwrap();
+        let (answer, data) = self.receive().unwrap();
+        assert_eq!((answer[0] & 0x3F, u32_at(&answer, 16), data.as_slice()), (0x20, 77, &b"alive?"[..]));
+    }
+
+    /// True when the target has closed the connection (what it still sends is passed over).
+    pub fn is_closed_by_target(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+}
