@@ -227,6 +227,11 @@ impl Initiator {
 
     fn send(&mut self, world: &mut World) -> bool {
         let Some(stream) = self.stream else { return false };
+        if world.streams[stream].initiator_done {
+            // After the FIN nothing can follow, the rest of a PDU least of all.
+            self.out.clear();
+            self.out_done = 0;
+        }
         if self.out.is_empty() {
             return false;
         }
