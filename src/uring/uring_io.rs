@@ -291,8 +291,10 @@ impl Io for UringIo {
             }
         }
         loop {
-            let want = done.len() == before && !self.ring.has_news();
-            self.enter(want, deadline);
+            // With completions or task work at hand the kernel does not sleep, so this never waits in vain. To enter
+            // without waiting because a flag promises news is to spin for as long as the promise is not kept, and
+            // with real-time priority to keep the very worker from running that would keep it.
+            self.enter(done.len() == before, deadline);
             self.reap(done);
             self.admit();
             if done.len() > before || deadline.is_some_and(|deadline| host::now() >= deadline) {
