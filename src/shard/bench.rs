@@ -7,14 +7,14 @@ use crate::cache::GoldenCache;
 use crate::image::{Chain, Images, Layer};
 use crate::io::{Op, OpToken};
 use crate::iscsi::session::TaskId;
-use crate::plan::FileSlot;
+use crate::plan::{FileSlot, LayerId};
 use crate::scsi::{Device, DeviceConfig, InitiatorPort, Lun, Nexus, UnitConfig, UnitIdentity};
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 
 use super::ConnKey;
 use super::executor::{Begun, Core, LunState, Request, TaskKey};
 use super::target::Target;
-use super::token::Token;
+use super::token::{Kind, Token};
 
 const SECTORS: u64 = 1024;
 const NAME: &str = "iqn.2026-11.io.goldrush:bench";
@@ -33,6 +33,7 @@ impl Bench {
         let leaf = images.add(Layer::raw(FileSlot(0), SectorCount(SECTORS), true));
         let chain = Chain::new(&images, vec![leaf]).unwrap();
         let mut core = Core::new(pool, cache, images);
+        core.layers.push(super::commit::LayerWork::new(FileSlot(0)));
         core.targets.push(Target::new(NAME.into(), device(), 0));
         core.luns.push(LunState {
             chain,
@@ -80,6 +81,11 @@ impl Bench {
     /// Does an operation and lets the executor go on.
     pub(super) fn complete(&mut self, (token, op): (OpToken, Op)) {
         let token = Token::decode(token).unwrap();
+        if token.kind == Kind::Flush {
+            self.core.flushed(LayerId(token.index), Ok(()));
+            self.core.run_ready();
+            return;
+        }
         let key = token.key(&self.core.tasks).unwrap();
         match op {
             Op::Read { offset, mut buf, start, len, .. } => {
@@ -96,7 +102,6 @@ impl Bench {
                 self.disk[offset.0 as usize..(offset.0 + len) as usize].fill(0);
                 self.core.control_done(key, token.part, Ok(()));
             }
-            Op::Sync { .. } => self.core.control_done(key, token.part, Ok(())),
             other => panic!("no operation of a file: {other:?}"),
         }
         self.core.run_ready();

@@ -8,6 +8,7 @@ use crate::plan::{CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, MetaOp};
 use crate::units::ByteOffset;
 
 use super::executor::{Core, TaskKey};
+use super::flush::Flushes;
 use super::token::{Kind, Token};
 use super::write_path::{io_fault, libc_eopnotsupp};
 
@@ -22,6 +23,7 @@ pub(super) struct LayerWork {
     fault: Option<IoFault>,
     commit_waiters: Vec<(CommitSeq, TaskKey)>,
     space_waiters: Vec<TaskKey>,
+    pub(super) flushes: Flushes,
 }
 
 impl LayerWork {
@@ -35,6 +37,7 @@ impl LayerWork {
             fault: None,
             commit_waiters: Vec::new(),
             space_waiters: Vec::new(),
+            flushes: Flushes::default(),
         }
     }
 
@@ -43,6 +46,10 @@ impl LayerWork {
         if self.fault != Some(IoFault::Failed) {
             self.fault = Some(fault);
         }
+    }
+
+    pub(super) fn file(&self) -> FileSlot {
+        self.file
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -104,7 +111,12 @@ impl Core {
             let Some(index) = work.unsent.checked_sub(1) else { return };
             let file = work.file;
             let op = match &work.batch.ops[index] {
-                MetaOp::Sync => Op::Sync { file },
+                MetaOp::Sync => {
+                    work.unsent = index;
+                    work.pending += 1;
+                    self.flush(layer, Token::new(Kind::Meta, layer.0, index as u16));
+                    continue;
+                }
                 MetaOp::Zero { offset, len } => Op::PunchHole { file, offset: *offset, len: *len },
                 MetaOp::SetLen { len } => Op::SetLen { file, len: *len },
                 MetaOp::Write { offset, bytes } => {

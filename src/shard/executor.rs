@@ -298,7 +298,7 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return };
         task.stage = Stage::Sync;
         let lun = &self.luns[task.lun as usize];
-        let (writable, leaf, file) = (lun.writable, lun.leaf, lun.leaf_file);
+        let (writable, leaf) = (lun.writable, lun.leaf);
         if !writable {
             self.finish(key);
             return;
@@ -309,7 +309,7 @@ impl Core {
             return;
         }
         task.pending = 1;
-        self.submit(Token::of(Kind::Task, key, 0), Op::Sync { file });
+        self.flush(leaf, Token::of(Kind::Task, key, 0));
     }
 
     /// The fault of a file operation, as sense data.

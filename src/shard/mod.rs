@@ -13,6 +13,7 @@
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
 //! | `turns`      | which writes wait for which                                         |
 //! | `lba_status` | GET LBA STATUS from the images                                      |
+//! | `flush`      | one fdatasync of a file at a time                                   |
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
@@ -25,6 +26,7 @@ mod commit;
 mod connection;
 mod directory;
 mod executor;
+mod flush;
 mod lba_status;
 mod logins;
 mod mailbox;

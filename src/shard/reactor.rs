@@ -6,6 +6,7 @@ use crate::clock::{Duration, Instant};
 use crate::io::{Completion, Errno, Io, Op, Outcome, RxBuf, SocketSlot};
 use crate::iscsi::session::TaskReply;
 use crate::limits;
+use crate::plan::LayerId;
 
 use super::connection::{Connection, Phase};
 use super::logins::new_login;
@@ -121,7 +122,8 @@ impl<I: Io> Shard<I> {
             (Kind::Bitmap, Outcome::Read { result, buf }) => self.core.bitmap_read(token, result, buf),
             (Kind::Meta, Outcome::Wrote { result, part }) => self.core.meta_written(token, result, part),
             (Kind::Meta, Outcome::Done { result }) => self.core.meta_done(token, result),
-            (Kind::Flush, Outcome::Done { result }) => self.image_flushed(token, result),
+            (Kind::Flush, Outcome::Done { result }) => self.core.flushed(LayerId(token.index), result),
+            (Kind::LastFlush, Outcome::Done { result }) => self.image_flushed(token, result),
             (Kind::Wake, _) => self.await_wake(),
             // Cancellations and shutdowns: what they were for completes by itself.
             _ => {}

@@ -102,7 +102,7 @@ impl<I: Io> Shard<I> {
         let files: std::collections::BTreeMap<_, _> = files.collect();
         self.stop = Stop::Flushing { pending: files.len() as u32 };
         for (leaf, file) in files {
-            self.core.submit(Token::new(Kind::Flush, leaf.0, 0), Op::Sync { file });
+            self.core.submit(Token::new(Kind::LastFlush, leaf.0, 0), Op::Sync { file });
         }
     }
 

@@ -25,7 +25,10 @@ pub(super) enum Kind {
     Meta,
     Wake,
     Cancel,
+    /// An fdatasync for those who asked (`flush`); the index is the layer.
     Flush,
+    /// The last fdatasync of an image while the shard stops.
+    LastFlush,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +73,7 @@ impl Token {
             9 => Kind::Wake,
             10 => Kind::Cancel,
             11 => Kind::Flush,
+            12 => Kind::LastFlush,
             _ => return None,
         };
         Some(Self {

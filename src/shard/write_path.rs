@@ -143,13 +143,8 @@ impl Core {
         if task.stage == Stage::Sync {
             let lun = task.lun as usize;
             let leaf = self.luns[lun].leaf;
-            if let Err(error) = result {
-                // What the kernel had in its cache may be gone for good: nothing more is acknowledged.
-                tracing::error!(%error, "fdatasync failed; the image takes no more writes until it is checked");
-                self.images.fail(leaf);
-            }
-            // The kernel tells of a lost page once: another flush may have heard of ours.
-            if self.images.is_failed(leaf) {
+            // The kernel tells of a lost page once: an earlier flush may have heard of ours.
+            if result.is_err() || self.images.is_failed(leaf) {
                 self.note_fault(key, UnitFault::Write);
             }
             self.transfer_ended(key);
