@@ -46,12 +46,6 @@ pub enum Lookup {
     NoSlot,
 }
 
-/// A chunk that came in.
-#[derive(Debug)]
-pub struct Filled {
-    pub buf: BufRef,
-}
-
 #[derive(Debug)]
 enum State {
     Empty(Buf),
@@ -169,14 +163,14 @@ impl GoldenCache {
         Lookup::Miss(SlotId(index), buf)
     }
 
-    /// The chunk is complete. The waiters move to `waiters`.
-    pub fn filled(&mut self, slot: SlotId, buf: Buf, waiters: &mut Vec<Waiter>) -> Filled {
+    /// The chunk is complete: returns it as it is cached. The waiters move to `waiters`.
+    pub fn filled(&mut self, slot: SlotId, buf: Buf, waiters: &mut Vec<Waiter>) -> BufRef {
         let index = slot.0 as usize;
         debug_assert!(matches!(self.slots[index].state, State::Filling));
         let shared = buf.share();
         self.slots[index].state = State::Ready(shared.clone());
         waiters.append(&mut self.tenants[index].waiters);
-        Filled { buf: shared }
+        shared
     }
 
     /// The read failed: nothing is cached, so that the next reader tries again. The waiters move to `waiters`.

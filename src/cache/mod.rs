@@ -15,6 +15,6 @@
 
 mod index;
 
-pub use index::{ChunkKey, Filled, GoldenCache, Lookup, SlotId, Waiter};
+pub use index::{ChunkKey, GoldenCache, Lookup, SlotId, Waiter};
 
 pub use crate::limits::CHUNK_BYTES;

@@ -21,8 +21,8 @@ use crate::limits;
 use crate::plan::FileSlot;
 use crate::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use crate::shard::{
-    Directory, DirectoryEntry, Mailbox, Message, Peer, Sent, Shard, ShardConfig, ShardId, ShardSeed,
-    TargetSeed, UnitSeed,
+    Directory, DirectoryEntry, Mailbox, Message, PORTAL_GROUP, Peer, Sent, Shard, ShardConfig, ShardId,
+    ShardSeed, TargetSeed, UnitSeed,
 };
 use crate::units::BlockSize;
 use crate::uring::host::{self, Signal, Signals};
@@ -35,7 +35,6 @@ const SMALLS: u32 = 8192;
 const MAILBOX_MESSAGES: usize = 1024;
 /// How often the control thread looks whether a shard has ended by itself.
 const WATCH: Duration = Duration::from_millis(200);
-const PORTAL_GROUP: u16 = 1;
 
 /// What the data plane is asked to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

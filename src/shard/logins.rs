@@ -12,11 +12,9 @@ use crate::iscsi::session::{Keepalive, Session, SessionKind, SessionStart};
 use super::connection::{Connection, FullFeature, Phase};
 use super::mailbox::{Handoff, Message, Named, Sent};
 use super::token::{Kind, Token};
-use super::{ConnKey, Shard, ShardConfig, ShardId};
+use super::{ConnKey, PORTAL_GROUP, Shard, ShardConfig, ShardId};
 use crate::scsi::Nexus;
 
-/// The one portal group there is (RFC 7143, 13.9).
-const PORTAL_GROUP: u16 = 1;
 /// Segments up to this length are what firmware takes: it cannot answer a ping.
 const FIRMWARE_SEGMENT_BYTES: u32 = 8192;
 

@@ -14,7 +14,7 @@ use super::connection::{Phase, Want};
 use super::executor::Preempting;
 use super::target::PendingManagement;
 use super::token::{Kind, Token};
-use super::{ConnKey, Shard};
+use super::{ConnKey, PORTAL_GROUP, Shard};
 
 /// Whose tasks a function ends.
 #[derive(Clone, Copy, Debug)]
@@ -266,7 +266,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let local = self.io.local_address(connection.socket);
         let portals: Vec<_> =
-            self.directory.portals_at(local).map(|portal| (portal.to_string(), 1)).collect();
+            self.directory.portals_at(local).map(|portal| (portal.to_string(), PORTAL_GROUP)).collect();
         let Some(full) = connection.full() else { return };
         let own = full.target.map(|index| self.core.targets[index as usize].name.as_str());
         let listings = self

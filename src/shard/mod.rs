@@ -57,6 +57,9 @@ use crate::units::BlockSize;
 pub use directory::{Directory, DirectoryEntry};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 
+/// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
+pub const PORTAL_GROUP: u16 = 1;
+
 /// Names a shard of this server: its place among the cores given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ShardId(pub u16);

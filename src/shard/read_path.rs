@@ -197,7 +197,7 @@ impl Core {
                 // The end of the file: nobody is ever sent what lies behind it.
                 buf.as_mut_slice()[(have + moved) as usize..].fill(0);
                 let filled = self.cache.filled(slot, buf, &mut waiters);
-                self.wake_waiters(&waiters, Some(&filled.buf));
+                self.wake_waiters(&waiters, Some(&filled));
             }
             Err(error) => {
                 tracing::warn!(file = chunk.file.0, offset = chunk.offset().0, %error, "a read of a parent failed");

@@ -91,6 +91,9 @@ impl<I: Io> Shard<I> {
             Stop::Flushing { .. } => {}
             Stop::Closing => {
                 if !self.core.layers.iter().any(|layer| layer.is_running()) {
+                    let cache = &self.core.cache;
+                    let (hits, misses, joins) = (cache.hits, cache.misses, cache.joins);
+                    tracing::info!(hits, misses, joins, "golden cache: lookups of this core");
                     self.stop = Stop::Stopped;
                 }
             }
