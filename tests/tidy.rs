@@ -80,7 +80,7 @@ const OUTSIDE: &[(&str, &[&str])] = &[
     ("parking_lot", &["control"]),
     ("crossbeam", &["shard", "control"]),
     ("clap", &["control"]),
-    ("serde", &["control"]),
+    ("serde", &["control", "scsi"]),
 ];
 
 /// Files in which `unsafe` may stand.

@@ -111,6 +111,10 @@ pub struct DataPlaneArgs {
     /// Register the buffers of each core with the kernel: cheaper I/O, but all of them take real memory at once
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub register_buffers: bool,
+    /// Where LUNs keep what outlives the server, such as reservations with APTPL [default: the key state_dir, else
+    /// nothing is kept]
+    #[arg(long, value_name = "FOLDER")]
+    pub state_dir: Option<PathBuf>,
 }
 
 fn send_batch(text: &str) -> Result<Size, String> {

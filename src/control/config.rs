@@ -34,6 +34,8 @@ pub struct Config {
     pub image_roots: Vec<PathBuf>,
     /// Refuse what is otherwise only warned about: a changed parent, a secret others may read.
     pub strict: bool,
+    /// Where LUNs keep what outlives the server; `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
     pub targets: Vec<TargetConfig>,
 }
 
@@ -106,6 +108,7 @@ struct RawConfig {
     image_roots: Option<Vec<Spanned<PathBuf>>>,
     #[serde(default)]
     strict: bool,
+    state_dir: Option<PathBuf>,
     #[serde(default)]
     target: Vec<Spanned<RawTarget>>,
 }
@@ -269,7 +272,8 @@ impl<'a> Reader<'a> {
             folders.dedup();
             image_roots.extend(folders);
         }
-        Config { listen, image_roots, strict: raw.strict, targets }
+        let state_dir = raw.state_dir.map(|path| self.folder.join(path));
+        Config { listen, image_roots, strict: raw.strict, state_dir, targets }
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {

@@ -5,6 +5,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use super::catalog::{Catalog, TargetSpec};
 use super::config::{ChapConfig, Credential};
 use super::error::Error;
+use super::keeper::{self, QueueKeeper, StateFolder};
 use super::open_image::LayerTable;
 use crate::buf::{Pool, PoolConfig};
 use crate::io::{ListenerSlot, Waker};
@@ -21,8 +23,8 @@ use crate::limits;
 use crate::plan::FileSlot;
 use crate::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use crate::shard::{
-    Directory, DirectoryEntry, Mailbox, Message, PORTAL_GROUP, Peer, Sent, Shard, ShardConfig, ShardId,
-    ShardSeed, TargetSeed, UnitSeed,
+    Directory, DirectoryEntry, Keeper, Mailbox, Message, NoKeeper, PORTAL_GROUP, Peer, Sent, Shard,
+    ShardConfig, ShardId, ShardSeed, TargetSeed, UnitSeed,
 };
 use crate::units::BlockSize;
 use crate::uring::host::{self, Signal, Signals};
@@ -51,6 +53,8 @@ pub struct DataPlane {
     pub golden_cache_bytes: u64,
     /// Register the buffers with the kernel.
     pub register_buffers: bool,
+    /// Where LUNs keep what outlives the server.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// What one shard's thread is started with.
@@ -65,6 +69,7 @@ struct Seed {
     listeners: Vec<TcpListener>,
     directory: Arc<Directory>,
     mailbox: Arc<Mailbox<OwnedFd>>,
+    keeper: Option<QueueKeeper>,
 }
 
 type Wakers = Vec<Peer<OwnedFd>>;
@@ -88,9 +93,19 @@ pub(super) fn run(
     }
     let addresses: Vec<SocketAddr> =
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-    let seeds = seeds(catalog, plane, &cores, listeners, &addresses)?;
+    let state = plane.state_dir.as_deref().map(StateFolder::open).transpose()?;
+    let mut seeds = seeds(catalog, plane, &cores, listeners, &addresses, state.as_ref())?;
     let files: Vec<_> = seeds.iter().flat_map(|seed| seed.table.files.iter().cloned()).collect();
+    let requests = state.map(|folder| {
+        let (keeper, requests) = keeper::queue();
+        seeds.iter_mut().for_each(|seed| seed.keeper = Some(keeper.clone()));
+        (folder, requests)
+    });
     let shards = start(seeds)?;
+    if let Some((folder, requests)) = requests {
+        let peers: Vec<_> = shards.iter().map(|shard| shard.peer.clone()).collect();
+        keeper::start(folder, requests, peers).map_err(|error| failed("starting a thread", &error))?;
+    }
     tracing::info!(cores = ?cores, "serving");
     listening(&addresses);
     let watched = watch(&signals, &shards);
@@ -125,6 +140,7 @@ fn seeds(
     cores: &[usize],
     listeners: Vec<TcpListener>,
     portals: &[SocketAddr],
+    state: Option<&StateFolder>,
 ) -> Result<Vec<Seed>, Error> {
     let mut directory = Directory { portals: portals.to_vec(), ..Directory::default() };
     let mut tables: Vec<LayerTable> = cores.iter().map(|_| LayerTable::default()).collect();
@@ -138,7 +154,7 @@ fn seeds(
             auth: auth(spec.chap.as_ref()),
         };
         directory.targets.insert(spec.name.clone(), entry);
-        targets[owner].push(target(spec, &mut tables[owner])?);
+        targets[owner].push(target(spec, &mut tables[owner], state)?);
     }
     let directory = Arc::new(directory);
     let cache_chunks = plane.golden_cache_bytes / (cores.len() * limits::CHUNK_BYTES) as u64;
@@ -168,6 +184,7 @@ fn seeds(
             listeners: listeners.take().unwrap_or_default(),
             directory: Arc::clone(&directory),
             mailbox: Arc::new(Mailbox::new(MAILBOX_MESSAGES)),
+            keeper: None,
         });
     }
     Ok(seeds)
@@ -187,7 +204,11 @@ fn auth(chap: Option<&ChapConfig>) -> AuthPolicy {
     }
 }
 
-fn target(spec: TargetSpec, table: &mut LayerTable) -> Result<TargetSeed, Error> {
+fn target(
+    spec: TargetSpec,
+    table: &mut LayerTable,
+    state: Option<&StateFolder>,
+) -> Result<TargetSeed, Error> {
     let mut units = Vec::new();
     let mut configs = Vec::new();
     for unit in spec.units {
@@ -206,6 +227,7 @@ fn target(spec: TargetSpec, table: &mut LayerTable) -> Result<TargetSeed, Error>
             read_only: !writable,
             thin: true,
             removable: unit.removable,
+            kept: state.map(|folder| folder.load(&spec.name, unit.lun)).transpose()?,
         });
         units.push(UnitSeed { chain, block_size, leaf, leaf_file, writable });
     }
@@ -281,6 +303,10 @@ fn serve(seed: Seed, ready: &Sender<Ready>, may_go: &Receiver<Wakers>) {
         listeners,
         mailbox: seed.mailbox,
         peers,
+        keeper: match seed.keeper {
+            Some(keeper) => Box::new(keeper) as Box<dyn Keeper>,
+            None => Box::new(NoKeeper),
+        },
     });
     shard.run();
 }

@@ -13,6 +13,7 @@ mod image_check;
 mod image_convert;
 mod image_create;
 mod image_info;
+mod keeper;
 pub mod launch;
 mod logging;
 pub mod name;

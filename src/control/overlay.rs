@@ -51,7 +51,7 @@ pub(super) fn prepare(
         tracing::info!(created, folder = %overlays.display(), "created children of the golden image");
     }
     let image_roots = vec![folder_of_real(golden)?, overlays.to_owned()];
-    Ok(Config { listen, image_roots, strict: false, targets })
+    Ok(Config { listen, image_roots, strict: false, state_dir: None, targets })
 }
 
 /// The folder the golden image really lies in: children name it by that.

@@ -71,6 +71,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         // The command line admits a few MiB at most.
         send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
         register_buffers: args.register_buffers,
+        state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),
         golden_cache_bytes: args.golden_cache.map_or_else(golden_cache_default, |size| size.0),
     }
 }

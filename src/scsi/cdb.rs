@@ -72,6 +72,7 @@ pub(super) enum PersistentOut {
     Preempt,
     PreemptAndAbort,
     RegisterAndIgnore,
+    RegisterAndMove,
 }
 
 /// START STOP UNIT, as far as a disk without moving parts cares.
@@ -430,6 +431,7 @@ fn persistent_out(fields: &Fields<'_>) -> Result<Command, Sense> {
         4 => PersistentOut::Preempt,
         5 => PersistentOut::PreemptAndAbort,
         6 => PersistentOut::RegisterAndIgnore,
+        7 => PersistentOut::RegisterAndMove,
         _ => return Err(Sense::cdb_field(1, 4)),
     };
     Ok(Command::PersistentReserveOut {

@@ -7,6 +7,7 @@ use super::attention::UnitAttention;
 use super::cdb::{self, Command};
 use super::identity::{SERIAL_BYTES_MAX, UnitIdentity};
 use super::inquiry::{self, Peripheral};
+use super::kept::KeptUnit;
 use super::lun::{Lun, REPORT_LUNS_WELL_KNOWN};
 use super::opcodes::{self, Operation};
 use super::reply::{UnitFault, UnitIndex, UnitPlan, UnitReply};
@@ -80,6 +81,8 @@ pub struct UnitConfig {
     pub thin: bool,
     /// The medium can be ejected.
     pub removable: bool,
+    /// What an earlier run kept for it; `None`: there is no place to keep anything in, and APTPL is refused.
+    pub kept: Option<KeptUnit>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 //! Knows which promises must hold whatever the bytes. Does not know what a good answer to a given command is.
 
 use super::{
-    Device, DeviceConfig, InitiatorPort, Lun, Nexus, ScsiStatus, UnitConfig, UnitIdentity, UnitPlan,
-    UnitReply,
+    Device, DeviceConfig, InitiatorPort, KeptUnit, Lun, Nexus, ScsiStatus, UnitConfig, UnitIdentity,
+    UnitPlan, UnitReply,
 };
 use crate::limits;
 use crate::units::{BlockRange, BlockSize};
@@ -68,6 +68,7 @@ fn small_device() -> Option<Device> {
             read_only: lun == 2,
             thin: lun < 2,
             removable: lun == 1,
+            kept: (lun == 0).then(KeptUnit::default),
         })
     };
     let units = vec![unit(0, BlockSize::B512)?, unit(1, BlockSize::B4096)?, unit(2, BlockSize::B512)?];
@@ -107,6 +108,7 @@ fn check(plan: &UnitPlan) {
         }
         UnitPlan::LbaStatus { start, .. } => assert!(start.0 < BLOCKS),
         UnitPlan::Parameter { len } => assert!(*len as usize <= limits::PARAMETER_BYTES_MAX && *len > 0),
+        UnitPlan::Keep { then, .. } => check(then),
         UnitPlan::Flush { .. } => {}
     }
 }

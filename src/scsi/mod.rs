@@ -9,6 +9,7 @@ mod cdb;
 mod device;
 mod identity;
 mod inquiry;
+mod kept;
 mod lun;
 mod mode;
 mod opcodes;
@@ -31,6 +32,7 @@ pub mod fuzz;
 
 pub use device::{Device, DeviceConfig, DeviceError, InitiatorPort, Nexus, UnitConfig};
 pub use identity::{SERIAL_BYTES_MAX, UnitIdentity};
+pub use kept::{KeptReservations, KeptUnit};
 pub use lun::{Lun, LunError, REPORT_LUNS_WELL_KNOWN};
 pub use reply::{LbaRun, UnitFault, UnitIndex, UnitPlan, UnitReply, lba_runs_max, lba_status};
 pub use sense::{FieldPointer, SENSE_BYTES_MAX, Sense, SenseBytes, SenseFormat, SenseKey};

@@ -3,6 +3,7 @@
 //! Knows statuses, sense, data-in bytes and block ranges. Does not know images, buffers or sessions.
 
 use super::device::Nexus;
+use super::kept::KeptUnit;
 use super::sense::Sense;
 use super::status::ScsiStatus;
 use crate::units::{BlockCount, BlockRange, BlockSize, Lba};
@@ -114,6 +115,12 @@ pub enum UnitPlan {
     /// `len` bytes of data-out are needed; hand them to `Device::parameter`.
     Parameter {
         len: u32,
+    },
+    /// What the unit must remember across restarts has changed: it is stable before `then` begins.
+    Keep {
+        unit: UnitIndex,
+        kept: Box<KeptUnit>,
+        then: Box<UnitPlan>,
     },
     /// PREEMPT AND ABORT: the commands of these nexuses on this unit end first, then the reply goes out.
     AbortThenDone {

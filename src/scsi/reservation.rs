@@ -12,6 +12,7 @@
 
 use super::attention::UnitAttention;
 use super::device::InitiatorPort;
+use super::kept::{KeptHeld, KeptRegistrant, KeptReservations};
 use super::opcodes::Access;
 use super::sense::Sense;
 use crate::limits;
@@ -87,6 +88,29 @@ pub(super) const fn conflicts(kind: ReservationType, role: Role, access: Access)
 pub(super) struct Registrant {
     pub(super) port: InitiatorPort,
     pub(super) key: u64,
+    /// Registered with ALL_TG_PT: READ FULL STATUS says so.
+    pub(super) all_ports: bool,
+}
+
+/// What REGISTER asks for beside keys (SPC-4, 6.16.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Registration<'a> {
+    /// Initiator ports that are registered along (SPEC_I_PT); `None` without that bit.
+    pub(super) others: Option<&'a [InitiatorPort]>,
+    pub(super) all_ports: bool,
+    /// The unit's reservations survive a restart, from now on (or no longer).
+    pub(super) aptpl: bool,
+}
+
+/// What REGISTER AND MOVE asks for (SPC-4, 6.16.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Move<'a> {
+    pub(super) key: u64,
+    pub(super) new_key: u64,
+    pub(super) to: &'a InitiatorPort,
+    /// UNREG: the former holder's registration ends.
+    pub(super) unregister: bool,
+    pub(super) aptpl: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,10 +120,12 @@ struct Held {
     by: usize,
 }
 
-/// Everything persistent about a unit's reservations. "Persistent" within the life of the process: APTPL is refused.
+/// Everything persistent about a unit's reservations. They live as long as the process, and beyond it when the last
+/// registration said so (APTPL): see [`Reservations::kept`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Reservations {
     generation: u32,
+    aptpl: bool,
     registrants: Vec<Registrant>,
     held: Option<Held>,
 }
@@ -123,8 +149,41 @@ pub(super) struct Changes {
 type Outcome = Result<Changes, Refusal>;
 
 impl Reservations {
+    /// What an earlier run of the server kept. The generation begins anew (SPC-4, 6.15.2).
+    pub(super) fn restored(kept: &KeptReservations) -> Self {
+        let registrant = |KeptRegistrant { port, key, all_ports }: &KeptRegistrant| Registrant {
+            port: port.clone(),
+            key: *key,
+            all_ports: *all_ports,
+        };
+        Self {
+            generation: 0,
+            aptpl: true,
+            registrants: kept.registrants.iter().map(registrant).collect(),
+            held: kept.held.map(|KeptHeld { kind, by }| Held { kind, by }),
+        }
+    }
+
+    /// What must outlive the process; `None` when nothing has to.
+    pub(super) fn kept(&self) -> Option<KeptReservations> {
+        let registrant = |Registrant { port, key, all_ports }: &Registrant| KeptRegistrant {
+            port: port.clone(),
+            key: *key,
+            all_ports: *all_ports,
+        };
+        (self.aptpl && !self.registrants.is_empty()).then(|| KeptReservations {
+            registrants: self.registrants.iter().map(registrant).collect(),
+            held: self.held.map(|Held { kind, by }| KeptHeld { kind, by }),
+        })
+    }
+
     pub(super) const fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// APTPL of the last registration.
+    pub(super) const fn aptpl(&self) -> bool {
+        self.aptpl
     }
 
     pub(super) fn registrants(&self) -> &[Registrant] {
@@ -168,30 +227,93 @@ impl Reservations {
         if self.registrants[index].key == key { Ok(index) } else { Err(Refusal::Conflict) }
     }
 
-    /// REGISTER; with `key` `None` REGISTER AND IGNORE EXISTING KEY (SPC-4, 5.12.7).
-    pub(super) fn register(&mut self, port: &InitiatorPort, key: Option<u64>, new_key: u64) -> Outcome {
+    /// REGISTER; with `key` `None` REGISTER AND IGNORE EXISTING KEY (SPC-4, 5.12.7). Nothing is registered unless
+    /// everybody is.
+    pub(super) fn register(
+        &mut self,
+        port: &InitiatorPort,
+        key: Option<u64>,
+        new_key: u64,
+        registration: Registration<'_>,
+    ) -> Outcome {
         let found = self.find(port);
         let current = found.map_or(0, |index| self.registrants[index].key);
         if key.is_some_and(|key| key != current) {
             return Err(Refusal::Conflict);
+        }
+        let Registration { others, all_ports, aptpl } = registration;
+        if found.is_some() && others.is_some() {
+            return Err(Refusal::Check(Sense::parameter_field(20, 3)));
         }
         let changes = match (found, new_key) {
             (None, 0) => return Ok(Changes::default()),
             (Some(index), 0) => self.unregister(index),
             (Some(index), _) => {
                 self.registrants[index].key = new_key;
+                self.registrants[index].all_ports = all_ports;
                 Changes::default()
             }
-            (None, _) if self.registrants.len() >= limits::REGISTRANTS_PER_UNIT_MAX => {
-                return Err(Refusal::Check(Sense::INSUFFICIENT_REGISTRATIONS));
-            }
             (None, _) => {
-                self.registrants.push(Registrant { port: port.clone(), key: new_key });
+                self.add(port, new_key, all_ports, others.unwrap_or_default())?;
                 Changes::default()
             }
         };
+        self.aptpl = aptpl;
         self.generation = self.generation.wrapping_add(1);
         Ok(changes)
+    }
+
+    /// Registers a nexus and those named with it. One that is registered already keeps its key from strangers: the
+    /// list is refused.
+    fn add(
+        &mut self,
+        port: &InitiatorPort,
+        key: u64,
+        all_ports: bool,
+        others: &[InitiatorPort],
+    ) -> Result<(), Refusal> {
+        if others.iter().any(|other| self.find(other).is_some()) {
+            return Err(Refusal::Check(Sense::parameter_field(28, 7)));
+        }
+        let before = self.registrants.len();
+        for port in core::iter::once(port).chain(others) {
+            if self.find(port).is_some() {
+                continue;
+            }
+            if self.registrants.len() >= limits::REGISTRANTS_PER_UNIT_MAX {
+                self.registrants.truncate(before);
+                return Err(Refusal::Check(Sense::INSUFFICIENT_REGISTRATIONS));
+            }
+            self.registrants.push(Registrant { port: port.clone(), key, all_ports });
+        }
+        Ok(())
+    }
+
+    /// REGISTER AND MOVE (SPC-4, 5.12.8): the reservation changes hands without a moment in between.
+    pub(super) fn register_and_move(&mut self, port: &InitiatorPort, request: Move<'_>) -> Outcome {
+        let Move { key, new_key, to, unregister, aptpl } = request;
+        let own = self.authorized(port, key)?;
+        let Some(held) = self.held else { return Err(Refusal::Check(Sense::cdb_field(1, 4))) };
+        if held.kind.all_registrants() || held.by != own {
+            return Err(Refusal::Conflict);
+        }
+        if new_key == 0 {
+            return Err(Refusal::Check(Sense::parameter_field(8, 7)));
+        }
+        if to == port {
+            return Err(Refusal::Check(Sense::parameter_field(24, 7)));
+        }
+        match self.find(to) {
+            Some(index) => self.registrants[index].key = new_key,
+            None => self.add(to, new_key, false, &[])?,
+        }
+        if unregister {
+            self.remove(own);
+        }
+        self.held = self.find(to).map(|by| Held { kind: held.kind, by });
+        self.aptpl = aptpl;
+        self.generation = self.generation.wrapping_add(1);
+        Ok(Changes::default())
     }
 
     /// Unregistering (SPC-4, 5.12.11.3): the holder takes the reservation along, unless others hold it too.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::attention::UnitAttention;
 use super::device::InitiatorPort;
 use super::opcodes::{Access, OPCODES, Operation};
-use super::reservation::{Refusal, ReservationType, Reservations, Role, conflicts};
+use super::reservation::{Move, Refusal, Registration, ReservationType, Reservations, Role, conflicts};
 use super::sense::Sense;
 
 fn port(number: u8) -> InitiatorPort {
@@ -84,6 +84,8 @@ enum Step {
     Release { by: u8, key: u64, kind: ReservationType },
     Clear { by: u8, key: u64 },
     Preempt { by: u8, key: u64, victim: u64, kind: ReservationType },
+    Together { by: u8, new: u64, others: Vec<u8> },
+    Move { by: u8, key: u64, new: u64, to: u8, unregister: bool },
 }
 
 /// Keys are few, so that they often match and are often shared.
@@ -99,6 +101,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (by(), key()).prop_map(|(by, key)| Step::Clear { by, key }),
         3 => (by(), key(), key(), kind())
             .prop_map(|(by, key, victim, kind)| Step::Preempt { by, key, victim, kind }),
+        1 => (by(), key(), proptest::collection::vec(by(), 0..3))
+            .prop_map(|(by, new, others)| Step::Together { by, new, others }),
+        2 => (by(), key(), key(), by(), proptest::bool::ANY)
+            .prop_map(|(by, key, new, to, unregister)| Step::Move { by, key, new, to, unregister }),
     ]
 }
 
@@ -173,7 +179,44 @@ impl Model {
                 Verdict::Good { told, preempted: vec![] }
             }
             Step::Preempt { by, key, victim, kind } => self.preempt(by, key, victim, kind),
+            Step::Together { by, new, ref others } => {
+                match self.keys.get(&by) {
+                    // Registered already: the key shown is 0, and then SPEC_I_PT is an error.
+                    Some(0) => unreachable!("no key is zero"),
+                    Some(_) => return Verdict::Conflict,
+                    None if new == 0 => return good(),
+                    None => {}
+                }
+                if others.iter().any(|other| self.keys.contains_key(other)) {
+                    return Verdict::Check(0x26, 0);
+                }
+                self.generation += 1;
+                self.keys.insert(by, new);
+                self.keys.extend(others.iter().map(|other| (*other, new)));
+                good()
+            }
+            Step::Move { by, key, new, to, unregister } => self.move_to(by, key, new, to, unregister),
         }
+    }
+
+    fn move_to(&mut self, by: u8, key: u64, new: u64, to: u8, unregister: bool) -> Verdict {
+        if self.keys.get(&by) != Some(&key) {
+            return Verdict::Conflict;
+        }
+        let Some((kind, holder)) = self.reservation else { return Verdict::Check(0x24, 0) };
+        if kind as u8 >= 7 || holder != by {
+            return Verdict::Conflict;
+        }
+        if new == 0 || to == by {
+            return Verdict::Check(0x26, 0);
+        }
+        self.generation += 1;
+        self.keys.insert(to, new);
+        self.reservation = Some((kind, to));
+        if unregister {
+            self.keys.remove(&by);
+        }
+        good()
     }
 
     fn set_key(&mut self, by: u8, new: u64) -> Verdict {
@@ -261,12 +304,22 @@ impl Model {
 
 fn run(real: &mut Reservations, step: &Step) -> Verdict {
     let outcome = match *step {
-        Step::Register { by, key, new } => real.register(&port(by), Some(key), new),
-        Step::Ignore { by, new } => real.register(&port(by), None, new),
+        Step::Register { by, key, new } => real.register(&port(by), Some(key), new, Registration::default()),
+        Step::Ignore { by, new } => real.register(&port(by), None, new, Registration::default()),
         Step::Reserve { by, key, kind } => real.reserve(&port(by), key, kind),
         Step::Release { by, key, kind } => real.release(&port(by), key, kind as u8),
         Step::Clear { by, key } => real.clear(&port(by), key),
         Step::Preempt { by, key, victim, kind } => real.preempt(&port(by), key, victim, kind as u8),
+        Step::Together { by, new, ref others } => {
+            let others: Vec<_> = others.iter().map(|other| port(*other)).collect();
+            let registration = Registration { others: Some(&others), ..Registration::default() };
+            real.register(&port(by), Some(0), new, registration)
+        }
+        Step::Move { by, key, new, to, unregister } => {
+            let to = port(to);
+            let request = Move { key, new_key: new, to: &to, unregister, aptpl: false };
+            real.register_and_move(&port(by), request)
+        }
     };
     let number = |port: &InitiatorPort| port.isid[0];
     let code = |attention: &UnitAttention| {
@@ -319,9 +372,12 @@ fn a_full_registration_table_says_so() {
     let mut real = Reservations::default();
     let numbered = |number: usize| InitiatorPort { name: format!("iqn.{number}"), isid: [0; 6] };
     for number in 0..crate::limits::REGISTRANTS_PER_UNIT_MAX {
-        real.register(&numbered(number), Some(0), 1).unwrap();
+        real.register(&numbered(number), Some(0), 1, Registration::default()).unwrap();
     }
-    let refused = real.register(&numbered(9999), Some(0), 1);
+    let refused = real.register(&numbered(9999), Some(0), 1, Registration::default());
     assert_eq!(refused, Err(Refusal::Check(Sense::INSUFFICIENT_REGISTRATIONS)));
-    assert!(real.register(&numbered(0), Some(1), 2).is_ok(), "a known one may still change its key");
+    assert!(
+        real.register(&numbered(0), Some(1), 2, Registration::default()).is_ok(),
+        "a known one may still change its key"
+    );
 }

@@ -43,8 +43,8 @@ impl Core {
         self.pool.chunks_free() >= limits::ADMIT_CHUNKS && self.pool.smalls_free() >= limits::ADMIT_SMALLS
     }
 
-    /// Turns a plan into work. Only `begin` and a completed parameter list come here.
-    fn start(&mut self, key: TaskKey, plan: UnitPlan, read_len: u32, write_len: u32) -> Begun {
+    /// Turns a plan into work. Only `begin`, a completed parameter list and `keep` come here.
+    pub(super) fn start(&mut self, key: TaskKey, plan: UnitPlan, read_len: u32, write_len: u32) -> Begun {
         match plan {
             UnitPlan::Done(reply) => self.reply(key, reply, read_len),
             UnitPlan::Read { unit, range, .. } => {
@@ -70,6 +70,10 @@ impl Core {
             UnitPlan::PreFetch { .. } => self.reply(key, UnitReply::good(), read_len),
             UnitPlan::LbaStatus { unit, start, allocation } => {
                 self.begin_lba_status(key, unit, start, allocation, read_len)
+            }
+            UnitPlan::Keep { unit, kept, then } => {
+                self.begin_keep(key, unit, *kept, *then);
+                Begun::Running(key)
             }
             UnitPlan::AbortThenDone { unit, victims, reply } => {
                 let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };

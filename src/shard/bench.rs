@@ -8,7 +8,7 @@ use crate::image::{Chain, Images, Layer};
 use crate::io::{Op, OpToken};
 use crate::iscsi::session::TaskId;
 use crate::plan::{FileSlot, LayerId};
-use crate::scsi::{Device, DeviceConfig, InitiatorPort, Lun, Nexus, UnitConfig, UnitIdentity};
+use crate::scsi::{Device, DeviceConfig, InitiatorPort, KeptUnit, Lun, Nexus, UnitConfig, UnitIdentity};
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 
 use super::ConnKey;
@@ -149,6 +149,7 @@ fn device() -> Device {
         read_only: false,
         thin: true,
         removable: false,
+        kept: Some(KeptUnit::default()),
     };
     let mut device = Device::new(DeviceConfig { target_name, portal_group: 1, units: vec![unit] }).unwrap();
     device.attach(Nexus(0), InitiatorPort { name: "iqn.2026-11.example:a".into(), isid: [0; 6] }).unwrap();

@@ -21,6 +21,7 @@ use crate::units::BlockSize;
 use super::ConnKey;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
+use super::keep::{Keeping, Unkept};
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
@@ -100,6 +101,9 @@ pub(super) struct Core {
     pub(super) finished: Vec<Finished>,
     /// PREEMPT AND ABORT commands that wait for the end of others.
     pub(super) preempting: Vec<Preempting>,
+    /// Commands whose change of a unit must be stable first: not yet handed over, and handed over.
+    pub(super) unkept: Vec<Unkept>,
+    pub(super) keeping: Vec<Keeping>,
     /// Tasks that can go on.
     pub(super) ready: VecDeque<TaskKey>,
     /// Tasks that wait for buffers, first come first served.
@@ -135,6 +139,8 @@ impl Core {
             spare: Vec::new(),
             finished: Vec::with_capacity(1024),
             preempting: Vec::new(),
+            unkept: Vec::new(),
+            keeping: Vec::new(),
             ready: VecDeque::with_capacity(1024),
             parked: VecDeque::with_capacity(1024),
             favoured: None,
@@ -162,7 +168,7 @@ impl Core {
                 return;
             }
             let more = match task.stage {
-                Stage::Collect | Stage::Turn | Stage::Preempt | Stage::Finished => false,
+                Stage::Collect | Stage::Turn | Stage::Keep | Stage::Preempt | Stage::Finished => false,
                 Stage::Transfer => {
                     if task.pending > 0 {
                         return;
@@ -372,7 +378,7 @@ impl Core {
                 self.release(key);
                 true
             }
-            Stage::Collect | Stage::Preempt | Stage::Finished => {
+            Stage::Collect | Stage::Keep | Stage::Preempt | Stage::Finished => {
                 self.release(key);
                 true
             }

@@ -270,6 +270,7 @@ impl<I: Io> Shard<I> {
         while let Some(message) = self.mailbox.take() {
             match message {
                 Message::Handoff(handoff) => self.take_over(*handoff),
+                Message::Kept { ticket, stable } => self.kept(ticket, stable),
                 Message::Stop => self.begin_stop(),
             }
         }

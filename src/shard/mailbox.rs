@@ -36,6 +36,11 @@ pub struct Handoff<S> {
 #[derive(Debug)]
 pub enum Message<S> {
     Handoff(Box<Handoff<S>>),
+    /// A [`super::KeepRequest`] has ended; `stable`: it is safe.
+    Kept {
+        ticket: u64,
+        stable: bool,
+    },
     /// Finish what is in flight, flush, close, end.
     Stop,
 }

@@ -14,6 +14,7 @@
 //! | `turns`      | which writes wait for which                                         |
 //! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `flush`      | one fdatasync of a file at a time                                   |
+//! | `keep`       | what a unit must remember across restarts                           |
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
@@ -27,6 +28,7 @@ mod connection;
 mod directory;
 mod executor;
 mod flush;
+mod keep;
 mod lba_status;
 mod logins;
 mod mailbox;
@@ -55,6 +57,7 @@ use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 
 pub use directory::{Directory, DirectoryEntry};
+pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
@@ -130,6 +133,7 @@ pub struct ShardSeed<I: Io> {
     pub listeners: Vec<ListenerSlot>,
     pub mailbox: Arc<Mailbox<I::Socket>>,
     pub peers: Vec<Peer<I::Socket>>,
+    pub keeper: Box<dyn Keeper>,
 }
 
 /// One core's server.
@@ -144,6 +148,8 @@ pub struct Shard<I: Io> {
     mailbox: Arc<Mailbox<I::Socket>>,
     peers: Vec<Peer<I::Socket>>,
     outbox: Vec<(ShardId, Message<I::Socket>)>,
+    keeper: Box<dyn Keeper>,
+    keep_tickets: u64,
     completions: Vec<Completion>,
     dirty: Vec<ConnKey>,
     /// Connections whose command found no room, in order.
@@ -194,6 +200,8 @@ impl<I: Io> Shard<I> {
             mailbox: seed.mailbox,
             peers: seed.peers,
             outbox: Vec::new(),
+            keeper: seed.keeper,
+            keep_tickets: 0,
             completions: Vec::with_capacity(4096),
             dirty: Vec::with_capacity(1024),
             stalled: Vec::new(),

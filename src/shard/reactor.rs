@@ -366,6 +366,7 @@ impl<I: Io> Shard<I> {
         loop {
             self.core.run_ready();
             self.end_preempted();
+            self.hand_to_keeper();
             let progressed = self.deliver() | self.resume_drained() | self.retry_stalled();
             if !progressed && self.core.ready.is_empty() {
                 break;

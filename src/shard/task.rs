@@ -10,6 +10,7 @@
 //! | `Transfer` | file operations of one portion                   | `Resolve`, `Finished` (fault)             |
 //! | `Commit`   | the metadata commit that covers its data         | `Resolve`, `Sync`, `Finished`             |
 //! | `Sync`     | fdatasync                                        | `Resolve`, `Finished`                     |
+//! | `Keep`     | a change of its unit to be stable                | any of the others                         |
 //! | `Preempt`  | the end of commands it aborts                    | `Finished`                                |
 //! | `Finished` | its reply to be queued for sending               | dropped                                   |
 
@@ -34,6 +35,7 @@ pub(super) enum Stage {
     Transfer,
     Commit,
     Sync,
+    Keep,
     Preempt,
     Finished,
 }

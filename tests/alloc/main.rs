@@ -20,8 +20,8 @@ use goldrush::iscsi::chap::AuthPolicy;
 use goldrush::plan::FileSlot;
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Directory, DirectoryEntry, Mailbox, Message, Peer, Shard, ShardConfig, ShardId, ShardSeed, TargetSeed,
-    UnitSeed,
+    Directory, DirectoryEntry, Mailbox, Message, NoKeeper, Peer, Shard, ShardConfig, ShardId, ShardSeed,
+    TargetSeed, UnitSeed,
 };
 use goldrush::units::{BlockSize, SectorCount};
 use goldrush::uring::{UringConfig, UringIo};
@@ -116,6 +116,7 @@ fn shard(
         read_only: false,
         thin: true,
         removable: false,
+        kept: None,
     };
     let device =
         Device::new(DeviceConfig { target_name: TARGET.to_owned(), portal_group: 1, units: vec![unit] });
@@ -136,6 +137,7 @@ fn shard(
         listeners: vec![ListenerSlot(0)],
         mailbox,
         peers: vec![peer],
+        keeper: Box::new(NoKeeper),
     })
 }
 

@@ -6,6 +6,7 @@ mod cli;
 mod cli_config;
 mod cli_corpus;
 mod cli_image;
+mod cli_reservations;
 mod cli_serve;
 mod hostile;
 mod oracles;

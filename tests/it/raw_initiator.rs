@@ -83,6 +83,41 @@ impl RawInitiator {
         self.send(bhs, data)
     }
 
+    /// Any command of at most sixteen bytes, with its data-out as immediate data or `read_len` bytes of data-in; the
+    /// status and the data. A unit attention is passed over.
+    pub fn scsi(&mut self, cdb: &[u8], data: &[u8], read_len: u32) -> (u8, Vec<u8>) {
+        const CHECK_CONDITION: u8 = 2;
+        for _ in 0..4 {
+            let mut bhs = [0; 48];
+            let (flags, expected) =
+                if data.is_empty() { (0xC1, read_len) } else { (0xA1, data.len() as u32) };
+            (bhs[0], bhs[1]) = (1, if expected == 0 { 0x81 } else { flags });
+            bhs[16..20].copy_from_slice(&0x5C51_u32.to_be_bytes());
+            bhs[20..24].copy_from_slice(&expected.to_be_bytes());
+            bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+            bhs[32..32 + cdb.len()].copy_from_slice(cdb);
+            self.cmd_sn += 1;
+            self.send(bhs, data).unwrap();
+            let mut read = Vec::new();
+            let (status, sense) = loop {
+                let (bhs, piece) = self.receive().unwrap();
+                match bhs[0] & 0x3F {
+                    0x21 => break (bhs[3], piece),
+                    _ => read.extend(piece),
+                }
+                if bhs[1] & 1 != 0 {
+                    break (bhs[3], Vec::new());
+                }
+            };
+            // SenseLength comes first.
+            let attention = status == CHECK_CONDITION && sense.get(4).is_some_and(|key| key & 0x0F == 6);
+            if !attention {
+                return (status, read);
+            }
+        }
+        panic!("one unit attention after another")
+    }
+
     /// The next answer: its tag, status and the data before it.
     pub fn answer(&mut self) -> io::Result<(u32, u8, Vec<u8>)> {
         let mut data = Vec::new();

@@ -12,8 +12,8 @@ use goldrush::limits;
 use goldrush::plan::{FileSlot, LayerId};
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Directory, DirectoryEntry, Mailbox, Message, Peer, Sent, Shard, ShardConfig, ShardId, ShardLoad,
-    ShardSeed, TargetSeed, UnitSeed,
+    Directory, DirectoryEntry, Mailbox, Message, NoKeeper, Peer, Sent, Shard, ShardConfig, ShardId,
+    ShardLoad, ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::BlockSize;
 use goldrush::vhd::OpenMode;
@@ -90,6 +90,7 @@ fn target(plan: &TargetPlan, world: &Shared, table: &mut Table) -> Result<Target
         read_only: false,
         thin: true,
         removable: false,
+        kept: None,
     };
     let config = DeviceConfig { target_name: plan.name.clone(), portal_group: 1, units: vec![unit] };
     let device = Device::new(config).map_err(|error| error.to_string())?;
@@ -175,6 +176,7 @@ impl Server {
             listeners: if shard == 0 { vec![ListenerSlot(0)] } else { Vec::new() },
             mailbox: Arc::clone(mailbox),
             peers: peers.to_vec(),
+            keeper: Box::new(NoKeeper),
         }))
     }
 

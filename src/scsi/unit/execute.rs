@@ -4,7 +4,7 @@
 
 use super::{Command, LogicalUnit, Nexus, Refusal, Surroundings, UnitAttention, UnitPlan, UnitReply};
 use crate::limits;
-use crate::scsi::cdb::{ByteCheck, Extent, StartStop};
+use crate::scsi::cdb::{ByteCheck, Extent, PersistentIn, PersistentOut, StartStop};
 use crate::scsi::inquiry::{self, Peripheral};
 use crate::scsi::mode::{self, ModeQuery, ModeSubject};
 use crate::scsi::opcodes;
@@ -59,8 +59,7 @@ impl LogicalUnit {
             Command::GetLbaStatus { .. } => Err(out_of_range(2)),
             Command::Unmap { len } => plan_list(len, 8),
             Command::ModeSelect { short, len } => plan_list(len, if short { 4 } else { 8 }),
-            Command::PersistentReserveOut { len: 24, .. } => Ok(UnitPlan::Parameter { len: 24 }),
-            Command::PersistentReserveOut { .. } => Err(Sense::PARAMETER_LIST_LENGTH),
+            Command::PersistentReserveOut { action, len, .. } => plan_reserve_out(action, len),
             other => self.inform(other, around),
         }
     }
@@ -80,7 +79,7 @@ impl LogicalUnit {
                 data(no_defects(short, lists), allocation)
             }
             Command::PersistentReserveIn { action, allocation } => {
-                data(reservation_data::read(action, &self.reservations, around.target_port), allocation)
+                data(self.persistent_in(action, around), allocation)
             }
             Command::ReportTargetPortGroups { extended, allocation } => {
                 data(vpd::target_port_groups(around.target_port, extended), allocation)
@@ -225,6 +224,10 @@ impl LogicalUnit {
         Ok(flush)
     }
 
+    fn persistent_in(&self, action: PersistentIn, around: Surroundings<'_>) -> Vec<u8> {
+        reservation_data::read(action, &self.reservations, around.target_port, self.can_keep)
+    }
+
     /// RESERVE: nothing beside registrations, which reserve in their own way (SPC-4, 5.12.3: CRH).
     fn reserve(&mut self, nexus: Nexus) -> Result<UnitPlan, Refusal> {
         if !self.reservations.registrants().is_empty() {
@@ -274,6 +277,16 @@ fn plan_list(len: u32, header: u32) -> Result<UnitPlan, Sense> {
         }
         len => Ok(UnitPlan::Parameter { len }),
     }
+}
+
+/// Only REGISTER and REGISTER AND MOVE have lists longer than the basic one: they may name initiator ports.
+fn plan_reserve_out(action: PersistentOut, len: u32) -> Result<UnitPlan, Sense> {
+    let names_ports = matches!(action, PersistentOut::Register | PersistentOut::RegisterAndMove);
+    let basic = reservation_data::LIST_BYTES as u32;
+    if len < basic || (len > basic && !names_ports) || len as usize > limits::PARAMETER_BYTES_MAX {
+        return Err(Sense::PARAMETER_LIST_LENGTH);
+    }
+    Ok(UnitPlan::Parameter { len })
 }
 
 /// READ DEFECT DATA: the lists asked for exist and are empty (SBC-3, 5.17 and 5.18).

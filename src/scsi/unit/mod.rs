@@ -14,6 +14,7 @@ use super::capacity::Geometry;
 use super::cdb::{self, CDB_BYTES_MAX, Command};
 use super::device::{InitiatorPort, Nexus, TargetPort, UnitConfig};
 use super::identity::UnitNames;
+use super::kept::KeptUnit;
 use super::lun::Lun;
 use super::mode::ModeValues;
 use super::opcodes::{self, Access, Opcode, Operation};
@@ -52,6 +53,8 @@ pub(super) struct LogicalUnit {
     ejected: bool,
     modes: ModeValues,
     reservations: Reservations,
+    /// There is a place for what must outlive the process.
+    can_keep: bool,
     /// The holder of a legacy RESERVE.
     legacy: Option<Nexus>,
     nexuses: Vec<NexusState>,
@@ -73,10 +76,20 @@ impl LogicalUnit {
             removable: config.removable,
             ejected: false,
             modes: ModeValues::default(),
-            reservations: Reservations::default(),
+            reservations: config
+                .kept
+                .as_ref()
+                .and_then(|kept| kept.reservations.as_ref())
+                .map_or_else(Reservations::default, Reservations::restored),
+            can_keep: config.kept.is_some(),
             legacy: None,
             nexuses: Vec::new(),
         }
+    }
+
+    /// What must outlive the process.
+    fn kept(&self) -> KeptUnit {
+        KeptUnit { reservations: self.reservations.kept() }
     }
 
     pub(super) const fn lun(&self) -> Lun {

@@ -5,9 +5,11 @@
 use super::{Command, LogicalUnit, Nexus, Refusal, Surroundings, UnitAttention, UnitPlan, UnitReply};
 use crate::limits;
 use crate::scsi::cdb::PersistentOut;
+use crate::scsi::device::InitiatorPort;
+use crate::scsi::kept::KeptUnit;
 use crate::scsi::mode;
-use crate::scsi::reservation::{Changes, Refusal as PersistentRefusal};
-use crate::scsi::reservation_data;
+use crate::scsi::reservation::{Changes, Move, Refusal as PersistentRefusal, Registration};
+use crate::scsi::reservation_data::{self, TransportId};
 use crate::scsi::sense::Sense;
 use crate::scsi::unmap;
 
@@ -62,28 +64,89 @@ impl LogicalUnit {
         around: Surroundings<'_>,
     ) -> Result<UnitPlan, Refusal> {
         let port = around.ports.get(nexus.slot()).and_then(Option::as_ref).ok_or(Refusal::Conflict)?;
-        let keys = reservation_data::parse_out(list).map_err(Refusal::Check)?;
-        let state = &mut self.reservations;
-        let changes = match request.action {
-            PersistentOut::Register => state.register(port, Some(keys.key), keys.action_key),
-            PersistentOut::RegisterAndIgnore => state.register(port, None, keys.action_key),
-            PersistentOut::Reserve => reservation_data::reservation_type(request.scope, request.kind)
-                .map_err(Refusal::Check)
-                .and_then(|kind| state.reserve(port, keys.key, kind)),
-            PersistentOut::Release => reservation_data::check_scope(request.scope)
-                .map_err(Refusal::Check)
-                .and_then(|()| state.release(port, keys.key, request.kind)),
-            PersistentOut::Clear => state.clear(port, keys.key),
-            PersistentOut::Preempt | PersistentOut::PreemptAndAbort => {
-                state.preempt(port, keys.key, keys.action_key, request.kind)
-            }
+        let before = self.kept();
+        let changes = if request.action == PersistentOut::RegisterAndMove {
+            self.register_and_move(port, list, around)
+        } else {
+            self.change_reservations(port, request, list, around)
         }?;
         self.refresh_roles(around.ports);
         let victims = self.deliver(&changes, around);
-        if request.action == PersistentOut::PreemptAndAbort && !victims.is_empty() {
-            return Ok(UnitPlan::AbortThenDone { unit: self.index, victims, reply: UnitReply::good() });
+        let plan = if request.action == PersistentOut::PreemptAndAbort && !victims.is_empty() {
+            UnitPlan::AbortThenDone { unit: self.index, victims, reply: UnitReply::good() }
+        } else {
+            GOOD
+        };
+        Ok(self.keeping(&before, plan))
+    }
+
+    fn change_reservations(
+        &mut self,
+        port: &InitiatorPort,
+        request: PersistentRequest,
+        list: &[u8],
+        around: Surroundings<'_>,
+    ) -> Result<Changes, Refusal> {
+        let registers = request.action == PersistentOut::Register;
+        let list = reservation_data::parse_out(list, registers).map_err(Refusal::Check)?;
+        let (key, action_key) = (list.key, list.action_key);
+        let state = &mut self.reservations;
+        match request.action {
+            PersistentOut::Register | PersistentOut::RegisterAndIgnore => {
+                if list.aptpl && !self.can_keep {
+                    return Err(Refusal::Check(Sense::parameter_field(20, 0)));
+                }
+                let others = list.initiators.map(|ids| named(&ids, around.ports)).transpose()?;
+                let (all_ports, aptpl) = (list.all_ports, list.aptpl);
+                let registration = Registration { others: others.as_deref(), all_ports, aptpl };
+                state.register(port, registers.then_some(key), action_key, registration)
+            }
+            PersistentOut::Reserve => reservation_data::reservation_type(request.scope, request.kind)
+                .map_err(Refusal::Check)
+                .and_then(|kind| state.reserve(port, key, kind)),
+            PersistentOut::Release => reservation_data::check_scope(request.scope)
+                .map_err(Refusal::Check)
+                .and_then(|()| state.release(port, key, request.kind)),
+            PersistentOut::Clear => state.clear(port, key),
+            PersistentOut::Preempt | PersistentOut::PreemptAndAbort => {
+                state.preempt(port, key, action_key, request.kind)
+            }
+            // Its list has another shape.
+            PersistentOut::RegisterAndMove => Err(Refusal::Conflict),
         }
-        Ok(GOOD)
+    }
+
+    fn register_and_move(
+        &mut self,
+        port: &InitiatorPort,
+        list: &[u8],
+        around: Surroundings<'_>,
+    ) -> Result<Changes, Refusal> {
+        let list = reservation_data::parse_move(list).map_err(Refusal::Check)?;
+        if list.aptpl && !self.can_keep {
+            return Err(Refusal::Check(Sense::parameter_field(17, 0)));
+        }
+        if list.relative_port != around.target_port.relative_id {
+            return Err(Refusal::Check(Sense::parameter_field(18, 7)));
+        }
+        let (key, new_key) = (list.key, list.action_key);
+        let unknown = Refusal::Check(Sense::parameter_field(24, 7));
+        // One port, whichever way it is named.
+        let to = match named(&[list.to], around.ports).map_err(|_| unknown)?.as_slice() {
+            [to] => to.clone(),
+            _ => return Err(unknown),
+        };
+        let request = Move { key, new_key, to: &to, unregister: list.unregister, aptpl: list.aptpl };
+        self.reservations.register_and_move(port, request)
+    }
+
+    /// The plan, behind the write of what must outlive the process where that changed.
+    fn keeping(&self, before: &KeptUnit, plan: UnitPlan) -> UnitPlan {
+        let kept = self.kept();
+        if kept == *before {
+            return plan;
+        }
+        UnitPlan::Keep { unit: self.index, kept: Box::new(kept), then: Box::new(plan) }
     }
 
     /// Raises what the change brings others; returns the nexuses of preempted registrants.
@@ -100,6 +163,25 @@ impl LogicalUnit {
         }
         victims
     }
+}
+
+/// The initiator ports TransportIDs stand for. A name alone is every port of it that is logged in, at least one
+/// (SPC-4, 7.6.4.6).
+fn named(ids: &[TransportId], ports: &[Option<InitiatorPort>]) -> Result<Vec<InitiatorPort>, Refusal> {
+    let mut named = Vec::new();
+    for TransportId { name, isid } in ids {
+        match isid {
+            Some(isid) => named.push(InitiatorPort { name: name.clone(), isid: *isid }),
+            None => {
+                let before = named.len();
+                named.extend(ports.iter().flatten().filter(|port| port.name == *name).cloned());
+                if named.len() == before {
+                    return Err(Refusal::Check(Sense::parameter_field(28, 7)));
+                }
+            }
+        }
+    }
+    Ok(named)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -122,8 +204,9 @@ fn cut(list: &[u8], len: u32) -> Result<&[u8], PersistentRefusal> {
 mod tests {
     use super::*;
     use crate::scsi::fixture::{
-        A, B, Bench, C, READ_10, RELEASE_6, RESERVE_6, TEST_UNIT_READY, WRITE_10, codes, done,
+        A, B, Bench, C, READ_10, RELEASE_6, RESERVE_6, TEST_UNIT_READY, WRITE_10, codes, done, port,
     };
+    use crate::scsi::kept::KeptUnit;
     use crate::scsi::reply::UnitIndex;
     use crate::scsi::status::ScsiStatus;
     use crate::units::{BlockCount, BlockRange, Lba};
@@ -142,6 +225,31 @@ mod tests {
         list[..8].copy_from_slice(&key.to_be_bytes());
         list[8..16].copy_from_slice(&action_key.to_be_bytes());
         bench.send(by, &[0x5F, action, kind, 0, 0, 0, 0, 0, 24, 0], &list)
+    }
+
+    /// REGISTER with these flags in byte 20, and TransportIDs by name alone.
+    fn register_with(bench: &mut Bench, by: Nexus, key: u64, flags: u8, names: &[&str]) -> UnitPlan {
+        let mut list = vec![0; 24];
+        list[8..16].copy_from_slice(&key.to_be_bytes());
+        list[20] = flags;
+        let ids: Vec<u8> = names.iter().flat_map(|name| transport_id(name)).collect();
+        if flags & 0x08 != 0 {
+            list.extend((ids.len() as u32).to_be_bytes());
+            list.extend(ids);
+        }
+        let len = list.len() as u8;
+        bench.send(by, &[0x5F, 0, 0, 0, 0, 0, 0, 0, len, 0], &list)
+    }
+
+    fn transport_id(name: &str) -> Vec<u8> {
+        let mut id = vec![0x05, 0, 0, 32];
+        id.extend(name.as_bytes());
+        id.resize(36, 0);
+        id
+    }
+
+    fn keys(bench: &mut Bench) -> Vec<u8> {
+        bench.data(A, &[0x5E, 0, 0, 0, 0, 0, 0, 1, 0, 0])[8..].iter().skip(7).step_by(8).copied().collect()
     }
 
     fn register(bench: &mut Bench, by: Nexus, key: u64) {
@@ -317,5 +425,102 @@ mod tests {
         assert_eq!(bench.status(A, &RELEASE_6), ScsiStatus::Good);
         assert_eq!(bench.status(B, &RELEASE_6), CONFLICT);
         assert_eq!(bench.status(B, &WRITE_10), CONFLICT, "the persistent reservation is still there");
+    }
+
+    #[test]
+    fn spec_i_pt_registers_all_or_none() {
+        let mut bench = Bench::new();
+        let name = port(B).name;
+        let strangers = register_with(&mut bench, A, 1, 0x08, &[&name, "iqn.2026-11.example:nobody"]);
+        assert_eq!(codes(strangers), (5, 0x26, 0), "a name nobody is logged in by");
+        assert_eq!(keys(&mut bench), [0_u8; 0]);
+        assert_eq!(done(register_with(&mut bench, A, 1, 0x08, &[&name])).status, ScsiStatus::Good);
+        assert_eq!(keys(&mut bench), [1, 1]);
+        assert_eq!(done(reserve_out(&mut bench, B, 1, 1, 1, 0)).status, ScsiStatus::Good);
+        let long = bench.reply(A, &[0x5F, 1, 1, 0, 0, 0, 0, 0, 60, 0]);
+        assert_eq!(long.sense, Some(Sense::PARAMETER_LIST_LENGTH), "only REGISTER names others");
+    }
+
+    #[test]
+    fn aptpl_is_refused_without_a_place_and_kept_with_one() {
+        let mut forgetful = Bench::new();
+        let refused = done(register_with(&mut forgetful, A, 1, 0x01, &[]));
+        assert_eq!(refused.sense, Some(Sense::parameter_field(20, 0)));
+        assert_eq!(forgetful.data(A, &[0x5E, 2, 0, 0, 0, 0, 0, 0, 8, 0])[2..4], [0x1C, 0x80]);
+
+        let mut bench = Bench::with(|unit| unit.kept = Some(KeptUnit::default()));
+        let UnitPlan::Keep { kept, then, .. } = register_with(&mut bench, A, 1, 0x01, &[]) else {
+            panic!("it must be kept first");
+        };
+        assert_eq!(*then, GOOD);
+        assert_eq!(bench.data(A, &[0x5E, 2, 0, 0, 0, 0, 0, 0, 8, 0])[2..4], [0x1D, 0x81]);
+        let UnitPlan::Keep { kept: held, .. } = reserve_out(&mut bench, A, 1, 5, 1, 0) else {
+            panic!("the reservation too");
+        };
+        assert_ne!(kept, held);
+
+        let mut restarted = Bench::with(|unit| unit.kept = Some(*held));
+        assert_eq!(restarted.status(B, &WRITE_10), CONFLICT);
+        assert!(matches!(restarted.plan(A, &WRITE_10), UnitPlan::Write { .. }));
+        let UnitPlan::Keep { kept, .. } = reserve_out(&mut restarted, A, 3, 0, 1, 0) else {
+            panic!("CLEAR forgets");
+        };
+        assert!(kept.is_empty());
+    }
+
+    #[test]
+    fn a_reservation_moves_to_the_named_port() {
+        let mut bench = Bench::new();
+        register(&mut bench, A, 1);
+        reserve_out(&mut bench, A, 1, 3, 1, 0);
+        let mut list = vec![0; 24];
+        (list[7], list[15], list[17], list[19], list[23]) = (1, 9, 0x02, 1, 36);
+        list.extend(transport_id(&port(B).name));
+        let cdb = [0x5F, 7, 0, 0, 0, 0, 0, 0, 60, 0];
+        assert_eq!(done(bench.send(A, &cdb, &list)).status, ScsiStatus::Good);
+        assert_eq!(keys(&mut bench), [9]);
+        assert_eq!(bench.status(A, &WRITE_10), CONFLICT);
+        assert!(matches!(bench.plan(B, &WRITE_10), UnitPlan::Write { .. }));
+        list[19] = 2;
+        (list[7], list[15]) = (9, 1);
+        assert_eq!(done(bench.send(B, &cdb, &list)).sense, Some(Sense::parameter_field(18, 7)));
+    }
+
+    /// What Windows' failover cluster validation sends, two nodes on one disk, with Write Exclusive - Registrants Only.
+    #[test]
+    fn the_validation_of_a_windows_failover_cluster_passes() {
+        let mut bench = Bench::new();
+        let good = |plan| assert_eq!(done(plan).status, ScsiStatus::Good);
+        let conflict = |plan| assert_eq!(done(plan).status, CONFLICT);
+        // Each node registers by force, then with its key; a wrong key is refused.
+        good(reserve_out(&mut bench, A, 6, 0, 0, 0xA));
+        good(reserve_out(&mut bench, B, 6, 0, 0, 0xB));
+        good(reserve_out(&mut bench, A, 0, 0, 0xA, 0xA));
+        conflict(reserve_out(&mut bench, B, 0, 0, 0xA, 0xB));
+        assert_eq!(keys(&mut bench), [0xA, 0xB]);
+        // A owns the disk; B may neither take nor release it, and both read and write.
+        good(reserve_out(&mut bench, A, 1, 5, 0xA, 0));
+        conflict(reserve_out(&mut bench, B, 1, 5, 0xB, 0));
+        good(reserve_out(&mut bench, B, 2, 5, 0xB, 0));
+        let reservation = bench.data(B, &[0x5E, 1, 0, 0, 0, 0, 0, 0, 24, 0]);
+        assert_eq!((reservation[15], reservation[21]), (0xA, 5));
+        assert!(matches!(bench.plan(B, &WRITE_10), UnitPlan::Write { .. }));
+        // A stranger sees the disk and cannot write to it.
+        bench.attach(C);
+        assert!(matches!(bench.plan(C, &READ_10), UnitPlan::Read { .. }));
+        assert_eq!(bench.status(C, &WRITE_10), CONFLICT);
+        // B defends the disk against a lost A: A hears of it, is shut out, and may come back.
+        good(reserve_out(&mut bench, B, 4, 5, 0xB, 0xA));
+        assert_eq!(codes(bench.plan(A, &TEST_UNIT_READY)), (6, 0x2A, 5));
+        assert_eq!(bench.status(A, &WRITE_10), CONFLICT);
+        conflict(reserve_out(&mut bench, A, 1, 5, 0xA, 0));
+        good(reserve_out(&mut bench, A, 6, 0, 0, 0xA));
+        assert!(matches!(bench.plan(A, &WRITE_10), UnitPlan::Write { .. }));
+        // The owner unregisters: the disk is free, the other hears of it, and cleans up.
+        good(reserve_out(&mut bench, B, 0, 0, 0xB, 0));
+        assert_eq!(codes(bench.plan(A, &TEST_UNIT_READY)), (6, 0x2A, 4));
+        good(reserve_out(&mut bench, A, 1, 5, 0xA, 0));
+        good(reserve_out(&mut bench, A, 3, 0, 0xA, 0));
+        assert_eq!(keys(&mut bench), [0_u8; 0]);
     }
 }
