@@ -76,6 +76,8 @@ impl Sense {
     pub const SAVING_NOT_SUPPORTED: Self = Self::new(SenseKey::IllegalRequest, 0x39, 0x00);
     pub const REMOVAL_PREVENTED: Self = Self::new(SenseKey::IllegalRequest, 0x53, 0x02);
     pub const INSUFFICIENT_REGISTRATIONS: Self = Self::new(SenseKey::IllegalRequest, 0x55, 0x04);
+    /// A task attribute that means nothing now.
+    pub const INVALID_MESSAGE: Self = Self::new(SenseKey::IllegalRequest, 0x49, 0x00);
     /// The data the initiator offers does not have the length the CDB asks for.
     pub const INVALID_DATA_OUT_LENGTH: Self = Self::new(SenseKey::IllegalRequest, 0x0E, 0x03);
 

@@ -122,10 +122,10 @@ fn block_device_characteristics() -> Vec<u8> {
     body
 }
 
-/// SIMPLE task attribute, a volatile cache, the longest sense data (SPC-4, 7.8.7).
+/// SIMPLE, ORDERED and HEAD OF QUEUE task attributes, a volatile cache, the longest sense data (SPC-4, 7.8.7).
 fn extended_inquiry() -> Vec<u8> {
     let mut body = vec![0; 0x3C];
-    body[1] = 0x01;
+    body[1] = 0x07;
     body[2] = 0x01;
     body[9] = SENSE_BYTES_MAX as u8;
     body

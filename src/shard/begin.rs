@@ -2,9 +2,10 @@
 //!
 //! Knows plans of units and parameter lists. Does not know how work is driven (`executor`) nor PDUs.
 
+use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::limits;
 use crate::plan::WriteKind;
-use crate::scsi::{UnitFault, UnitIndex, UnitPlan, UnitReply};
+use crate::scsi::{Sense, UnitFault, UnitIndex, UnitPlan, UnitReply};
 use crate::units::{BlockCount, BlockRange, Lba, SECTOR_BYTES, SectorCount, SectorRange};
 
 use super::executor::{Begun, Core, Preempting, Request, TaskKey};
@@ -26,6 +27,7 @@ impl Core {
         task.nexus = request.nexus;
         task.lun_field = request.lun_field;
         task.cdb = request.cdb;
+        task.attribute = request.attribute;
         let key = match self.tasks.insert(task) {
             Ok(key) => key,
             Err(task) => {
@@ -33,6 +35,9 @@ impl Core {
                 return Begun::Busy;
             }
         };
+        if request.attribute == TaskAttribute::Aca {
+            return self.reply(key, UnitReply::check(Sense::INVALID_MESSAGE), 0);
+        }
         let device = &mut self.targets[request.target as usize].device;
         let plan = device.plan(request.nexus, request.lun_field, &request.cdb);
         self.start(key, plan, request.read_len, request.write_len)
@@ -54,7 +59,7 @@ impl Core {
                 // Only what the initiator expects is fetched; the rest is a residual.
                 let fetch = SectorCount(u64::from(read_len).div_ceil(SECTOR_BYTES));
                 task.start_pass(Pass::Read, range.take(fetch));
-                self.advance(key);
+                self.execute(key);
                 Begun::Running(key)
             }
             UnitPlan::Zero { unit, mut ranges } => {
@@ -87,7 +92,7 @@ impl Core {
             UnitPlan::Flush { unit, .. } => {
                 let Some((task, ..)) = self.place(key, unit, NOTHING) else { return Begun::Busy };
                 task.work = Work::Flush;
-                self.sync(key);
+                self.execute(key);
                 Begun::Running(key)
             }
             plan => self.start_with_data(key, plan, write_len),
@@ -152,6 +157,8 @@ impl Core {
     ) -> Option<(&mut Task, SectorRange, u64)> {
         let task = self.tasks.get_mut(key)?;
         task.lun = self.targets[task.target as usize].first_lun + unit.0;
+        self.arrive(key);
+        let task = self.tasks.get_mut(key)?;
         let size = self.luns[task.lun as usize].block_size;
         let range = range.sectors(size).unwrap_or(task.range);
         Some((task, range, u64::from(size.bytes())))

@@ -6,6 +6,7 @@ use crate::buf::{Pool, PoolConfig};
 use crate::cache::GoldenCache;
 use crate::image::{Chain, Images, Layer};
 use crate::io::{Op, OpToken};
+use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::plan::{FileSlot, LayerId};
 use crate::scsi::{Device, DeviceConfig, InitiatorPort, KeptUnit, Lun, Nexus, UnitConfig, UnitIdentity};
@@ -23,6 +24,8 @@ pub(super) struct Bench {
     pub(super) core: Core,
     pub(super) disk: Vec<u8>,
     next_id: u16,
+    /// Of the commands that are begun.
+    pub(super) attribute: TaskAttribute,
 }
 
 impl Bench {
@@ -41,9 +44,15 @@ impl Bench {
             leaf,
             leaf_file: FileSlot(0),
             writable: true,
+            order: super::order::Order::default(),
             turns: super::turns::Turns::default(),
         });
-        Self { core, disk: vec![0; (SECTORS * SECTOR_BYTES) as usize], next_id: 0 }
+        Self {
+            core,
+            disk: vec![0; (SECTORS * SECTOR_BYTES) as usize],
+            next_id: 0,
+            attribute: TaskAttribute::Simple,
+        }
     }
 
     /// Begins a command; its data-out, all of it, is there at once.
@@ -58,6 +67,7 @@ impl Bench {
             nexus: Nexus(0),
             lun_field: [0; 8],
             cdb: padded,
+            attribute: self.attribute,
             read_len,
             write_len: data_out.len() as u32,
         };

@@ -219,7 +219,7 @@ impl Connection {
         let Phase::Full(full) = &mut self.phase else { return };
         while let Some(event) = full.session.poll_event() {
             match event {
-                SessionEvent::Command { task, lun, cdb, read_len, write_len, .. } => {
+                SessionEvent::Command { task, lun, cdb, read_len, write_len, attribute, .. } => {
                     // A discovery session has no tasks (`Session::new`), so there is nothing to answer.
                     let Some(target) = full.target else { continue };
                     let request = Request {
@@ -229,6 +229,7 @@ impl Connection {
                         nexus: full.nexus,
                         lun_field: lun.0,
                         cdb: cdb.bytes,
+                        attribute,
                         read_len,
                         write_len,
                     };

@@ -11,6 +11,7 @@ use crate::cache::{GoldenCache, Waiter};
 use crate::clock::Instant;
 use crate::image::{Chain, Images};
 use crate::io::{Op, OpToken};
+use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::limits;
 use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
@@ -22,6 +23,7 @@ use super::ConnKey;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::keep::{Keeping, Unkept};
+use super::order::Order;
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
@@ -37,6 +39,7 @@ pub(super) struct LunState {
     pub(super) leaf: LayerId,
     pub(super) leaf_file: FileSlot,
     pub(super) writable: bool,
+    pub(super) order: Order,
     pub(super) turns: Turns,
 }
 
@@ -67,6 +70,7 @@ pub(super) struct Request {
     pub(super) nexus: Nexus,
     pub(super) lun_field: [u8; 8],
     pub(super) cdb: [u8; 16],
+    pub(super) attribute: TaskAttribute,
     pub(super) read_len: u32,
     pub(super) write_len: u32,
 }
@@ -168,6 +172,10 @@ impl Core {
                 return;
             }
             let more = match task.stage {
+                Stage::Order => {
+                    self.execute(key);
+                    return;
+                }
                 Stage::Collect | Stage::Turn | Stage::Keep | Stage::Preempt | Stage::Finished => false,
                 Stage::Transfer => {
                     if task.pending > 0 {
@@ -341,6 +349,7 @@ impl Core {
 
     pub(super) fn finish(&mut self, key: TaskKey) {
         self.leave_turn(key);
+        self.leave_order(key);
         let Some(task) = self.tasks.get_mut(key) else { return };
         debug_assert_eq!(task.pending, 0);
         task.stage = Stage::Finished;
@@ -358,6 +367,7 @@ impl Core {
     /// The session needs the task no more.
     pub(super) fn release(&mut self, key: TaskKey) {
         self.leave_turn(key);
+        self.leave_order(key);
         if let Some(mut task) = self.tasks.remove(key) {
             task.recycle();
             self.spare.push(task);
@@ -378,7 +388,7 @@ impl Core {
                 self.release(key);
                 true
             }
-            Stage::Collect | Stage::Keep | Stage::Preempt | Stage::Finished => {
+            Stage::Collect | Stage::Order | Stage::Keep | Stage::Preempt | Stage::Finished => {
                 self.release(key);
                 true
             }

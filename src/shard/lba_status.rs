@@ -40,7 +40,8 @@ impl Core {
         let end = lun.chain.sectors().0 / lun.block_size.sectors() * lun.block_size.sectors();
         let most = SectorCount(limits::LBA_STATUS_BYTES_MAX / SECTOR_BYTES);
         task.start_pass(Pass::Status, SectorRange::between(Sector(first), Sector(end)).take(most));
-        self.advance(key);
+        self.arrive(key);
+        self.execute(key);
         Begun::Running(key)
     }
 

@@ -11,6 +11,7 @@
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
+//! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
 //! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `flush`      | one fdatasync of a file at a time                                   |
@@ -33,6 +34,7 @@ mod lba_status;
 mod logins;
 mod mailbox;
 mod management;
+mod order;
 mod reactor;
 mod read_path;
 mod stop;
@@ -187,6 +189,7 @@ impl<I: Io> Shard<I> {
                 leaf: unit.leaf,
                 leaf_file: unit.leaf_file,
                 writable: unit.writable,
+                order: order::Order::default(),
                 turns: turns::Turns::default(),
             }));
         }

@@ -4,7 +4,8 @@
 //!
 //! | stage      | the task waits for                               | goes to                                   |
 //! |------------|--------------------------------------------------|-------------------------------------------|
-//! | `Collect`  | data-out from the initiator                      | `Turn`, `Resolve`                         |
+//! | `Collect`  | data-out from the initiator                      | `Order`, `Turn`, `Resolve`                |
+//! | `Order`    | commands its attribute puts before it            | `Turn`, `Resolve`, `Sync`                 |
 //! | `Turn`     | other writes of its unit                         | `Resolve`                                 |
 //! | `Resolve`  | nothing, or a bitmap, prepared space, a buffer   | `Transfer`, `Commit`, `Sync`, `Finished`  |
 //! | `Transfer` | file operations of one portion                   | `Resolve`, `Finished` (fault)             |
@@ -16,6 +17,7 @@
 
 use crate::buf::{Buf, BufRef};
 use crate::io::Part;
+use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::limits;
 use crate::plan::{CommitSeq, FileSlot, WriteKind};
@@ -30,6 +32,7 @@ use super::turns::Turn;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Collect,
+    Order,
     Turn,
     Resolve,
     Transfer,
@@ -126,6 +129,9 @@ pub(super) struct Task {
     pub(super) nexus: Nexus,
     pub(super) lun_field: [u8; 8],
     pub(super) cdb: [u8; 16],
+    pub(super) attribute: TaskAttribute,
+    /// Its place among the commands of its unit, while it is unfinished.
+    pub(super) arrival: Option<u64>,
     /// What the initiator expects to read: counted against its connection.
     pub(super) read_len: u32,
     /// Index into the shard's units; meaningless for `Reply` and `Parameter`.
@@ -172,6 +178,8 @@ impl Task {
             nexus: Nexus(0),
             lun_field: [0; 8],
             cdb: [0; 16],
+            attribute: TaskAttribute::Simple,
+            arrival: None,
             read_len: 0,
             lun: 0,
             work: Work::Reply,
@@ -203,6 +211,7 @@ impl Task {
     /// Back to idle: every buffer returns to the pool, vectors keep their capacity.
     pub(super) fn recycle(&mut self) {
         debug_assert_eq!(self.pending, 0, "the ring still works for this task");
+        debug_assert!(self.arrival.is_none(), "its unit still counts it");
         self.work = Work::Reply;
         self.stage = Stage::Resolve;
         self.pass = Pass::Read;

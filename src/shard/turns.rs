@@ -64,6 +64,9 @@ impl Work {
 impl Core {
     /// Starts a command that has all its data, now or when its turn comes.
     pub(super) fn execute(&mut self, key: TaskKey) {
+        if !self.is_in_order(key) {
+            return;
+        }
         let Some(task) = self.tasks.get_mut(key) else { return };
         let turn = task.work.turn();
         let turns = &mut self.luns[task.lun as usize].turns;
@@ -76,6 +79,11 @@ impl Core {
             turns.enter(turn);
             task.turn = turn;
         }
+        if task.work == Work::Flush {
+            self.sync(key);
+            return;
+        }
+        task.stage = Stage::Resolve;
         self.advance(key);
     }
 

@@ -119,3 +119,24 @@ fn a_damaged_state_stops_the_start_and_a_full_folder_fails_the_command() {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.err.contains(",0.json") && said.err.contains("delete it"), "{said:?}");
 }
+
+#[test]
+fn preempt_and_abort_ends_the_commands_of_its_victim() {
+    let desk = desk();
+    let Some(server) = Server::start(&desk, "") else { return };
+    let (mut owner, mut victim) = (server.log_in(1), server.log_in(2));
+    assert_eq!(reserve_out(&mut victim, 6, 0, (0, 9), false), GOOD);
+    assert_eq!(reserve_out(&mut victim, 1, 3, (9, 0), false), GOOD);
+    assert_eq!(reserve_out(&mut owner, 6, 0, (0, 7), false), GOOD);
+    victim.announce_write(64, 8).unwrap();
+    let (r2t, _) = victim.receive().unwrap();
+    assert_eq!(r2t[0] & 0x3F, 0x31, "the target waits for the data");
+
+    assert_eq!(reserve_out(&mut owner, 5, 3, (7, 9), false), GOOD);
+    // No status for what was ended; the session lives, and is told why it has lost its commands.
+    victim.ping();
+    assert_eq!(victim.scsi(&WRITE_10, &[1; 512], 0).0, CONFLICT);
+    assert_eq!(owner.scsi(&WRITE_10, &[1; 512], 0).0, GOOD);
+    assert_eq!(owner.read(64, 8), [0; 4096], "nothing of the ended write is there");
+    server.kill();
+}

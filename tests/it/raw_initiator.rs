@@ -83,6 +83,20 @@ impl RawInitiator {
         self.send(bhs, data)
     }
 
+    /// WRITE(10) whose data stays here: the target will ask for it.
+    pub fn announce_write(&mut self, lba: u32, blocks: u16) -> io::Result<()> {
+        let mut bhs = [0; 48];
+        (bhs[0], bhs[1]) = (1, 0xA1);
+        bhs[16..20].copy_from_slice(&lba.to_be_bytes());
+        bhs[20..24].copy_from_slice(&(u32::from(blocks) * 512).to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        bhs[32] = 0x2A;
+        bhs[34..38].copy_from_slice(&lba.to_be_bytes());
+        bhs[39..41].copy_from_slice(&blocks.to_be_bytes());
+        self.cmd_sn += 1;
+        self.send(bhs, &[])
+    }
+
     /// Any command of at most sixteen bytes, with its data-out as immediate data or `read_len` bytes of data-in; the
     /// status and the data. A unit attention is passed over.
     pub fn scsi(&mut self, cdb: &[u8], data: &[u8], read_len: u32) -> (u8, Vec<u8>) {

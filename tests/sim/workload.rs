@@ -374,7 +374,9 @@ impl Initiator {
     }
 
     fn command_pdu(&mut self, tag: u32, cdb: [u8; 16], flags: u8, task: &Task) -> Pdu {
-        let pdu = Pdu::new(0x01, flags)
+        // SIMPLE mostly; untagged, ORDERED and HEAD OF QUEUE now and then.
+        let attribute = if self.rng.chance(100) { self.rng.pick(&[0, 2, 3]) } else { 1 };
+        let pdu = Pdu::new(0x01, flags & !7 | attribute)
             .put32(16, tag)
             .put32(20, task.expected)
             .put32(24, self.cmd_sn)
