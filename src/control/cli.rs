@@ -10,6 +10,7 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::cli_help;
 use super::size::Size;
 
 /// The port IANA gave to iSCSI.
@@ -18,12 +19,9 @@ pub const ISCSI_PORT: u16 = 3260;
 pub const LISTEN_DEFAULT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), ISCSI_PORT);
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (image check: findings), 2 wrong usage or \
-                          configuration (image check: could not be checked)";
-
 /// An iSCSI block server that boots diskless machines from one golden VHD.
 #[derive(Debug, Parser)]
-#[command(name = "goldrush", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(name = "goldrush", version, after_help = cli_help::EXIT_CODES, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub log: LogArgs,
@@ -61,13 +59,22 @@ pub enum Command {
     /// Serve images to iSCSI initiators until SIGINT or SIGTERM
     Serve(ServeArgs),
     /// Create, describe, check and convert disk images
-    #[command(subcommand)]
+    #[command(subcommand, after_long_help = cli_help::IMAGE)]
     Image(ImageCommand),
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
         shell: Shell,
     },
+    /// Write the manual pages, one for each subcommand, into a folder
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The folder, created when it is missing; `man -l DIR/goldrush.1` shows the first page
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -132,12 +139,28 @@ fn send_batch(text: &str) -> Result<Size, String> {
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Create an empty VHD, or the child of a parent VHD
+    ///
+    /// A child holds what is written to it and takes everything else from its parent, which it names by a relative
+    /// path: both may be moved together. The parent is opened read-only and is never written; once it has children it
+    /// must not change.
+    #[command(after_long_help = cli_help::CREATE)]
     Create(CreateArgs),
     /// Describe an image and its chain of parents
+    ///
+    /// Takes no lock: an image that a server holds can be looked at, and the answer says who holds it.
+    #[command(after_long_help = cli_help::INFO)]
     Info(InfoArgs),
     /// Check the structure of a VHD and of its parents: 0 clean, 1 findings, 2 could not be checked
+    ///
+    /// Looks at both footers, the header, the parent locators, every table entry and every block's bitmap, and in
+    /// dynamic disks at sectors that must be zero. Guest data is not judged.
+    #[command(after_long_help = cli_help::CHECK)]
     Check(CheckArgs),
     /// Copy an image's content into another format; a child is flattened through its parents
+    ///
+    /// Holes and zeros of the source are holes of the destination. The destination appears under its name only when
+    /// it is complete and stable: a killed convert leaves nothing that looks whole.
+    #[command(after_long_help = cli_help::CONVERT)]
     Convert(ConvertArgs),
 }
 

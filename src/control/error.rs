@@ -6,12 +6,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::config::ConfigError;
+use super::file::FileError;
 use super::open_image::OpenError;
 
 /// The operation failed, or a check found something.
 pub(super) const EXIT_FAILED: u8 = 1;
 /// The command line or the configuration is wrong; for `image check`: no verdict could be reached.
 pub(super) const EXIT_USAGE: u8 = 2;
+
+/// Another process holds the image.
+pub(super) const EXIT_IN_USE: u8 = 3;
 
 /// Why a command did not do what it was asked. Each line of it is one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +65,14 @@ impl Error {
         }
     }
 
+    /// True when nothing is wrong but that another process holds an image.
+    pub(super) fn is_in_use(&self) -> bool {
+        matches!(self, Self::Open(OpenError::File(FileError::InUse { .. })))
+    }
+
     pub(super) fn exit_code(&self) -> u8 {
         match self {
+            _ if self.is_in_use() => EXIT_IN_USE,
             Self::Config(_) | Self::Usage(_) | Self::Unchecked(_) => EXIT_USAGE,
             Self::Open(_) | Self::Io { .. } | Self::Failed(_) => EXIT_FAILED,
         }

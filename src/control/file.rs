@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::lock_holder::{LockHolder, holder_of};
+
 /// What a file is, whatever its name: two paths with one identity are one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileIdentity {
@@ -40,8 +42,11 @@ pub enum FileError {
     Open { path: PathBuf, source: io::Error },
     #[error("{path} is a {what}: an image is a regular file or a block device", path = .path.display())]
     Kind { path: PathBuf, what: &'static str },
-    #[error("{path} is in use by another process: stop it first, or use a copy of the image", path = .path.display())]
-    InUse { path: PathBuf },
+    #[error(
+        "{path} is in use by another process{by}: stop it first, or use a copy of the image",
+        path = .path.display(), by = .holder.as_ref().map_or(String::new(), |holder| format!(" ({holder})"))
+    )]
+    InUse { path: PathBuf, holder: Option<LockHolder> },
     #[error("{path} cannot be locked: {source}", path = .path.display())]
     Lock { path: PathBuf, source: io::Error },
 }
@@ -113,7 +118,9 @@ impl OpenedFile {
             match locked {
                 Ok(()) => return Ok(()),
                 Err(TryLockError::WouldBlock) if may_wait_for_locks() => std::thread::sleep(LOCK_RETRY),
-                Err(TryLockError::WouldBlock) => return Err(FileError::InUse { path: self.path.clone() }),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(FileError::InUse { path: self.path.clone(), holder: self.lock_holder() });
+                }
                 Err(TryLockError::Error(source)) => {
                     return Err(FileError::Lock { path: self.path.clone(), source });
                 }
@@ -132,6 +139,11 @@ impl OpenedFile {
         // A lock that was got is given back; closing the file would do so as well.
         let _ = self.file.unlock();
         in_use
+    }
+
+    /// The process that holds a lock on the file, as far as the kernel tells.
+    pub fn lock_holder(&self) -> Option<LockHolder> {
+        holder_of(self.identity)
     }
 
     pub fn file(&self) -> &File {

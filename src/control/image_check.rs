@@ -56,7 +56,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
 }
 
 fn unchecked(error: Error) -> Error {
-    Error::Unchecked(error.to_string())
+    if error.is_in_use() { error } else { Error::Unchecked(error.to_string()) }
 }
 
 fn report(path: &Path) -> Result<CheckReport, Error> {

@@ -2,21 +2,20 @@
 //!
 //! Knows formats by name and when a destination may be replaced. Does not know how bytes are moved (`copy`).
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
-
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::block_io::{ChainReader, Pieces};
 use super::cli::{ConvertArgs, DiskKind, ImageFormat};
 use super::copy::{self, Sink};
 use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile, identity_of};
-use super::image_create::{StagedFile, exists, new_disk, write_image};
+use super::image_create::{new_disk, write_image};
 use super::open_image::{OpenedChain, Opener};
+use super::progress::Progress;
 use super::size::{Size, human};
+use super::staged::{StagedFile, exists};
 use crate::vhd::build::Builder;
 use crate::vhd::create::{NewKind, create};
 
@@ -28,12 +27,12 @@ pub(super) fn run(args: &ConvertArgs) -> Result<(), Error> {
     let size = chain.sectors().bytes().0;
     let staged = StagedFile::create(&args.destination)?;
     let mut sink = sink(&staged, args, format, size)?;
-    let progress = progress(size);
+    let progress = Progress::new("converting", &args.source, size);
     let mut pieces = Pieces::new(ChainReader::new(chain)?);
-    copy::run(&mut pieces, &mut sink, &staged.file, &args.destination, &|at| progress.set_position(at))?;
+    copy::run(&mut pieces, &mut sink, &staged.file, &args.destination, &|at| progress.set(at))?;
     finish(&staged, sink, &args.destination)?;
     staged.publish(args.force)?;
-    progress.finish_and_clear();
+    progress.finish();
     let name = match format {
         ImageFormat::Raw => "raw",
         ImageFormat::Vhd => "vhd",
@@ -113,18 +112,4 @@ fn finish(staged: &StagedFile, sink: Sink, path: &Path) -> Result<(), Error> {
         staged.file.write_all_at(&bytes, offset).map_err(Error::io(path, "writing"))?;
     }
     Ok(())
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn progress(size: u64) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(size);
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }

@@ -1,8 +1,7 @@
 //! `goldrush image create`: a new VHD, or the child of a parent.
 //!
-//! Knows how a file comes to be whole or not at all. Does not know the bytes (`vhd::create`).
+//! Knows what an administrator may ask for. Does not know the bytes (`vhd::create`).
 
-use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
@@ -14,6 +13,7 @@ use super::error::{Error, print};
 use super::file::{Access, Locking, folder_of};
 use super::open_image::{Format, OpenedChain, Opener};
 use super::size::{Size, human};
+use super::staged::StagedFile;
 use crate::units::{SECTOR_BYTES, SectorCount};
 use crate::vhd::create::{
     BLOCK_BYTES_DEFAULT, NewDisk, NewImage, NewKind, ParentRef, create, timestamp_from_unix,
@@ -137,74 +137,12 @@ fn write_new(path: &Path, image: &NewImage) -> Result<(), Error> {
 
 /// The parts of a new image, into an empty file.
 pub(super) fn write_image(staged: &StagedFile, image: &NewImage) -> Result<(), Error> {
-    let path = &staged.destination;
+    let path = staged.destination();
     staged.file.set_len(image.len).map_err(Error::io(path, "setting the length"))?;
     for (offset, bytes) in &image.writes {
         staged.file.write_all_at(bytes, *offset).map_err(Error::io(path, "writing"))?;
     }
     Ok(())
-}
-
-/// A file under a temporary name beside its destination: published whole, or removed.
-#[derive(Debug)]
-pub(super) struct StagedFile {
-    pub(super) file: File,
-    temporary: PathBuf,
-    destination: PathBuf,
-    published: bool,
-}
-
-impl StagedFile {
-    pub(super) fn create(destination: &Path) -> Result<Self, Error> {
-        let Some(name) = destination.file_name() else {
-            return Err(Error::Usage(format!("{} does not name a file", destination.display())));
-        };
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}.part", Uuid::new_v4().simple()));
-        let temporary = folder_of(destination).join(temporary);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary);
-        let file = file.map_err(Error::io(destination, "creating a file beside it"))?;
-        Ok(Self { file, temporary, destination: destination.to_owned(), published: false })
-    }
-
-    /// Flushes the file, gives it its name, and flushes the folder. Only `replace` takes a name that is in use.
-    pub(super) fn publish(mut self, replace: bool) -> Result<(), Error> {
-        let path = self.destination.clone();
-        self.file.sync_all().map_err(Error::io(&path, "flushing"))?;
-        let flags =
-            if replace { rustix::fs::RenameFlags::empty() } else { rustix::fs::RenameFlags::NOREPLACE };
-        let here = rustix::fs::CWD;
-        match rustix::fs::renameat_with(here, &self.temporary, here, &path, flags) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::EXIST) => return Err(exists(&path)),
-            // Some network file systems know no such flag: a hard link refuses a name in use as well.
-            Err(rustix::io::Errno::INVAL) if !replace => {
-                let linked = std::fs::hard_link(&self.temporary, &path);
-                linked.map_err(Error::io(&path, "giving the file its name"))?;
-                let _ = std::fs::remove_file(&self.temporary);
-            }
-            Err(error) => return Err(Error::io(&path, "giving the file its name")(error.into())),
-        }
-        self.published = true;
-        let folder = folder_of(&path);
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(Error::io(folder, "flushing the folder"))
-    }
-}
-
-impl Drop for StagedFile {
-    fn drop(&mut self) {
-        if !self.published {
-            let _ = std::fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-/// A destination that must not exist does.
-pub(super) fn exists(path: &Path) -> Error {
-    Error::Failed(format!("{} exists already: choose another name, or remove it first", path.display()))
 }
 
 #[cfg(test)]
@@ -224,17 +162,5 @@ mod tests {
         assert_eq!(way("a/b/child.vhd"), "../golden.vhd");
         assert_eq!(way("link/child.vhd"), "../golden.vhd");
         assert!(relative_path(&at("none/child.vhd"), &at("a/golden.vhd")).is_err());
-    }
-
-    #[test]
-    fn an_unpublished_file_leaves_nothing_and_a_published_one_does_not_replace() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.vhd");
-        drop(StagedFile::create(&path).unwrap());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        StagedFile::create(&path).unwrap().publish(false).unwrap();
-        assert!(StagedFile::create(&path).unwrap().publish(false).is_err());
-        StagedFile::create(&path).unwrap().publish(true).unwrap();
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

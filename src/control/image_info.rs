@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::cli::InfoArgs;
 use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, Locking};
+use super::lock_holder::LockHolder;
 use super::open_image::{Format, OpenedLayer, Opener, type_name};
 use super::size::human;
 use crate::vhd::create::EPOCH_UNIX_SECONDS;
@@ -33,6 +34,7 @@ struct LayerReport {
     /// Bytes on the file system; less than `file_size` in a sparse file.
     disk_usage: Option<u64>,
     in_use: bool,
+    in_use_by: Option<LockHolder>,
     #[serde(flatten)]
     vhd: Option<VhdReport>,
 }
@@ -80,6 +82,7 @@ fn report(path: &Path) -> Result<InfoReport, Error> {
 
 fn layer(layer: &OpenedLayer) -> LayerReport {
     let file = layer.file();
+    let in_use = file.is_in_use();
     LayerReport {
         path: file.path().display().to_string(),
         format: match layer.format() {
@@ -89,7 +92,8 @@ fn layer(layer: &OpenedLayer) -> LayerReport {
         virtual_size: layer.sectors().bytes().0,
         file_size: file.len(),
         disk_usage: file.allocated().ok().filter(|_| !file.is_block_device()),
-        in_use: file.is_in_use(),
+        in_use,
+        in_use_by: if in_use { file.lock_holder() } else { None },
         vhd: layer.image().map(vhd),
     }
 }
@@ -169,7 +173,11 @@ fn print_layer(out: &mut dyn Write, layer: &LayerReport) -> io::Result<()> {
     let usage =
         layer.disk_usage.map_or(String::new(), |usage| format!(", {} on the file system", human(usage)));
     line("file size", format!("{}{usage}", human(layer.file_size)))?;
-    line("in use", if layer.in_use { "by another process, for writing" } else { "no" }.to_owned())?;
+    let by = layer.in_use_by.as_ref().map_or(String::new(), |holder| format!(" ({holder})"));
+    line(
+        "in use",
+        if layer.in_use { format!("by another process, for writing{by}") } else { "no".to_owned() },
+    )?;
     let Some(vhd) = &layer.vhd else { return Ok(()) };
     if let Some(size) = vhd.block_size {
         let size = human(u64::from(size));

@@ -5,6 +5,7 @@
 mod block_io;
 pub mod catalog;
 pub mod cli;
+mod cli_help;
 pub mod config;
 mod copy;
 mod error;
@@ -15,13 +16,17 @@ mod image_create;
 mod image_info;
 mod keeper;
 pub mod launch;
+mod lock_holder;
 mod logging;
+mod man;
 pub mod name;
 pub mod open_image;
 mod overlay;
+mod progress;
 pub mod secrets;
 mod serve;
 pub mod size;
+mod staged;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -62,6 +67,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
             clap_complete::generate(shell, &mut Cli::command(), "goldrush", &mut script);
             error::print(|out| out.write_all(&script)).map(|()| ExitCode::SUCCESS)
         }
+        Command::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),

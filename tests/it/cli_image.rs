@@ -259,6 +259,53 @@ fn completions_name_every_subcommand() {
 }
 
 #[test]
+fn manual_pages_are_written_for_every_subcommand() {
+    let desk = Desk::new();
+    desk.goldrush_ok("man pages");
+    let pages = crate::cli::names(&desk.path("pages"));
+    for name in ["goldrush.1", "goldrush-serve.1", "goldrush-image.1", "goldrush-image-check.1"] {
+        assert!(pages.contains(&name.to_owned()), "{name} of {pages:?}");
+    }
+    let page = std::fs::read_to_string(desk.path("pages/goldrush-image-convert.1")).unwrap();
+    assert!(page.contains(".SH EXAMPLES") && page.contains("goldrush image convert debian.raw"), "{page}");
+}
+
+#[test]
+fn what_another_process_holds_is_left_alone_with_a_code_of_its_own() {
+    let desk = Desk::new();
+    desk.goldrush_ok("image create disk.vhd --size 8M");
+    let before = std::fs::read(desk.path("disk.vhd")).unwrap();
+    let held = std::fs::File::options().write(true).open(desk.path("disk.vhd")).unwrap();
+    held.lock().unwrap();
+    for line in ["image check disk.vhd", "image check disk.vhd --repair", "image convert disk.vhd disk.raw"] {
+        let said = desk.goldrush(line);
+        assert!(said.code == 3 && said.err.contains("disk.vhd is in use by another process"), "{said:?}");
+        // Where the kernel names the holder it is this test.
+        let named = said.err.contains("pid ");
+        assert!(!named || said.err.contains(&format!("pid {}", std::process::id())), "{said:?}");
+    }
+    let info: serde_json::Value =
+        serde_json::from_str(&desk.goldrush_ok("image info disk.vhd --json")).unwrap();
+    assert_eq!(info["chain"][0]["in_use"], true);
+    assert_eq!(std::fs::read(desk.path("disk.vhd")).unwrap(), before);
+    assert_eq!(desk.names(), ["disk.vhd"]);
+}
+
+#[test]
+fn what_a_killed_convert_left_is_removed_by_the_next_one() {
+    let desk = Desk::new();
+    desk.write("disk.raw", vec![1; 1 << 20]);
+    let left = ".disk.vhd.0123456789abcdef0123456789abcdef.part";
+    let written = ".disk.vhd.00000000000000000000000000000000.part";
+    desk.write(left, "half a disk");
+    desk.write(written, "somebody writes");
+    let held = std::fs::File::options().write(true).open(desk.path(written)).unwrap();
+    held.lock().unwrap();
+    desk.goldrush_ok("image convert disk.raw disk.vhd");
+    assert_eq!(desk.names(), [written, "disk.raw", "disk.vhd"]);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let desk = Desk::new();
     desk.goldrush_ok("image create disk.vhd --size 8M");

@@ -65,7 +65,7 @@ fn a_golden_image_is_served_to_nodes_that_are_made_for_it() {
         let said = desk.goldrush(line);
         assert!(said.code != 0 && said.err.contains("is in use by another process"), "{line}: {said:?}");
     }
-    assert_eq!(desk.goldrush("image check nodes/node-001.vhd").code, 2);
+    assert_eq!(desk.goldrush("image check nodes/node-001.vhd").code, 3);
     assert!(desk.goldrush_ok("image info nodes/node-001.vhd").contains("in use        by another process"));
 
     let said = server.stop("TERM");

@@ -1,0 +1,79 @@
+//! What `--help` and the manual pages say below the options: examples, schemas, exit codes.
+//!
+//! Knows words. A section is a line that ends in a colon at the margin, and indented lines below it (`man` makes
+//! headings of them).
+
+/// Of the program: every command keeps to it.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; image check: clean
+  1  failed, and nothing was changed that was not said; image check: findings
+  2  wrong usage or configuration; image check: could not be checked
+  3  the image is in use by another process: nothing was done";
+
+pub(super) const IMAGE: &str = "\
+What all of them have in common:
+  A result goes to standard output, everything else to standard error. --json makes the result one JSON object.
+  Progress is a bar on a terminal; elsewhere, commands that take more than two seconds log percentages.
+  Images are locked while a command works: exclusively where it writes, together with other readers where it reads.
+  An image that a running server holds is not touched: the command says who holds it, and ends with code 3. Only
+  \"image info\" looks at such an image all the same.
+  A new file appears under its name when it is complete and stable. A killed command leaves at most a hidden file
+  .NAME.*.part beside it, which the next command for the same name removes.
+
+Exit codes:
+  0  done; image check: clean
+  1  failed, and nothing was changed that was not said; image check: findings
+  2  wrong usage or configuration; image check: could not be checked
+  3  the image is in use by another process: nothing was done";
+
+pub(super) const CREATE: &str = "\
+Examples:
+  goldrush image create disk.vhd --size 40G
+  goldrush image create fixed.vhd --size 512M --type fixed
+  goldrush image create node-001.vhd --parent golden.vhd
+
+Exit codes:
+  0  the image is there
+  1  failed: no file was left
+  2  wrong usage
+  3  the parent is being written by another process";
+
+pub(super) const INFO: &str = "\
+Examples:
+  goldrush image info node-001.vhd
+  goldrush image info node-001.vhd --json | jq '.chain[].path'
+
+JSON:
+  {chain: [layer...], chain_error: text or null}, the leaf first. A layer has path, format, virtual_size, file_size,
+  disk_usage (bytes on the file system), in_use, in_use_by ({pid, command} or null) and, as far as its format has
+  them, type, block_size, blocks, allocated_blocks, unique_id, creator, creator_host, created, parent, warnings.
+
+Exit codes:
+  0  the image and all its parents open
+  1  one of them does not
+  2  wrong usage";
+
+pub(super) const CHECK: &str = "\
+Examples:
+  goldrush image check node-001.vhd
+  goldrush image check node-001.vhd --json | jq '.chain[].findings'
+  goldrush image check node-001.vhd --repair
+
+Exit codes:
+  0  clean
+  1  there are findings
+  2  no verdict: wrong usage, or a file that cannot be read
+  3  the image is in use by another process";
+
+pub(super) const CONVERT: &str = "\
+Examples:
+  goldrush image convert debian.raw golden.vhd
+  goldrush image convert golden.vhd fixed.vhd --type fixed
+  goldrush image convert node-001.vhd flat.raw
+
+Exit codes:
+  0  the destination is complete
+  1  failed: no destination was left, and an existing one is as it was
+  2  wrong usage
+  3  the source is being written, or the destination used, by another process";
