@@ -154,6 +154,13 @@ pub enum ImageCommand {
     ///
     /// Looks at both footers, the header, the parent locators, every table entry and every block's bitmap, and in
     /// dynamic disks at sectors that must be zero. Guest data is not judged.
+    ///
+    /// --repair answers what it can: a footer from its copy, a header whose damaged bytes can be told for certain,
+    /// bitmaps that contradict the data, table entries that point nowhere or into another block. It tells its plan
+    /// first, and only offers a plan under which the image, as it would be, checks clean. What would make sectors read
+    /// otherwise than they were written is marked, and done only with --accept-loss. A block that may hold data stays
+    /// in the file: no byte of it is overwritten, and two entries that claim one place both keep what they read.
+    /// Before anything changes, the metadata concerned is kept in NAME.repair-backup-N.
     #[command(after_long_help = cli_help::CHECK)]
     Check(CheckArgs),
     /// Copy an image's content into another format; a child is flattened through its parents
@@ -200,9 +207,18 @@ pub struct InfoArgs {
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     pub path: PathBuf,
-    /// First write lost footers again; nothing else is changed
+    /// First repair the image (its parents are never touched): the plan is told, and a backup is kept
     #[arg(long)]
     pub repair: bool,
+    /// With --repair: tell the plan and do nothing
+    #[arg(long, requires = "repair")]
+    pub dry_run: bool,
+    /// With --repair: also do what makes some sectors read otherwise than they were written
+    #[arg(long, requires = "repair")]
+    pub accept_loss: bool,
+    /// Undo a repair: put back what this file kept, as long as the image was not used since
+    #[arg(long, value_name = "FILE", conflicts_with = "repair")]
+    pub restore_backup: Option<PathBuf>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

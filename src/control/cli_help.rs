@@ -58,11 +58,20 @@ pub(super) const CHECK: &str = "\
 Examples:
   goldrush image check node-001.vhd
   goldrush image check node-001.vhd --json | jq '.chain[].findings'
+  goldrush image check node-001.vhd --repair --dry-run
   goldrush image check node-001.vhd --repair
+  goldrush image check node-001.vhd --restore-backup node-001.vhd.repair-backup-1
+
+JSON:
+  {clean, chain: [file...], chain_error: text or null, repair: object or null}, the leaf first. A file has path, format,
+  allocated_blocks, orphaned_blocks, unreferenced_bytes (which no structure refers to, padding left out) and findings:
+  [{severity (info, warning or error), structure, offset, message}].
+  repair has steps: [{structure, offset, found, action, loss: text or null}], unrepairable: [text...], loses_data, done,
+  and backup: path or null.
 
 Exit codes:
-  0  clean
-  1  there are findings
+  0  clean, if need be after the repair
+  1  there are findings, or a repair that was not done
   2  no verdict: wrong usage, or a file that cannot be read
   3  the image is in use by another process";
 

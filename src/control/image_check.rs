@@ -1,7 +1,7 @@
 //! `goldrush image check`: is the structure of an image, and of its parents, sound?
 //!
-//! Knows whom to ask and what the exit code says. Does not know what is wrong with a VHD (`vhd::check`,
-//! `vhd::repair`).
+//! Knows whom to ask and what the exit code says. Does not know what is wrong with a VHD (`vhd::check`) nor how it
+//! is repaired (`image_repair`).
 
 use std::io::Write;
 use std::path::Path;
@@ -10,13 +10,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::block_io::run_batch;
 use super::cli::CheckArgs;
 use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, FileError, Locking, OpenedFile};
+use super::image_repair::{self, RepairReport};
 use super::open_image::{Format, OpenError, Opener, detect};
 use crate::vhd::check::{Severity, check};
-use crate::vhd::{self, OpenMode};
 
 /// What was found in one file of the chain.
 #[derive(Debug, Serialize)]
@@ -25,6 +24,7 @@ struct FileReport {
     format: &'static str,
     allocated_blocks: u64,
     unreferenced_bytes: u64,
+    orphaned_blocks: u64,
     findings: Vec<FindingReport>,
 }
 
@@ -43,14 +43,17 @@ struct CheckReport {
     chain: Vec<FileReport>,
     /// Why the parents could not be opened, when they could not.
     chain_error: Option<String>,
+    /// With `--repair`: what was planned, and whether it was done.
+    repair: Option<RepairReport>,
 }
 
 /// Runs the command: 0 clean, 1 findings; what could not be checked is an error.
 pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
-    if args.repair {
-        repair(&args.path).map_err(unchecked)?;
+    if let Some(backup) = &args.restore_backup {
+        image_repair::restore(&args.path, backup)?;
     }
-    let report = report(&args.path).map_err(unchecked)?;
+    let repair = args.repair.then(|| image_repair::run(args)).transpose().map_err(unchecked)?;
+    let report = CheckReport { repair, ..report(&args.path).map_err(unchecked)? };
     print(|out| write(out, &report, args.json)).map_err(unchecked)?;
     Ok(if report.clean { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }
@@ -76,14 +79,22 @@ fn report(path: &Path) -> Result<CheckReport, Error> {
     };
     let finding = |file: &FileReport| file.findings.iter().any(|finding| finding.severity != "info");
     let clean = chain_error.is_none() && !chain.iter().any(finding);
-    Ok(CheckReport { clean, chain, chain_error })
+    Ok(CheckReport { clean, chain, chain_error, repair: None })
 }
 
 fn check_file(file: &OpenedFile) -> Result<FileReport, Error> {
     let path = file.path().display().to_string();
     if detect(file)? == Format::Raw {
         let (format, findings) = ("raw", Vec::new());
-        return Ok(FileReport { path, format, allocated_blocks: 0, unreferenced_bytes: 0, findings });
+        let (allocated_blocks, unreferenced_bytes, orphaned_blocks) = (0, 0, 0);
+        return Ok(FileReport {
+            path,
+            format,
+            allocated_blocks,
+            unreferenced_bytes,
+            orphaned_blocks,
+            findings,
+        });
     }
     let report = check(file.len(), |offset, bytes| {
         let len = bytes.len();
@@ -104,28 +115,10 @@ fn check_file(file: &OpenedFile) -> Result<FileReport, Error> {
         path,
         format: "vhd",
         allocated_blocks: report.allocated_blocks,
-        unreferenced_bytes: report.leaked_bytes,
+        unreferenced_bytes: report.unreferenced_bytes,
+        orphaned_blocks: report.orphaned_blocks,
         findings: findings.collect(),
     })
-}
-
-/// Writes lost footers again; nothing when none is lost. The table and the header are never guessed.
-fn repair(path: &Path) -> Result<(), Error> {
-    let file = OpenedFile::open(path, Access::Writable, Locking::Hold).map_err(OpenError::from)?;
-    if detect(&file)? == Format::Raw {
-        return Ok(());
-    }
-    let image = vhd::open_with(file.len(), OpenMode::ReadOnly, |offset, bytes| file.read_at(offset, bytes));
-    // What does not open has no repair; the check says why.
-    let Ok(image) = image else { return Ok(()) };
-    let batches = image.repair(file.len());
-    for batch in &batches {
-        run_batch(file.file(), batch).map_err(Error::io(path, "repairing"))?;
-    }
-    if !batches.is_empty() {
-        tracing::info!(image = %path.display(), "wrote a lost footer again");
-    }
-    Ok(())
 }
 
 fn write(out: &mut dyn Write, report: &CheckReport, json: bool) -> std::io::Result<()> {
@@ -133,6 +126,7 @@ fn write(out: &mut dyn Write, report: &CheckReport, json: bool) -> std::io::Resu
         serde_json::to_writer_pretty(&mut *out, report)?;
         return writeln!(out);
     }
+    report.repair.iter().try_for_each(|repair| repair.write(out))?;
     for file in &report.chain {
         for finding in &file.findings {
             writeln!(out, "{}: {}: {}", file.path, finding.severity, finding.message)?;

@@ -14,6 +14,7 @@ mod image_check;
 mod image_convert;
 mod image_create;
 mod image_info;
+mod image_repair;
 mod keeper;
 pub mod launch;
 mod lock_holder;

@@ -378,7 +378,7 @@ impl Known {
 
 /// Where the parent may be, best first: each candidate relative to the child's folder (or as it stands, when it
 /// begins at the root), at last their base names in the child's folder. Windows drives and UNC paths lead nowhere.
-fn places(child: &Path, candidates: &[ParentCandidate]) -> Vec<PathBuf> {
+pub(super) fn places(child: &Path, candidates: &[ParentCandidate]) -> Vec<PathBuf> {
     // Relative to where the child really lies, not to a link that led to it.
     let real = child.canonicalize().unwrap_or_else(|_| child.to_owned());
     let folder = real.parent().unwrap_or(Path::new(""));

@@ -5,6 +5,7 @@
 use super::bat::FileRange;
 use super::block_bitmap::BlockBitmap;
 use super::error::Structure;
+use super::gaps::{gaps, slots};
 use super::image::{Body, OpenMode, Sparse, VhdImage, Warning};
 use super::layout::Layout;
 use super::open::{OpenError, open_with};
@@ -39,8 +40,10 @@ pub struct Finding {
 pub struct Report {
     pub findings: Vec<Finding>,
     pub allocated_blocks: u64,
-    /// Bytes before the footer that belong to nothing.
-    pub leaked_bytes: u64,
+    /// Bytes before the footer that belong to nothing and are no padding.
+    pub unreferenced_bytes: u64,
+    /// Whole blocks that fit there: prepared, lost by a crash, or freed.
+    pub orphaned_blocks: u64,
 }
 
 impl Report {
@@ -86,11 +89,7 @@ pub fn check<E>(len: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>)
         for (block, entry) in sparse.bat.allocated() {
             check_block(sparse, block, entry, &mut read, &mut report)?;
         }
-        report.leaked_bytes = leaked_bytes(sparse, image.footer_offset);
-        if report.leaked_bytes > 0 {
-            let sentence = format!("{} bytes before the footer belong to nothing", report.leaked_bytes);
-            report.add(Severity::Info, Structure::File, image.footer_offset, sentence);
-        }
+        add_gaps(sparse, image.footer_offset, &mut report);
     }
     Ok(report)
 }
@@ -119,31 +118,62 @@ fn check_block<E>(
     report: &mut Report,
 ) -> Result<(), E> {
     let layout = &sparse.layout;
+    let fault = bitmap_fault(layout, sparse.differencing, block, entry, read)?;
+    if let Some(fault) = fault {
+        let (structure, offset) = match fault {
+            BitmapFault::BeyondTheDisk => (Structure::BlockBitmap(block), Layout::bitmap_offset(entry).0),
+            BitmapFault::DataUnderClearBits { offset } => (Structure::Block(block), offset),
+        };
+        report.add(Severity::Warning, structure, offset, format!("{structure} {}", fault.sentence()));
+    }
+    Ok(())
+}
+
+/// What a block's bitmap cannot rightly say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BitmapFault {
+    BeyondTheDisk,
+    DataUnderClearBits { offset: u64 },
+}
+
+impl BitmapFault {
+    pub(super) fn sentence(self) -> String {
+        match self {
+            Self::BeyondTheDisk => "has bits beyond the end of the disk".to_owned(),
+            Self::DataUnderClearBits { offset } => {
+                format!("has data at byte {offset} of the file, in sectors its bitmap calls unwritten")
+            }
+        }
+    }
+}
+
+/// The fault of the bitmap of `block`, whose table entry is `entry`.
+pub(super) fn bitmap_fault<E>(
+    layout: &Layout,
+    differencing: bool,
+    block: BlockIndex,
+    entry: u32,
+    read: &mut impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<Option<BitmapFault>, E> {
     let mut bytes = vec![0; layout.bitmap_bytes() as usize];
-    let offset = Layout::bitmap_offset(entry).0;
-    read(offset, &mut bytes)?;
+    read(Layout::bitmap_offset(entry).0, &mut bytes)?;
     let bitmap = BlockBitmap::from_bytes(layout.block_sectors, &bytes);
     let valid = layout.valid_sectors(block);
-    if sparse.differencing {
+    if differencing {
         let beyond = layout.block_sectors - valid;
-        if beyond > 0 && bitmap.run_at(valid, beyond) != (false, beyond) {
-            let sentence = format!("the bitmap of block {} has bits beyond the end of the disk", block.0);
-            report.add(Severity::Warning, Structure::BlockBitmap(block), offset, sentence);
-        }
-        return Ok(());
+        let clear = beyond == 0 || bitmap.run_at(valid, beyond) == (false, beyond);
+        return Ok((!clear).then_some(BitmapFault::BeyondTheDisk));
     }
     let mut at = 0;
     while at < valid {
         let (present, sectors) = bitmap.run_at(at, valid - at);
-        if !present && !reads_zero(layout.data_offset(entry, at).0, u64::from(sectors) * SECTOR_BYTES, read)?
-        {
-            let sentence = format!("block {} has data in sectors its bitmap calls unwritten", block.0);
-            report.add(Severity::Warning, Structure::Block(block), layout.data_offset(entry, at).0, sentence);
-            return Ok(());
+        let offset = layout.data_offset(entry, at).0;
+        if !present && !reads_zero(offset, u64::from(sectors) * SECTOR_BYTES, read)? {
+            return Ok(Some(BitmapFault::DataUnderClearBits { offset }));
         }
         at += sectors;
     }
-    Ok(())
+    Ok(None)
 }
 
 fn reads_zero<E>(
@@ -164,9 +194,21 @@ fn reads_zero<E>(
     Ok(true)
 }
 
-/// Blocks do not overlap each other or the metadata, so their sizes add up.
-fn leaked_bytes(sparse: &Sparse, data_end: u64) -> u64 {
-    let blocks = sparse.allocated * sparse.layout.stored_sectors() * SECTOR_BYTES;
-    let metadata: u64 = sparse.metadata.iter().map(|range: &FileRange| range.end - range.start).sum();
-    data_end.saturating_sub(blocks + metadata)
+fn add_gaps(sparse: &Sparse, data_end: u64, report: &mut Report) {
+    let mut parts = sparse.metadata.clone();
+    let stored = sparse.layout.stored_sectors() * SECTOR_BYTES;
+    parts.extend(sparse.bat.allocated().map(|(_, entry)| {
+        let start = u64::from(entry) * SECTOR_BYTES;
+        FileRange { start, end: start + stored }
+    }));
+    for gap in gaps(parts, data_end) {
+        let bytes = gap.end - gap.start;
+        let blocks = slots(gap, &sparse.layout).len() as u64;
+        report.unreferenced_bytes += bytes;
+        report.orphaned_blocks += blocks;
+        let room = if blocks == 0 { String::new() } else { format!(", room for {blocks} blocks") };
+        let sentence =
+            format!("nothing refers to {bytes} bytes of the file{room}; compacting takes our own back");
+        report.add(Severity::Info, Structure::File, gap.start, sentence);
+    }
 }

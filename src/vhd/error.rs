@@ -14,6 +14,7 @@ pub enum Structure {
     DynamicHeader,
     ParentLocator(u8),
     Bat,
+    BatEntry(BlockIndex),
     Block(BlockIndex),
     BlockBitmap(BlockIndex),
 }
@@ -27,6 +28,7 @@ impl fmt::Display for Structure {
             Self::DynamicHeader => f.write_str("the dynamic disk header"),
             Self::ParentLocator(index) => write!(f, "parent locator {index}"),
             Self::Bat => f.write_str("the block allocation table"),
+            Self::BatEntry(block) => write!(f, "the table entry of block {}", block.0),
             Self::Block(block) => write!(f, "block {}", block.0),
             Self::BlockBitmap(block) => write!(f, "the bitmap of block {}", block.0),
         }

@@ -4,7 +4,7 @@
 
 use super::create::{NewDisk, NewKind, ParentRef, create};
 use super::footer::checksum;
-use super::{FOOTER_BYTES, OpenMode, Run, check, open_with};
+use super::{FOOTER_BYTES, OpenMode, Run, check, open_with, repair};
 use crate::units::SectorCount;
 use uuid::Uuid;
 
@@ -75,6 +75,12 @@ fn look(file: &[u8]) {
     let len = file.len() as u64;
     let report = check::check(len, read);
     assert!(report.is_ok(), "the check read beyond the end of the file");
+    let plan = repair::plan(len, read, |_| true);
+    assert!(plan.is_ok(), "the repair read beyond the end of the file");
+    if let (Ok(report), Ok(plan)) = (report, plan) {
+        let answered = report.is_clean() || !plan.is_empty() || !plan.hopeless.is_empty();
+        assert!(answered, "damage without a plan and without a word");
+    }
     let writable = open_with(len, OpenMode::Writable, read).is_ok();
     let Ok(mut image) = open_with(len, OpenMode::ReadOnly, read) else {
         assert!(!writable, "an image that opens for writing opens for reading");

@@ -16,12 +16,13 @@ pub mod dynamic_header;
 pub mod error;
 pub mod footer;
 pub mod fuzz;
+mod gaps;
 pub mod geometry;
 pub mod image;
 pub mod layout;
 pub mod open;
 pub mod parent_locator;
-mod repair;
+pub mod repair;
 mod space;
 
 pub use allocate::WriteRun;

@@ -236,7 +236,7 @@ fn floor(
     metadata_end.next_multiple_of(SECTOR_BYTES).max(blocks)
 }
 
-fn header_place(footer: &Footer, data_end: u64) -> Result<FileRange, VhdError> {
+pub(super) fn header_place(footer: &Footer, data_end: u64) -> Result<FileRange, VhdError> {
     let start = footer.data_offset;
     let fail = |kind| VhdError::new(kind, Structure::DynamicHeader, start);
     if start < FOOTER_BYTES as u64 || !start.is_multiple_of(SECTOR_BYTES) {
@@ -249,7 +249,7 @@ fn header_place(footer: &Footer, data_end: u64) -> Result<FileRange, VhdError> {
 }
 
 /// Bounds the table by the disk and by the file, before any memory is taken for it.
-fn table_place(
+pub(super) fn table_place(
     footer: &Footer,
     header: &DynamicHeader,
     others: &[FileRange],
@@ -315,7 +315,7 @@ fn read_parent<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     Ok(ParentInfo { unique_id: header.parent_unique_id, timestamp: header.parent_timestamp, candidates })
 }
 
-fn locator_place(entry: &LocatorEntry, data_end: u64) -> Option<FileRange> {
+pub(super) fn locator_place(entry: &LocatorEntry, data_end: u64) -> Option<FileRange> {
     let len = u64::from(entry.data_len);
     let end = entry.data_offset.checked_add(len)?;
     let fits = len > 0 && len <= LOCATOR_BYTES_MAX as u64 && end <= data_end;
