@@ -11,6 +11,8 @@ pub mod io;
 #[forbid(unsafe_code)]
 pub mod limits;
 #[forbid(unsafe_code)]
+pub mod parent_path;
+#[forbid(unsafe_code)]
 pub mod plan;
 #[forbid(unsafe_code)]
 pub mod slab;
@@ -23,6 +25,8 @@ pub mod iscsi;
 pub mod scsi;
 #[forbid(unsafe_code)]
 pub mod vhd;
+#[forbid(unsafe_code)]
+pub mod vhdx;
 
 #[forbid(unsafe_code)]
 pub mod image;

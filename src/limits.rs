@@ -123,6 +123,18 @@ pub const EXTEND_BYTES: u64 = 32 * 1024 * 1024;
 pub const EXTEND_BLOCKS_MAX: u64 = 64;
 /// Block bitmaps one layer keeps in memory.
 pub const LAYER_BITMAPS_MAX: usize = 4096;
+/// VHDX: the format's own limit, 64 TiB, and the blocks of such a disk where they are smallest (1 MiB). Four bytes of
+/// memory each, in pages of those that are not in their first state: 256 MiB for a disk of that kind that is full.
+pub const VHDX_SECTORS_MAX: u64 = 1 << 37;
+pub const VHDX_BLOCKS_MAX: u64 = VHDX_SECTORS_MAX / 2048;
+/// VHDX: a file of the largest disk ends well below; bounds what finding overlaps costs (16 MiB).
+pub const VHDX_FILE_BYTES_MAX: u64 = 1 << 47;
+/// VHDX: the longest log that is read to be replayed. Its makers write 1 MiB.
+pub const VHDX_LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// VHDX: a parent locator, all its paths together.
+pub const VHDX_LOCATOR_BYTES_MAX: usize = 64 * 1024;
+/// VHDX: pages of sector bitmaps one layer keeps in memory, 4 KiB each.
+pub const LAYER_BITMAP_PAGES_MAX: usize = 1024;
 /// Targets of one server and units of one target.
 pub const TARGETS_MAX: usize = 65_536;
 pub const UNITS_PER_TARGET_MAX: usize = 256;

@@ -82,6 +82,54 @@ impl ReadPlan {
     }
 }
 
+/// Whether an image may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OpenMode {
+    ReadOnly,
+    /// Refused where something had to be recovered: such an image is repaired first.
+    Writable,
+}
+
+/// Where a run of sectors is. A run lies in one block, or is a stretch of blocks that are not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// In this file.
+    Present { offset: ByteOffset, sectors: u64 },
+    /// Not in this file: zeros, or the parent's.
+    Absent { sectors: u64 },
+    /// Zeros, whatever the parent holds (VHDX only).
+    Zero { sectors: u64 },
+    /// Unknown before this bitmap is read and given to the image's `bitmap_loaded`.
+    NeedBitmap(BitmapRequest),
+}
+
+/// A bitmap to read: of a block (VHD), or a page of a sector bitmap (VHDX), which `block` then counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BitmapRequest {
+    pub block: BlockIndex,
+    pub offset: ByteOffset,
+    pub len: u32,
+    pub ticket: u64,
+}
+
+/// Where a run of a write goes. A run lies in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteRun {
+    /// To this place. With `commit`, complete only after the commit that the image's `data_written` names.
+    InPlace {
+        offset: ByteOffset,
+        sectors: u64,
+        commit: bool,
+    },
+    /// The block is not there: `reserve` it, or leave the write out when it changes nothing.
+    Unallocated {
+        sectors: u64,
+    },
+    NeedBitmap(BitmapRequest),
+    /// Metadata must be written before this write: run the image's batches and ask again.
+    NeedMetadata,
+}
+
 /// What a write puts into its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteKind {

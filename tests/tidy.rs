@@ -27,7 +27,7 @@ const TOP_LEVEL: &[&str] = &[
     "target",
 ];
 
-const BASE: &[&str] = &["units", "limits", "clock", "slab", "plan"];
+const BASE: &[&str] = &["units", "limits", "clock", "slab", "plan", "parent_path"];
 
 /// The layers, lowest first: an area (module path) and the areas it may name beside itself. "base" is `BASE`.
 const IMPORTS: &[(&str, &[&str])] = &[
@@ -37,14 +37,27 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("iscsi", &["base", "iscsi::pdu", "iscsi::serial"]),
     ("scsi", &["base"]),
     ("vhd", &["base"]),
-    ("image", &["base", "vhd"]),
+    ("vhdx", &["base"]),
+    ("image", &["base", "vhd", "vhdx"]),
     ("buf", &["base"]),
     ("cache", &["base", "buf"]),
     ("io", &["base", "buf"]),
     ("uring", &["base", "buf", "io"]),
     (
         "shard",
-        &["base", "iscsi::pdu", "iscsi::serial", "iscsi", "scsi", "vhd", "image", "buf", "cache", "io"],
+        &[
+            "base",
+            "iscsi::pdu",
+            "iscsi::serial",
+            "iscsi",
+            "scsi",
+            "vhd",
+            "vhdx",
+            "image",
+            "buf",
+            "cache",
+            "io",
+        ],
     ),
     (
         "control",
@@ -55,6 +68,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "iscsi",
             "scsi",
             "vhd",
+            "vhdx",
             "image",
             "buf",
             "cache",

@@ -2,7 +2,7 @@
 //!
 //! Knows which layers may follow each other. Does not know where their files are: who opens them finds them.
 
-use super::Images;
+use super::{Images, Layer};
 use crate::limits::CHAIN_DEPTH_MAX;
 use crate::plan::LayerId;
 use crate::units::SectorCount;
@@ -31,8 +31,11 @@ pub enum ChainError {
     ParentMissing(usize),
     #[error("image {0} of the chain is no differencing disk and cannot have a parent")]
     NotDifferencing(usize),
-    #[error("the parent of image {0} of the chain is not a VHD, so it has no id to compare")]
-    ParentNotVhd(usize),
+    #[error(
+        "image {position} of the chain is a {child} and its parent a {parent}: a parent has the format of its child; \
+         convert one of the two"
+    )]
+    ParentFormat { position: usize, child: &'static str, parent: &'static str },
     #[error(
         "image {position} of the chain wants parent {wanted}, found {found}: this is another image, or it was replaced"
     )]
@@ -41,6 +44,10 @@ pub enum ChainError {
         "image {position} of the chain has {child} sectors, fewer than its parent's {parent}: not its child"
     )]
     Size { position: usize, child: u64, parent: u64 },
+    #[error(
+        "image {position} of the chain has sectors of {child} bytes and its parent of {parent}: not its child"
+    )]
+    SectorSize { position: usize, child: u32, parent: u32 },
     #[error("the parent of image {0} of the chain is open for writing: parents are opened read-only")]
     ParentWritable(usize),
 }
@@ -86,16 +93,16 @@ fn check_link(
     parent: Option<LayerId>,
 ) -> Result<(), ChainError> {
     let child = images.layer(layer).ok_or(ChainError::NoSuchLayer(layer))?;
-    let link = child.as_vhd().and_then(|vhd| vhd.parent());
-    let (link, parent) = match (link, parent) {
-        (None, None) => return Ok(()),
-        (None, Some(_)) => return Err(ChainError::NotDifferencing(position)),
-        (Some(_), None) => return Err(ChainError::ParentMissing(position)),
-        (Some(link), Some(parent)) => (link, images.layer(parent).ok_or(ChainError::NoSuchLayer(parent))?),
+    let parent = match (child.needs_parent(), parent) {
+        (false, None) => return Ok(()),
+        (false, Some(_)) => return Err(ChainError::NotDifferencing(position)),
+        (true, None) => return Err(ChainError::ParentMissing(position)),
+        (true, Some(parent)) => images.layer(parent).ok_or(ChainError::NoSuchLayer(parent))?,
     };
-    let found = parent.as_vhd().ok_or(ChainError::ParentNotVhd(position))?.unique_id();
-    if link.unique_id != found {
-        return Err(ChainError::ParentId { position, wanted: link.unique_id, found });
+    check_identity(position, child, parent)?;
+    let (sector, parent_sector) = (child.logical_sector().bytes(), parent.logical_sector().bytes());
+    if sector != parent_sector {
+        return Err(ChainError::SectorSize { position, child: sector, parent: parent_sector });
     }
     if child.sectors() < parent.sectors() {
         return Err(ChainError::Size { position, child: child.sectors().0, parent: parent.sectors().0 });
@@ -104,4 +111,24 @@ fn check_link(
         return Err(ChainError::ParentWritable(position));
     }
     Ok(())
+}
+
+/// The parent must be the image the child was made from: by its id (VHD), by the identifier of its data (VHDX).
+fn check_identity(position: usize, child: &Layer, parent: &Layer) -> Result<(), ChainError> {
+    let (wanted, found) = match (child, parent) {
+        (Layer::Vhd(child), Layer::Vhd(parent)) => {
+            let wanted = child.image.parent().map(|link| link.unique_id).unwrap_or_default();
+            (wanted, parent.image.unique_id())
+        }
+        (Layer::Vhdx(child), Layer::Vhdx(parent)) => {
+            let found = parent.image.data_write_guid();
+            let Some(link) = child.image.parent() else { return Err(ChainError::NotDifferencing(position)) };
+            (if link.accepts(found) { found } else { link.linkage }, found)
+        }
+        (child, parent) => {
+            let (child, parent) = (child.format_name(), parent.format_name());
+            return Err(ChainError::ParentFormat { position, child, parent });
+        }
+    };
+    if wanted == found { Ok(()) } else { Err(ChainError::ParentId { position, wanted, found }) }
 }

@@ -3,9 +3,10 @@
 //! Knows which layer answers for a sector. Does not know how a layer knows (`vhd`), nor who runs a plan.
 
 use super::{Chain, Layer};
-use crate::plan::{BitmapRead, FileSlot, IoFault, LayerId, ReadExtent, ReadPlan, ReadStep, Source};
+use crate::plan::{
+    BitmapRead, BitmapRequest, FileSlot, IoFault, LayerId, ReadExtent, ReadPlan, ReadStep, Run, Source,
+};
 use crate::units::{SECTOR_BYTES, SectorCount, SectorRange};
-use crate::vhd::{BitmapRequest, Run};
 
 /// The longest extent: its bytes are a `u32`.
 pub(super) const EXTENT_SECTORS_MAX: u64 = 1 << 22;
@@ -94,6 +95,7 @@ impl Images {
                 Run::NeedBitmap(request) => {
                     return ChainRun::NeedBitmap(bitmap_read(*id, layer.file(), request));
                 }
+                Run::Zero { sectors } => return ChainRun::Extent { source: Source::Zero, sectors },
                 Run::Absent { sectors: absent } => {
                     sectors = absent;
                     // Sectors beyond a parent's end are zeros, whatever lies below it.
@@ -110,8 +112,8 @@ impl Images {
     ///
     /// After a failure nothing is known; asking again asks for the bitmap again.
     pub fn bitmap_loaded(&mut self, read: BitmapRead, bytes: Result<&[u8], IoFault>) {
-        if let (Some(Layer::Vhd(vhd)), Ok(bytes)) = (self.layer_mut(read.layer), bytes) {
-            vhd.image.bitmap_loaded(read.block, read.ticket, bytes);
+        if let (Some(layer), Ok(bytes)) = (self.layer_mut(read.layer), bytes) {
+            layer.bitmap_loaded(read.block, read.ticket, bytes);
         }
     }
 }

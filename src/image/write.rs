@@ -194,6 +194,7 @@ impl Images {
                 vhd.failed = true;
                 vhd.image.fail();
             }
+            Some(Layer::Vhdx(vhdx)) => vhdx.failed = true,
             None => {}
         }
     }
@@ -208,7 +209,7 @@ impl Images {
 
     fn vhd_mut(&mut self, layer: LayerId) -> Option<&mut VhdImage> {
         match self.layer_mut(layer)? {
-            Layer::Raw(_) => None,
+            Layer::Raw(_) | Layer::Vhdx(_) => None,
             Layer::Vhd(vhd) => Some(&mut vhd.image),
         }
     }

@@ -6,32 +6,15 @@
 use super::bitmap_table::BitmapTable;
 use super::block_bitmap::BlockBitmap;
 use super::commit::Phase;
-use super::image::{BitmapRequest, Body, OpenMode, Sparse, VhdImage};
+use super::image::{Body, OpenMode, Sparse, VhdImage};
 use super::space::{Extension, Space};
+pub use crate::plan::WriteRun;
 use crate::plan::{CommitSeq, WriteRefused};
 use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES, SectorRange};
 use std::collections::BTreeMap;
 
 /// With this many prepared blocks left the next group is begun, so that few writes wait for it.
 const POOL_LOW: u32 = 4;
-
-/// Where a run of a write goes. A run lies in one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteRun {
-    /// To this place. With `commit`, complete only after the commit that [`VhdImage::data_written`] names.
-    InPlace {
-        offset: ByteOffset,
-        sectors: u64,
-        commit: bool,
-    },
-    /// The block is not there: [`VhdImage::reserve`] it, or leave the write out when it changes nothing.
-    Unallocated {
-        sectors: u64,
-    },
-    NeedBitmap(BitmapRequest),
-    /// Metadata must be written before this write: run the image's batches and ask again.
-    NeedMetadata,
-}
 
 /// What a reserved block waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

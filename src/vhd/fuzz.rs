@@ -97,7 +97,7 @@ fn look(file: &[u8]) {
                         "a run beyond the end of the file"
                     );
                 }
-                Run::Absent { sectors } => assert!(sectors > 0, "an empty run"),
+                Run::Absent { sectors } | Run::Zero { sectors } => assert!(sectors > 0, "an empty run"),
                 Run::NeedBitmap(request) => {
                     bitmap.resize(request.len as usize, 0);
                     assert!(

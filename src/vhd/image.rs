@@ -12,17 +12,10 @@ use super::footer::Footer;
 use super::layout::Layout;
 use super::parent_locator::ParentCandidate;
 use super::{FOOTER_BYTES, geometry::Geometry};
+pub use crate::plan::{BitmapRequest, OpenMode, Run};
 use crate::units::{BlockIndex, ByteOffset, SectorCount};
 use core::fmt;
 use uuid::Uuid;
-
-/// Whether an image may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OpenMode {
-    ReadOnly,
-    /// Refused where a footer had to be recovered: such an image is repaired first.
-    Writable,
-}
 
 /// What was not as it should be, and did not hinder opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,26 +60,6 @@ pub struct ParentInfo {
 pub struct Statistics {
     pub blocks: u64,
     pub allocated_blocks: u64,
-}
-
-/// Where a run of sectors is. A run lies in one block, or is a stretch of blocks that are not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
-    /// In this file.
-    Present { offset: ByteOffset, sectors: u64 },
-    /// Not in this file: zeros, or the parent's.
-    Absent { sectors: u64 },
-    /// Unknown before this bitmap is read and given to [`VhdImage::bitmap_loaded`].
-    NeedBitmap(BitmapRequest),
-}
-
-/// A block bitmap to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BitmapRequest {
-    pub block: BlockIndex,
-    pub offset: ByteOffset,
-    pub len: u32,
-    pub ticket: u64,
 }
 
 /// An open VHD.

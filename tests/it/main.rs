@@ -18,3 +18,4 @@ mod vhd_corpus;
 mod vhd_crash;
 mod vhd_repair;
 mod vhd_world;
+mod vhdx_corpus;

@@ -39,13 +39,13 @@ pub fn rows(format: &str) -> Vec<Row> {
         .collect()
 }
 
-fn unpack() -> tempfile::TempDir {
+pub fn unpack() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     unpack_into(folder.path());
     folder
 }
 
-/// All VHDs of the corpus, as sparse as they were packed, with their modification times.
+/// All VHDs and VHDXs of the corpus, as sparse as they were packed, with their modification times.
 pub fn unpack_into(folder: &Path) {
     let packed = include_bytes!("../corpus/vhd-corpus.tar.zst");
     let unpacked = zstd::stream::read::Decoder::new(&packed[..]).unwrap();
@@ -55,7 +55,7 @@ pub fn unpack_into(folder: &Path) {
         let path = folder.join(entry.path().unwrap());
         if entry.header().entry_type().is_dir() {
             std::fs::create_dir_all(&path).unwrap();
-        } else if path.extension().is_some_and(|extension| extension == "vhd") {
+        } else if path.extension().is_some_and(|extension| extension == "vhd" || extension == "vhdx") {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             let file = File::create(&path).unwrap();
             copy_sparse(&mut entry, &file);
@@ -149,7 +149,7 @@ fn open_chain(root: &Path, path: &Path) -> Result<(Disk<File>, bool), String> {
     Ok((Disk { images, chain, files }, times_good))
 }
 
-fn content_sha(disk: &mut Disk<File>) -> String {
+pub fn content_sha(disk: &mut Disk<File>) -> String {
     let mut sha = Sha256::new();
     let sectors = disk.sectors();
     let mut at = 0;
@@ -205,7 +205,7 @@ fn every_vhd_of_the_corpus_gets_its_verdict_and_content() {
             complaints.push(format!("{} ({}) {complaint}", row.file, row.verdict));
         }
     }
-    println!("{} VHD rows checked; {} VHDX rows are not read yet", rows.len(), self::rows("vhdx").len());
+    println!("{} VHD rows checked", rows.len());
     assert!(complaints.is_empty(), "{} of {}:\n{}", complaints.len(), rows.len(), complaints.join("\n"));
 }
 
