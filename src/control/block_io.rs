@@ -137,7 +137,7 @@ fn cut(mut disk_offset: u64, file: &Arc<OpenedFile>, mut start: u64, end: u64, q
 }
 
 /// The parts of a file between `start` and `end` that are not holes; all of it where holes are not told.
-fn data_runs(file: &OpenedFile, start: u64, end: u64) -> Vec<(u64, u64)> {
+pub(super) fn data_runs(file: &OpenedFile, start: u64, end: u64) -> Vec<(u64, u64)> {
     let mut runs = Vec::new();
     let mut at = start;
     while at < end {

@@ -10,7 +10,9 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::cli_chain::{DiffArgs, MapArgs};
 use super::cli_help;
+use super::cli_help_chain;
 use super::size::Size;
 
 /// The port IANA gave to iSCSI.
@@ -169,6 +171,15 @@ pub enum ImageCommand {
     /// it is complete and stable: a killed convert leaves nothing that looks whole.
     #[command(after_long_help = cli_help::CONVERT)]
     Convert(ConvertArgs),
+    /// Show which layer of a chain holds which range of the disk
+    #[command(after_long_help = cli_help_chain::MAP)]
+    Map(MapArgs),
+    /// Compare the disks of two images: 0 the same, 1 different, 2 could not be compared
+    ///
+    /// What both take from a common parent is not read. Formats, block sizes and chains may differ: only what a guest
+    /// would read counts.
+    #[command(after_long_help = cli_help_chain::DIFF)]
+    Diff(DiffArgs),
 }
 
 #[derive(Debug, Args)]

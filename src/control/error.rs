@@ -33,6 +33,9 @@ pub enum Error {
     Io { path: PathBuf, doing: &'static str, source: std::io::Error },
     #[error("{0}")]
     Failed(String),
+    /// Standard output takes no more.
+    #[error("standard output failed: {0}")]
+    Output(io::Error),
 }
 
 fn first(errors: &[ConfigError]) -> String {
@@ -57,6 +60,16 @@ impl Error {
         move |source| Self::Io { path, doing, source }
     }
 
+    /// For `map_err`, while a result is being written.
+    pub(super) fn output(source: io::Error) -> Self {
+        Self::Output(source)
+    }
+
+    /// For `map_err` of a command whose exit code 1 is a verdict: this is none. In use stays in use.
+    pub(super) fn without_verdict(self) -> Self {
+        if self.is_in_use() { self } else { Self::Unchecked(self.to_string()) }
+    }
+
     /// One sentence for each thing that is wrong.
     pub(super) fn lines(&self) -> Vec<String> {
         match self {
@@ -74,7 +87,7 @@ impl Error {
         match self {
             _ if self.is_in_use() => EXIT_IN_USE,
             Self::Config(_) | Self::Usage(_) | Self::Unchecked(_) => EXIT_USAGE,
-            Self::Open(_) | Self::Io { .. } | Self::Failed(_) => EXIT_FAILED,
+            Self::Open(_) | Self::Io { .. } | Self::Failed(_) | Self::Output(_) => EXIT_FAILED,
         }
     }
 }

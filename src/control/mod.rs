@@ -4,8 +4,12 @@
 
 mod block_io;
 pub mod catalog;
+mod chain_runs;
 pub mod cli;
+pub mod cli_chain;
 mod cli_help;
+mod cli_help_chain;
+mod compare;
 pub mod config;
 mod copy;
 mod error;
@@ -13,8 +17,11 @@ pub mod file;
 mod image_check;
 mod image_convert;
 mod image_create;
+mod image_diff;
 mod image_info;
+mod image_map;
 mod image_repair;
+mod json_stream;
 mod keeper;
 pub mod launch;
 mod lock_holder;
@@ -74,5 +81,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Info(args)) => image_info::run(&args),
         Command::Image(ImageCommand::Check(args)) => image_check::run(&args),
+        Command::Image(ImageCommand::Map(args)) => image_map::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Diff(args)) => image_diff::run(&args),
     }
 }

@@ -83,6 +83,16 @@ pub enum Format {
     Vhd,
 }
 
+impl Format {
+    /// As it is written on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+        }
+    }
+}
+
 /// One file of a chain with what is known of its content.
 #[derive(Debug)]
 pub struct OpenedLayer {

@@ -7,8 +7,10 @@ pub mod chain;
 pub mod fuzz;
 pub mod images;
 pub mod layer;
+pub mod single;
 mod write;
 
 pub use chain::{Chain, ChainError};
 pub use images::Images;
 pub use layer::Layer;
+pub use single::LayerRun;

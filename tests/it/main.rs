@@ -2,7 +2,9 @@
 #![allow(unreachable_pub)] // A test binary exports nothing.
 
 mod blocking;
+mod chain_desk;
 mod cli;
+mod cli_chain_look;
 mod cli_config;
 mod cli_corpus;
 mod cli_image;

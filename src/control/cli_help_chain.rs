@@ -1,0 +1,42 @@
+//! What `--help` and the manual pages say below the options of the commands that work on chains.
+//!
+//! Knows words; laid out as in `cli_help`.
+
+pub(super) const MAP: &str = "\
+Output:
+  One line for each run of the disk: offset, length, kind, layer (0 is the image itself, 1 its parent ...), and the
+  offset in that layer's file. Kinds: data; hole (the layer holds the range, and its file has a hole there: zeros);
+  zero (no layer holds it: zeros).
+
+Examples:
+  goldrush image map node-001.vhd
+  goldrush image map node-001.vhd --json | jq '[.map[] | select(.layer == 0) | .length] | add'
+
+JSON:
+  {layers: [{layer, path, format}...], virtual_size, map: [{offset, length, kind, layer, file_offset}...], totals:
+  [{layer, data, hole}...], zero}, all in bytes. layer and file_offset are null for kind zero.
+
+Exit codes:
+  0  done
+  1  the image or a parent does not open
+  2  wrong usage
+  3  the image is in use by another process";
+
+pub(super) const DIFF: &str = "\
+Output:
+  One line for each range in which the disks differ: offset and length in bytes, whole sectors of 512 bytes. Ranges
+  that both take from the same place of the same file (a common parent) are not read. A disk that ends before the
+  other counts as zeros from there.
+
+Examples:
+  goldrush image diff golden.vhd node-001.vhd
+  goldrush image diff --quiet a.vhd b.raw && echo same
+
+JSON:
+  {a, b, size_a, size_b, differences: [{offset, length}...], bytes, same}
+
+Exit codes:
+  0  the disks have the same size and content
+  1  they differ
+  2  could not be compared, or wrong usage
+  3  an image is in use by another process";
