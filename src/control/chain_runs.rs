@@ -25,6 +25,8 @@ pub(super) enum Place {
     Data { depth: usize, file: Arc<OpenedFile>, offset: u64 },
     /// The layer at `depth` holds it, and its file has a hole there: zeros.
     Hole { depth: usize, file: Arc<OpenedFile>, offset: u64 },
+    /// The layer at `depth` says zeros, and its file has nothing for it.
+    Zeros { depth: usize },
     /// No layer that was asked holds it: zeros, where all layers were asked.
     Nothing,
 }
@@ -45,7 +47,7 @@ impl DiskRun {
     /// The depth of the layer that holds it.
     pub(super) fn depth(&self) -> Option<usize> {
         match self.place {
-            Place::Data { depth, .. } | Place::Hole { depth, .. } => Some(depth),
+            Place::Data { depth, .. } | Place::Hole { depth, .. } | Place::Zeros { depth } => Some(depth),
             Place::Nothing => None,
         }
     }
@@ -56,7 +58,7 @@ impl DiskRun {
         let mut place = self.place.clone();
         match &mut place {
             Place::Data { offset, .. } | Place::Hole { offset, .. } => *offset += skip,
-            Place::Nothing => {}
+            Place::Zeros { .. } | Place::Nothing => {}
         }
         Self { start, len: end.min(self.end()) - start, place }
     }
@@ -91,6 +93,7 @@ impl DiskRun {
         self.end() == next.start
             && match (&self.place, &next.place) {
                 (Place::Nothing, Place::Nothing) => true,
+                (Place::Zeros { depth }, Place::Zeros { depth: other }) => depth == other,
                 (Place::Data { file, offset, .. }, Place::Data { file: other, offset: at, .. })
                 | (Place::Hole { file, offset, .. }, Place::Hole { file: other, offset: at, .. }) => {
                     follows(file, *offset, other, *at)
@@ -173,6 +176,7 @@ impl ChainRuns {
                     let file = self.files[depth].clone();
                     return Ok((Place::Data { depth, file, offset: offset.0 }, sectors));
                 }
+                LayerRun::Zero { sectors } => return Ok((Place::Zeros { depth }, sectors)),
                 LayerRun::Absent { sectors: absent } => sectors = absent,
                 LayerRun::Beyond { sectors: beyond } => {
                     sectors = beyond;

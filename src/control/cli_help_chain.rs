@@ -6,7 +6,7 @@ pub(super) const MAP: &str = "\
 Output:
   One line for each run of the disk: offset, length, kind, layer (0 is the image itself, 1 its parent ...), and the
   offset in that layer's file. Kinds: data; hole (the layer holds the range, and its file has a hole there: zeros);
-  zero (no layer holds it: zeros).
+  zero (a VHDX layer says zeros, or, without a layer, none holds it).
 
 Examples:
   goldrush image map node-001.vhd
@@ -14,7 +14,7 @@ Examples:
 
 JSON:
   {layers: [{layer, path, format}...], virtual_size, map: [{offset, length, kind, layer, file_offset}...], totals:
-  [{layer, data, hole}...], zero}, all in bytes. layer and file_offset are null for kind zero.
+  [{layer, data, hole}...], zero}, all in bytes. file_offset is null for kind zero, layer where no layer holds it.
 
 Exit codes:
   0  done

@@ -67,7 +67,7 @@ impl Row {
         let (kind, file_offset) = match &run.place {
             Place::Data { offset, .. } => ("data", Some(*offset)),
             Place::Hole { offset, .. } => ("hole", Some(*offset)),
-            Place::Nothing => ("zero", None),
+            Place::Zeros { .. } | Place::Nothing => ("zero", None),
         };
         Self { offset: run.start, length: run.len, kind, layer: run.depth(), file_offset }
     }
@@ -82,7 +82,7 @@ impl Totals {
     fn add(&mut self, run: &DiskRun) {
         match (&run.place, run.depth().and_then(|depth| self.layers.get_mut(depth))) {
             (Place::Data { .. }, Some(total)) => total.data += run.len,
-            (Place::Hole { .. }, Some(total)) => total.hole += run.len,
+            (Place::Hole { .. } | Place::Zeros { .. }, Some(total)) => total.hole += run.len,
             _ => self.zero += run.len,
         }
     }

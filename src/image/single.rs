@@ -4,15 +4,16 @@
 
 use super::Images;
 use super::images::bitmap_read;
-use crate::plan::{BitmapRead, LayerId};
+use crate::plan::{BitmapRead, LayerId, Run};
 use crate::units::ByteOffset;
-use crate::vhd::Run;
 
 /// What a layer has at a sector, and for how many sectors from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerRun {
     /// In the layer's file.
     Present { offset: ByteOffset, sectors: u64 },
+    /// Zeros, whatever its parents hold (VHDX only).
+    Zero { sectors: u64 },
     /// Not in this layer: its parent's, and zeros where there is none. Never answered beyond the layer's end.
     Absent { sectors: u64 },
     /// Beyond the end of the layer, where everything below it is hidden: zeros.
@@ -33,6 +34,7 @@ impl Images {
         match layer.run_at(sector, inside) {
             Run::Present { offset, sectors } => LayerRun::Present { offset, sectors },
             Run::Absent { sectors } => LayerRun::Absent { sectors },
+            Run::Zero { sectors } => LayerRun::Zero { sectors },
             Run::NeedBitmap(request) => LayerRun::NeedBitmap(bitmap_read(id, layer.file(), request)),
         }
     }
