@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::config::{ChapConfig, Config, ConfigError, Origin, TargetConfig, UnitConfig};
 use super::file::{Access, FileIdentity};
-use super::open_image::{OpenError, OpenedChain, Opener};
+use super::open_image::{Format, OpenError, OpenedChain, Opener};
 use crate::units::BlockSize;
 use crate::uring::host;
 
@@ -95,6 +95,14 @@ fn open_unit(
     if !sectors.is_multiple_of(unit.block_size.sectors()) {
         return Err(format!(
             "{}: the disk has {sectors} sectors of 512 bytes, no whole number of 4096-byte blocks: use block_size 512",
+            unit.path.display()
+        ));
+    }
+    let (block, sector) = (unit.block_size.bytes(), chain.leaf().logical_sector().bytes());
+    if chain.leaf().format() == Format::Vhdx && block != sector {
+        return Err(format!(
+            "{}: the disk was made for sectors of {sector} bytes, and a unit shows its disk's own: use block_size \
+             {sector}",
             unit.path.display()
         ));
     }

@@ -152,10 +152,11 @@ pub enum ImageCommand {
     /// Takes no lock: an image that a server holds can be looked at, and the answer says who holds it.
     #[command(after_long_help = cli_help::INFO)]
     Info(InfoArgs),
-    /// Check the structure of a VHD and of its parents: 0 clean, 1 findings, 2 could not be checked
+    /// Check the structure of a VHD or VHDX and of its parents: 0 clean, 1 findings, 2 could not be checked
     ///
-    /// Looks at both footers, the header, the parent locators, every table entry and every block's bitmap, and in
-    /// dynamic disks at sectors that must be zero. Guest data is not judged.
+    /// Looks, in a VHD, at both footers, the header, the parent locators, every table entry and every block's bitmap,
+    /// and in dynamic disks at sectors that must be zero; in a VHDX, at headers, log, region tables, metadata and every
+    /// table entry. Guest data is not judged.
     ///
     /// --repair answers what it can: a footer from its copy, a header whose damaged bytes can be told for certain,
     /// bitmaps that contradict the data, table entries that point nowhere or into another block. It tells its plan
@@ -237,7 +238,7 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// The image to read: a VHD by its footer, otherwise raw
+    /// The image to read: a VHD by its footer, a VHDX by its name, otherwise raw
     pub source: PathBuf,
     /// The file to write; it appears under this name only when it is complete
     pub destination: PathBuf,

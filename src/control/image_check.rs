@@ -1,6 +1,6 @@
 //! `goldrush image check`: is the structure of an image, and of its parents, sound?
 //!
-//! Knows whom to ask and what the exit code says. Does not know what is wrong with a VHD (`vhd::check`) nor how it
+//! Knows whom to ask and what the exit code says. Does not know what is wrong with one (`vhd::check`, `vhdx::check`) nor how it
 //! is repaired (`image_repair`).
 
 use std::io::Write;
@@ -15,7 +15,8 @@ use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, FileError, Locking, OpenedFile};
 use super::image_repair::{self, RepairReport};
 use super::open_image::{Format, OpenError, Opener, detect};
-use crate::vhd::check::{Severity, check};
+use crate::vhd::check::{Report, Severity, check};
+use crate::vhdx;
 
 /// What was found in one file of the chain.
 #[derive(Debug, Serialize)]
@@ -74,7 +75,7 @@ fn report(path: &Path) -> Result<CheckReport, Error> {
     let chain: Vec<FileReport> = files.iter().map(|file| check_file(file)).collect::<Result<_, _>>()?;
     // What the leaf's own report says already needs no second sentence.
     let chain_error = match chain_error {
-        Some(OpenError::Vhd { path: of, .. }) if of == path => None,
+        Some(OpenError::Vhd { path: of, .. } | OpenError::Vhdx { path: of, .. }) if of == path => None,
         other => other.map(|error| error.to_string()),
     };
     let finding = |file: &FileReport| file.findings.iter().any(|finding| finding.severity != "info");
@@ -84,23 +85,29 @@ fn report(path: &Path) -> Result<CheckReport, Error> {
 
 fn check_file(file: &OpenedFile) -> Result<FileReport, Error> {
     let path = file.path().display().to_string();
-    if detect(file)? == Format::Raw {
-        let (format, findings) = ("raw", Vec::new());
-        let (allocated_blocks, unreferenced_bytes, orphaned_blocks) = (0, 0, 0);
-        return Ok(FileReport {
-            path,
-            format,
-            allocated_blocks,
-            unreferenced_bytes,
-            orphaned_blocks,
-            findings,
-        });
-    }
-    let report = check(file.len(), |offset, bytes| {
+    let format = detect(file)?;
+    let read = |offset, bytes: &mut [u8]| {
         let len = bytes.len();
         let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
         file.read_at(offset, bytes).map_err(failed)
-    })?;
+    };
+    let mut checked = FileReport {
+        path,
+        format: format.name(),
+        allocated_blocks: 0,
+        unreferenced_bytes: 0,
+        orphaned_blocks: 0,
+        findings: Vec::new(),
+    };
+    match format {
+        Format::Raw => {}
+        Format::Vhd => add_vhd(&mut checked, check(file.len(), read)?),
+        Format::Vhdx => add_vhdx(&mut checked, vhdx::check::check(file.len(), read)?),
+    }
+    Ok(checked)
+}
+
+fn add_vhd(checked: &mut FileReport, report: Report) {
     let findings = report.findings.into_iter().map(|finding| FindingReport {
         severity: match finding.severity {
             Severity::Info => "info",
@@ -111,14 +118,26 @@ fn check_file(file: &OpenedFile) -> Result<FileReport, Error> {
         offset: finding.offset,
         message: finding.sentence,
     });
-    Ok(FileReport {
-        path,
-        format: "vhd",
-        allocated_blocks: report.allocated_blocks,
-        unreferenced_bytes: report.unreferenced_bytes,
-        orphaned_blocks: report.orphaned_blocks,
-        findings: findings.collect(),
-    })
+    checked.findings = findings.collect();
+    checked.allocated_blocks = report.allocated_blocks;
+    checked.unreferenced_bytes = report.unreferenced_bytes;
+    checked.orphaned_blocks = report.orphaned_blocks;
+}
+
+fn add_vhdx(checked: &mut FileReport, report: vhdx::check::Report) {
+    let findings = report.findings.into_iter().map(|finding| FindingReport {
+        severity: match finding.severity {
+            vhdx::check::Severity::Info => "info",
+            vhdx::check::Severity::Warning => "warning",
+            vhdx::check::Severity::Error => "error",
+        },
+        structure: finding.structure.to_string(),
+        offset: finding.offset,
+        message: finding.sentence,
+    });
+    checked.findings = findings.collect();
+    checked.allocated_blocks = report.allocated_blocks;
+    checked.unreferenced_bytes = report.unreferenced_bytes;
 }
 
 fn write(out: &mut dyn Write, report: &CheckReport, json: bool) -> std::io::Result<()> {

@@ -89,7 +89,8 @@ pub(super) fn create_child_of(
     let (Format::Vhd, Some(image)) = (leaf.format(), leaf.image()) else {
         let path = leaf.file().path().display();
         return Err(Error::Failed(format!(
-            "{path} is a raw image, and only a VHD can be a parent: run goldrush image convert {path} golden.vhd"
+            "{path} is a {}, and only a VHD can be a parent: run goldrush image convert {path} golden.vhd",
+            leaf.format().title()
         )));
     };
     let parent_path = leaf.file().path();

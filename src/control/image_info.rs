@@ -12,10 +12,11 @@ use super::cli::InfoArgs;
 use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, Locking};
 use super::lock_holder::LockHolder;
-use super::open_image::{Format, OpenedLayer, Opener, type_name};
+use super::open_image::{OpenedLayer, Opener, type_name};
 use super::size::human;
 use crate::vhd::create::EPOCH_UNIX_SECONDS;
 use crate::vhd::{ParentInfo, VhdImage};
+use crate::vhdx::{self, VhdxImage};
 
 #[derive(Debug, Serialize)]
 struct InfoReport {
@@ -37,6 +38,8 @@ struct LayerReport {
     in_use_by: Option<LockHolder>,
     #[serde(flatten)]
     vhd: Option<VhdReport>,
+    #[serde(flatten)]
+    vhdx: Option<VhdxReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,6 +56,33 @@ struct VhdReport {
     created: String,
     parent: Option<ParentReport>,
     warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct VhdxReport {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    block_size: u32,
+    blocks: u64,
+    allocated_blocks: u64,
+    logical_sector_size: u32,
+    physical_sector_size: u32,
+    /// Shared by parents and children.
+    disk_id: String,
+    /// What children know their parent by.
+    data_write_guid: String,
+    creator: String,
+    /// The log holds changes that a crash left.
+    log: bool,
+    parent: Option<VhdxParentReport>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct VhdxParentReport {
+    data_write_guid: String,
+    /// Where the image says its parent is, best first.
+    candidates: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,16 +115,14 @@ fn layer(layer: &OpenedLayer) -> LayerReport {
     let in_use = file.is_in_use();
     LayerReport {
         path: file.path().display().to_string(),
-        format: match layer.format() {
-            Format::Raw => "raw",
-            Format::Vhd => "vhd",
-        },
+        format: layer.format().name(),
         virtual_size: layer.sectors().bytes().0,
         file_size: file.len(),
         disk_usage: file.allocated().ok().filter(|_| !file.is_block_device()),
         in_use,
         in_use_by: if in_use { file.lock_holder() } else { None },
         vhd: layer.image().map(vhd),
+        vhdx: layer.vhdx().map(vhdx),
     }
 }
 
@@ -111,6 +139,31 @@ fn vhd(image: &VhdImage) -> VhdReport {
         creator_host: code(host),
         created: utc(image.timestamp()),
         parent: image.parent().map(parent),
+        warnings: image.warnings().iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn vhdx(image: &VhdxImage) -> VhdxReport {
+    let statistics = image.statistics();
+    VhdxReport {
+        kind: match image.disk_type() {
+            vhdx::DiskType::Fixed => "fixed",
+            vhdx::DiskType::Dynamic => "dynamic",
+            vhdx::DiskType::Differencing => "differencing",
+        },
+        block_size: image.block_size(),
+        blocks: statistics.blocks,
+        allocated_blocks: statistics.allocated_blocks,
+        logical_sector_size: image.logical_sector().bytes(),
+        physical_sector_size: image.physical_sector().bytes(),
+        disk_id: image.disk_id().to_string(),
+        data_write_guid: image.data_write_guid().to_string(),
+        creator: image.creator().to_owned(),
+        log: image.needs_replay(),
+        parent: image.parent().map(|parent| VhdxParentReport {
+            data_write_guid: parent.linkage.to_string(),
+            candidates: parent.candidates.iter().map(|candidate| candidate.path.clone()).collect(),
+        }),
         warnings: image.warnings().iter().map(ToString::to_string).collect(),
     }
 }
@@ -167,7 +220,8 @@ fn print_text(out: &mut dyn Write, report: &InfoReport) -> io::Result<()> {
 fn print_layer(out: &mut dyn Write, layer: &LayerReport) -> io::Result<()> {
     let mut line = |name: &str, value: String| writeln!(out, "{name:<14}{value}");
     line("path", layer.path.clone())?;
-    let kind = layer.vhd.as_ref().map_or(String::new(), |vhd| format!(", {}", vhd.kind));
+    let kind = layer.vhd.as_ref().map(|vhd| vhd.kind).or(layer.vhdx.as_ref().map(|vhdx| vhdx.kind));
+    let kind = kind.map_or(String::new(), |kind| format!(", {kind}"));
     line("format", format!("{}{kind}", layer.format))?;
     line("disk size", format!("{} ({} bytes)", human(layer.virtual_size), layer.virtual_size))?;
     let usage =
@@ -178,6 +232,9 @@ fn print_layer(out: &mut dyn Write, layer: &LayerReport) -> io::Result<()> {
         "in use",
         if layer.in_use { format!("by another process, for writing{by}") } else { "no".to_owned() },
     )?;
+    if let Some(vhdx) = &layer.vhdx {
+        print_vhdx(&mut line, vhdx)?;
+    }
     let Some(vhd) = &layer.vhd else { return Ok(()) };
     if let Some(size) = vhd.block_size {
         let size = human(u64::from(size));
@@ -193,6 +250,22 @@ fn print_layer(out: &mut dyn Write, layer: &LayerReport) -> io::Result<()> {
         }
     }
     vhd.warnings.iter().try_for_each(|warning| line("warning", warning.clone()))
+}
+
+fn print_vhdx(line: &mut dyn FnMut(&str, String) -> io::Result<()>, vhdx: &VhdxReport) -> io::Result<()> {
+    let size = human(u64::from(vhdx.block_size));
+    line("blocks", format!("{} of {} allocated, {size} each", vhdx.allocated_blocks, vhdx.blocks))?;
+    let (logical, physical) = (vhdx.logical_sector_size, vhdx.physical_sector_size);
+    line("sectors", format!("{logical} bytes, {physical} of the device"))?;
+    line("disk id", vhdx.disk_id.clone())?;
+    line("data id", vhdx.data_write_guid.clone())?;
+    line("created by", vhdx.creator.clone())?;
+    line("log", if vhdx.log { "holds changes that a crash left" } else { "empty" }.to_owned())?;
+    if let Some(parent) = &vhdx.parent {
+        line("parent id", parent.data_write_guid.clone())?;
+        parent.candidates.iter().try_for_each(|candidate| line("parent path", candidate.clone()))?;
+    }
+    vhdx.warnings.iter().try_for_each(|warning| line("warning", warning.clone()))
 }
 
 #[cfg(test)]

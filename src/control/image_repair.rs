@@ -72,7 +72,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<RepairReport, Error> {
     let access = if args.dry_run { Access::ReadOnly } else { Access::Writable };
     let file = OpenedFile::open(path, access, Locking::Hold).map_err(OpenError::from)?;
     let plan = match detect(&file)? {
-        Format::Raw => RepairPlan { len: file.len(), ..RepairPlan::default() },
+        Format::Raw | Format::Vhdx => RepairPlan { len: file.len(), ..RepairPlan::default() },
         Format::Vhd => plan(
             file.len(),
             |offset, bytes| {

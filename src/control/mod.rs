@@ -18,6 +18,7 @@ mod image_check;
 mod image_convert;
 mod image_create;
 mod image_diff;
+mod image_format;
 mod image_info;
 mod image_map;
 mod image_repair;

@@ -11,13 +11,17 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::file::{Access, FileError, FileIdentity, Locking, OpenedFile, identity_of};
+pub use super::image_format::Format;
+use super::image_format::{Content, KnownLink, LinkOf, parse};
+pub(super) use super::image_format::{detect, type_name};
 use crate::image::{Chain, ChainError, Images, Layer};
 use crate::limits::CHAIN_DEPTH_MAX;
+use crate::parent_path::{ParentCandidate, PathShape};
 use crate::plan::{FileSlot, LayerId};
-use crate::units::{SECTOR_BYTES, SectorCount};
+use crate::units::{BlockSize, SectorCount};
 use crate::vhd::create::timestamp_from_unix;
-use crate::vhd::parent_locator::{ParentCandidate, PathShape};
-use crate::vhd::{self, DiskType, FOOTER_BYTES, OpenMode, VhdError, VhdImage};
+use crate::vhd::{VhdError, VhdImage};
+use crate::vhdx::{VhdxError, VhdxImage};
 
 /// Seconds two time stamps may differ and still be the same moment: file systems round to two.
 const TIMESTAMP_SLACK_S: u32 = 2;
@@ -29,6 +33,8 @@ pub enum OpenError {
     File(#[from] FileError),
     #[error("{path}: {source}", path = .path.display())]
     Vhd { path: PathBuf, source: VhdError },
+    #[error("{path}: {source}", path = .path.display())]
+    Vhdx { path: PathBuf, source: VhdxError },
     #[error("{path}: reading {len} bytes at byte {offset} failed: {source}", path = .path.display())]
     Read { path: PathBuf, offset: u64, len: usize, source: io::Error },
     #[error(
@@ -43,7 +49,7 @@ pub enum OpenError {
     #[error("{path}: its parent {parent} is no regular file", path = .path.display(), parent = .parent.display())]
     ParentKind { path: PathBuf, parent: PathBuf },
     #[error(
-        "{path}: its parent should have the unique id {wanted}, {parent} has {found}: this is another image",
+        "{path}: its parent should have the id {wanted}, {parent} has {found}: this is another image, or it was changed",
         path = .path.display(), parent = .parent.display()
     )]
     ParentId { path: PathBuf, parent: PathBuf, wanted: Uuid, found: Uuid },
@@ -52,8 +58,11 @@ pub enum OpenError {
         path = .path.display(), parent = .parent.display()
     )]
     ParentLarger { path: PathBuf, parent: PathBuf, child: u64, sectors: u64 },
-    #[error("{path}: its parent {parent} is not a VHD", path = .path.display(), parent = .parent.display())]
-    ParentNotVhd { path: PathBuf, parent: PathBuf },
+    #[error(
+        "{path} is a {child} and its parent {parent} a {found}: a parent has the format of its child, so convert one \
+         of the two", path = .path.display(), parent = .parent.display()
+    )]
+    ParentFormat { path: PathBuf, parent: PathBuf, child: &'static str, found: &'static str },
     #[error(
         "{path}: its parent {parent} was changed after the child was made (time stamps differ): restore the parent, \
          or leave strict mode", path = .path.display(), parent = .parent.display()
@@ -65,42 +74,25 @@ pub enum OpenError {
     TooDeep { path: PathBuf },
     #[error("{path} is written by one unit and used by another: a writable image has one user", path = .path.display())]
     Shared { path: PathBuf },
-    #[error("{path} is used as raw and as a VHD: one of the two is wrong", path = .path.display())]
+    #[error("{path} is used in two formats: one of the two is wrong", path = .path.display())]
     TwoFormats { path: PathBuf },
-    #[error("{path} is a VHDX by its name, and VHDX is not read: convert it to VHD or raw first", path = .path.display())]
-    Vhdx { path: PathBuf },
+    #[error("{path} is a VHDX, which is read and not written: serve it read-only, or convert it to VHD", path = .path.display())]
+    VhdxWritable { path: PathBuf },
     #[error("{path}: {source}", path = .path.display())]
     Chain { path: PathBuf, source: ChainError },
     #[error("image root {path} cannot be resolved: {source}", path = .path.display())]
     Root { path: PathBuf, source: io::Error },
 }
 
-/// How the bytes of a file are to be understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    Raw,
-    Vhd,
-}
-
-impl Format {
-    /// As it is written on command lines and in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Vhd => "vhd",
-        }
-    }
-}
-
 /// One file of a chain with what is known of its content.
 #[derive(Debug)]
 pub struct OpenedLayer {
-    file: Arc<OpenedFile>,
-    format: Format,
-    sectors: SectorCount,
+    pub(super) file: Arc<OpenedFile>,
+    pub(super) format: Format,
+    pub(super) sectors: SectorCount,
+    pub(super) logical_sector: BlockSize,
     /// The parse made when it was opened. Parents are parsed again for each owner: every shard keeps its own bitmaps.
-    image: Option<VhdImage>,
+    pub(super) content: Option<Content>,
 }
 
 impl OpenedLayer {
@@ -116,17 +108,32 @@ impl OpenedLayer {
         self.sectors
     }
 
-    /// The VHD; `None` for a raw image and for a parent that was opened for another child already.
+    /// The sector the disk was made for.
+    pub fn logical_sector(&self) -> BlockSize {
+        self.logical_sector
+    }
+
+    /// The VHD; `None` for another format and for a parent that was opened for another child already.
     pub fn image(&self) -> Option<&VhdImage> {
-        self.image.as_ref()
+        self.content.as_ref().and_then(Content::as_vhd)
+    }
+
+    /// The VHDX, as [`OpenedLayer::image`].
+    pub fn vhdx(&self) -> Option<&VhdxImage> {
+        self.content.as_ref().and_then(Content::as_vhdx)
     }
 
     fn into_layer(self, slot: FileSlot) -> Result<Layer, OpenError> {
-        match (self.format, self.image) {
-            (Format::Raw, _) => Ok(Layer::raw(slot, self.sectors, self.file.is_writable())),
-            (Format::Vhd, Some(image)) => Ok(Layer::vhd(slot, image)),
-            (Format::Vhd, None) => Ok(Layer::vhd(slot, parse_vhd(&self.file)?)),
-        }
+        let writable = self.file.is_writable();
+        let content = match self.content {
+            Some(content) => content,
+            None => parse(self.file, Some(self.format))?.content.unwrap_or(Content::Raw),
+        };
+        Ok(match content {
+            Content::Raw => Layer::raw(slot, self.sectors, writable),
+            Content::Vhd(image) => Layer::vhd(slot, *image),
+            Content::Vhdx(image) => Layer::vhdx(slot, *image),
+        })
     }
 }
 
@@ -200,14 +207,8 @@ struct Known {
     file: Arc<OpenedFile>,
     format: Format,
     sectors: SectorCount,
-    vhd: Option<KnownVhd>,
-}
-
-#[derive(Clone, Debug)]
-struct KnownVhd {
-    unique_id: Uuid,
-    timestamp: u32,
-    parent: Option<vhd::ParentInfo>,
+    logical_sector: BlockSize,
+    link: KnownLink,
 }
 
 impl Opener {
@@ -283,35 +284,27 @@ impl Opener {
         format: Option<Format>,
     ) -> Result<OpenedLayer, OpenError> {
         let file = Arc::new(OpenedFile::open(path, access, self.locking)?);
-        let format = format.map_or_else(|| detect(&file), Ok)?;
         let layer = parse(file, format)?;
-        let vhd = layer.image.as_ref().map(|image| KnownVhd {
-            unique_id: image.unique_id(),
-            timestamp: image.timestamp(),
-            parent: image.parent().cloned(),
-        });
-        for warning in layer.image.iter().flat_map(VhdImage::warnings) {
+        let link = layer.content.as_ref().map_or_else(KnownLink::default, Content::link);
+        for warning in layer.content.iter().flat_map(Content::warnings) {
             tracing::warn!(image = %path.display(), "{warning}");
         }
-        let known = Known { file: layer.file.clone(), format: layer.format, sectors: layer.sectors, vhd };
+        let OpenedLayer { format, sectors, logical_sector, .. } = layer;
+        let known = Known { file: layer.file.clone(), format, sectors, logical_sector, link };
         self.open.insert(layer.file.identity(), known);
         Ok(layer)
     }
 
-    fn link(&self, layer: &OpenedLayer) -> Option<vhd::ParentInfo> {
-        self.open.get(&layer.file.identity())?.vhd.as_ref()?.parent.clone()
+    fn link(&self, layer: &OpenedLayer) -> Option<LinkOf> {
+        self.open.get(&layer.file.identity())?.link.parent.clone()
     }
 
     /// The parent of the last of `layers`: the first candidate that exists, may be used and is the right image.
-    fn open_parent(
-        &mut self,
-        layers: &[OpenedLayer],
-        wanted: &vhd::ParentInfo,
-    ) -> Result<OpenedLayer, OpenError> {
+    fn open_parent(&mut self, layers: &[OpenedLayer], wanted: &LinkOf) -> Result<OpenedLayer, OpenError> {
         let child = layers[layers.len() - 1].file.path().to_owned();
         let mut tried: Vec<String> = Vec::new();
         let mut first_error = None;
-        for place in places(&child, &wanted.candidates) {
+        for place in places(&child, wanted.candidates()) {
             let text = place.display().to_string();
             if tried.contains(&text) {
                 continue;
@@ -333,7 +326,7 @@ impl Opener {
     fn try_parent(
         &mut self,
         layers: &[OpenedLayer],
-        wanted: &vhd::ParentInfo,
+        wanted: &LinkOf,
         child: &Path,
         place: &Path,
     ) -> Result<Option<OpenedLayer>, OpenError> {
@@ -353,20 +346,22 @@ impl Opener {
             return Err(OpenError::Cycle { path: layers[0].file.path().to_owned(), parent });
         }
         let layer = self.open_leaf(&resolved, Access::ReadOnly)?;
-        let Some(found) = self.open.get(&layer.file.identity()).and_then(|known| known.vhd.clone()) else {
-            return Err(OpenError::ParentNotVhd { path: path(), parent });
+        let format = layers[layers.len() - 1].format;
+        let found = self.open.get(&layer.file.identity());
+        let id = found.and_then(|known| known.link.id).filter(|_| layer.format == format);
+        let Some(id) = id else {
+            let (child, found) = (format.title(), layer.format.title());
+            return Err(OpenError::ParentFormat { path: path(), parent, child, found });
         };
-        if found.unique_id != wanted.unique_id {
-            let (wanted, found) = (wanted.unique_id, found.unique_id);
-            return Err(OpenError::ParentId { path: path(), parent, wanted, found });
+        if !wanted.accepts(id) {
+            return Err(OpenError::ParentId { path: path(), parent, wanted: wanted.id(), found: id });
         }
+        let timestamp = found.and_then(|known| known.link.timestamp);
         let (child_sectors, sectors) = (layers[layers.len() - 1].sectors.0, layer.sectors.0);
         if child_sectors < sectors {
             return Err(OpenError::ParentLarger { path: path(), parent, child: child_sectors, sectors });
         }
-        let modified = timestamp_from_unix(layer.file.modified());
-        let same = |stamp: u32| stamp.abs_diff(wanted.timestamp) <= TIMESTAMP_SLACK_S;
-        if !same(modified) && !same(found.timestamp) {
+        if wanted.timestamp().is_some_and(|wanted| !is_time_of(&layer, timestamp, wanted)) {
             if self.strict {
                 return Err(OpenError::ParentChanged { path: path(), parent });
             }
@@ -382,8 +377,15 @@ impl Opener {
 
 impl Known {
     fn layer(&self) -> OpenedLayer {
-        OpenedLayer { file: self.file.clone(), format: self.format, sectors: self.sectors, image: None }
+        let Self { format, sectors, logical_sector, .. } = *self;
+        OpenedLayer { file: self.file.clone(), format, sectors, logical_sector, content: None }
     }
+}
+
+/// True when a parent's file or footer has the time stamp its child remembers.
+fn is_time_of(parent: &OpenedLayer, footer: Option<u32>, wanted: u32) -> bool {
+    let same = |stamp: u32| stamp.abs_diff(wanted) <= TIMESTAMP_SLACK_S;
+    same(timestamp_from_unix(parent.file.modified())) || footer.is_some_and(same)
 }
 
 /// Where the parent may be, best first: each candidate relative to the child's folder (or as it stands, when it
@@ -405,61 +407,4 @@ pub(super) fn places(child: &Path, candidates: &[ParentCandidate]) -> Vec<PathBu
 /// Without the `.` a relative locator customarily starts with.
 fn plain(path: &str) -> PathBuf {
     Path::new(path).components().filter(|part| *part != Component::CurDir).collect()
-}
-
-/// A VHD by the footer that ends it, otherwise raw. The head of a disk is its guest's to write and proves nothing;
-/// a name that ends in `.vhd` is its administrator's, and makes a lost footer an error (or a matter of the copy).
-pub(super) fn detect(file: &OpenedFile) -> Result<Format, OpenError> {
-    let named = |name: &str| file.path().extension().is_some_and(|ending| ending.eq_ignore_ascii_case(name));
-    if named("vhdx") || named("avhdx") {
-        return Err(OpenError::Vhdx { path: file.path().to_owned() });
-    }
-    let named_vhd = named("vhd");
-    let is_vhd = !file.is_block_device() && (named_vhd || ends_in_footer(file)?);
-    Ok(if is_vhd { Format::Vhd } else { Format::Raw })
-}
-
-fn parse(file: Arc<OpenedFile>, format: Format) -> Result<OpenedLayer, OpenError> {
-    if format == Format::Vhd {
-        let image = parse_vhd(&file)?;
-        let sectors = image.sectors();
-        return Ok(OpenedLayer { file, format, sectors, image: Some(image) });
-    }
-    if file.is_empty() || !file.len().is_multiple_of(SECTOR_BYTES) {
-        return Err(OpenError::RawSize { path: file.path().to_owned(), len: file.len() });
-    }
-    let sectors = SectorCount(file.len() / SECTOR_BYTES);
-    Ok(OpenedLayer { file, format, sectors, image: None })
-}
-
-/// True when the file's last 512 bytes (511 with some old writers) begin with the footer's cookie.
-fn ends_in_footer(file: &OpenedFile) -> Result<bool, OpenError> {
-    let footer = if file.len() % SECTOR_BYTES == SECTOR_BYTES - 1 { FOOTER_BYTES - 1 } else { FOOTER_BYTES };
-    let Some(offset) = file.len().checked_sub(footer as u64) else { return Ok(false) };
-    let mut cookie = vhd::footer::COOKIE;
-    let len = cookie.len();
-    cookie.fill(0);
-    let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
-    file.read_at(offset, &mut cookie).map_err(failed)?;
-    Ok(cookie == vhd::footer::COOKIE)
-}
-
-fn parse_vhd(file: &OpenedFile) -> Result<VhdImage, OpenError> {
-    let mode = if file.is_writable() { OpenMode::Writable } else { OpenMode::ReadOnly };
-    let image = vhd::open_with(file.len(), mode, |offset, bytes| file.read_at(offset, bytes));
-    image.map_err(|error| match error {
-        vhd::OpenError::Vhd(source) => OpenError::Vhd { path: file.path().to_owned(), source },
-        vhd::OpenError::Read { offset, len, source } => {
-            OpenError::Read { path: file.path().to_owned(), offset, len, source }
-        }
-    })
-}
-
-/// The words for a disk type.
-pub(super) fn type_name(kind: DiskType) -> &'static str {
-    match kind {
-        DiskType::Fixed => "fixed",
-        DiskType::Dynamic => "dynamic",
-        DiskType::Differencing => "differencing",
-    }
 }

@@ -4,6 +4,7 @@
 //! rings, SCSI or chains: it is fed bytes and answers with offsets.
 
 pub mod bat;
+pub mod check;
 pub mod error;
 pub mod header;
 pub mod image;

@@ -1,0 +1,234 @@
+//! Formats: which one a file has, and what is read of it when it is opened.
+//!
+//! Knows how a format is told, and what a child must know of its parent in each. Does not know chains (`open_image`)
+//! nor how a format is parsed (`vhd`, `vhdx`).
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::file::OpenedFile;
+use super::open_image::{OpenError, OpenedLayer};
+use crate::parent_path::ParentCandidate;
+use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
+use crate::vhd::{self, DiskType, FOOTER_BYTES, OpenMode, VhdImage};
+use crate::vhdx::{self, VhdxImage};
+
+/// How the bytes of a file are to be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    Raw,
+    Vhd,
+    Vhdx,
+}
+
+impl Format {
+    /// As it is written on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+        }
+    }
+
+    /// For sentences.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Raw => "raw image",
+            Self::Vhd => "VHD",
+            Self::Vhdx => "VHDX",
+        }
+    }
+}
+
+/// What was read of a file.
+#[derive(Debug)]
+pub(super) enum Content {
+    Raw,
+    Vhd(Box<VhdImage>),
+    Vhdx(Box<VhdxImage>),
+}
+
+impl Content {
+    pub(super) fn as_vhd(&self) -> Option<&VhdImage> {
+        match self {
+            Self::Vhd(image) => Some(image),
+            Self::Raw | Self::Vhdx(_) => None,
+        }
+    }
+
+    pub(super) fn as_vhdx(&self) -> Option<&VhdxImage> {
+        match self {
+            Self::Vhdx(image) => Some(image),
+            Self::Raw | Self::Vhd(_) => None,
+        }
+    }
+
+    /// What was not as it should be.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        match self {
+            Self::Raw => Vec::new(),
+            Self::Vhd(image) => image.warnings().iter().map(ToString::to_string).collect(),
+            Self::Vhdx(image) => image.warnings().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    pub(super) fn link(&self) -> KnownLink {
+        match self {
+            Self::Raw => KnownLink::default(),
+            Self::Vhd(image) => KnownLink {
+                id: Some(image.unique_id()),
+                timestamp: Some(image.timestamp()),
+                parent: image.parent().cloned().map(LinkOf::Vhd),
+            },
+            Self::Vhdx(image) => KnownLink {
+                id: Some(image.data_write_guid()),
+                timestamp: None,
+                parent: image.parent().cloned().map(LinkOf::Vhdx),
+            },
+        }
+    }
+}
+
+/// What a child must know of this image, and this image of its parent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KnownLink {
+    /// What children name: the unique id of a VHD, the identifier of a VHDX's data. A raw image has none.
+    pub(super) id: Option<Uuid>,
+    /// In a VHD's footer.
+    pub(super) timestamp: Option<u32>,
+    pub(super) parent: Option<LinkOf>,
+}
+
+/// Who a child says its parent is.
+#[derive(Clone, Debug)]
+pub(super) enum LinkOf {
+    Vhd(vhd::ParentInfo),
+    Vhdx(vhdx::ParentInfo),
+}
+
+impl LinkOf {
+    /// Where the parent may be, best first.
+    pub(super) fn candidates(&self) -> &[ParentCandidate] {
+        match self {
+            Self::Vhd(parent) => &parent.candidates,
+            Self::Vhdx(parent) => &parent.candidates,
+        }
+    }
+
+    /// The id the parent should have.
+    pub(super) fn id(&self) -> Uuid {
+        match self {
+            Self::Vhd(parent) => parent.unique_id,
+            Self::Vhdx(parent) => parent.linkage,
+        }
+    }
+
+    pub(super) fn accepts(&self, id: Uuid) -> bool {
+        match self {
+            Self::Vhd(parent) => parent.unique_id == id,
+            Self::Vhdx(parent) => parent.accepts(id),
+        }
+    }
+
+    /// When the parent was changed last, as a VHD's child knows it. A VHDX says it by its id.
+    pub(super) fn timestamp(&self) -> Option<u32> {
+        match self {
+            Self::Vhd(parent) => Some(parent.timestamp),
+            Self::Vhdx(_) => None,
+        }
+    }
+}
+
+/// A VHD by the footer that ends it, a VHDX by its name, otherwise raw. The head of a disk is its guest's to write and
+/// proves nothing; a name that ends in `.vhd` or `.vhdx` is its administrator's, and makes a lost footer an error (or
+/// a matter of the copy).
+pub(super) fn detect(file: &OpenedFile) -> Result<Format, OpenError> {
+    let named = |name: &str| file.path().extension().is_some_and(|ending| ending.eq_ignore_ascii_case(name));
+    if file.is_block_device() {
+        return Ok(Format::Raw);
+    }
+    if named("vhdx") || named("avhdx") {
+        return Ok(Format::Vhdx);
+    }
+    let is_vhd = named("vhd") || ends_in_footer(file)?;
+    if !is_vhd && begins_like_vhdx(file) {
+        tracing::warn!(
+            image = %file.path().display(),
+            "begins like a VHDX and is taken for a raw disk by its name: rename it to .vhdx if it is one"
+        );
+    }
+    Ok(if is_vhd { Format::Vhd } else { Format::Raw })
+}
+
+fn begins_like_vhdx(file: &OpenedFile) -> bool {
+    let mut start = [0; 8];
+    file.read_at(0, &mut start).is_ok() && start == vhdx::header::IDENTIFIER
+}
+
+/// Reads a file in its format, or the format it is found to have.
+pub(super) fn parse(file: Arc<OpenedFile>, format: Option<Format>) -> Result<OpenedLayer, OpenError> {
+    let format = format.map_or_else(|| detect(&file), Ok)?;
+    let (sectors, logical_sector, content) = match format {
+        Format::Vhd => {
+            let image = parse_vhd(&file)?;
+            (image.sectors(), BlockSize::B512, Content::Vhd(Box::new(image)))
+        }
+        Format::Vhdx => {
+            let image = parse_vhdx(&file)?;
+            (image.sectors(), image.logical_sector(), Content::Vhdx(Box::new(image)))
+        }
+        Format::Raw if file.is_empty() || !file.len().is_multiple_of(SECTOR_BYTES) => {
+            return Err(OpenError::RawSize { path: file.path().to_owned(), len: file.len() });
+        }
+        Format::Raw => (SectorCount(file.len() / SECTOR_BYTES), BlockSize::B512, Content::Raw),
+    };
+    Ok(OpenedLayer { file, format, sectors, logical_sector, content: Some(content) })
+}
+
+/// True when the file's last 512 bytes (511 with some old writers) begin with the footer's cookie.
+fn ends_in_footer(file: &OpenedFile) -> Result<bool, OpenError> {
+    let footer = if file.len() % SECTOR_BYTES == SECTOR_BYTES - 1 { FOOTER_BYTES - 1 } else { FOOTER_BYTES };
+    let Some(offset) = file.len().checked_sub(footer as u64) else { return Ok(false) };
+    let mut cookie = vhd::footer::COOKIE;
+    let len = cookie.len();
+    cookie.fill(0);
+    let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
+    file.read_at(offset, &mut cookie).map_err(failed)?;
+    Ok(cookie == vhd::footer::COOKIE)
+}
+
+fn parse_vhd(file: &OpenedFile) -> Result<VhdImage, OpenError> {
+    let mode = if file.is_writable() { OpenMode::Writable } else { OpenMode::ReadOnly };
+    let image = vhd::open_with(file.len(), mode, |offset, bytes| file.read_at(offset, bytes));
+    image.map_err(|error| match error {
+        vhd::OpenError::Vhd(source) => OpenError::Vhd { path: file.path().to_owned(), source },
+        vhd::OpenError::Read { offset, len, source } => {
+            OpenError::Read { path: file.path().to_owned(), offset, len, source }
+        }
+    })
+}
+
+fn parse_vhdx(file: &OpenedFile) -> Result<VhdxImage, OpenError> {
+    if file.is_writable() {
+        return Err(OpenError::VhdxWritable { path: file.path().to_owned() });
+    }
+    let image = vhdx::open_with(file.len(), OpenMode::ReadOnly, |offset, bytes| file.read_at(offset, bytes));
+    image.map_err(|error| match error {
+        vhdx::OpenError::Vhdx(source) => OpenError::Vhdx { path: file.path().to_owned(), source },
+        vhdx::OpenError::Read { offset, len, source } => {
+            OpenError::Read { path: file.path().to_owned(), offset, len, source }
+        }
+    })
+}
+
+/// The words for a disk type.
+pub(super) fn type_name(kind: DiskType) -> &'static str {
+    match kind {
+        DiskType::Fixed => "fixed",
+        DiskType::Dynamic => "dynamic",
+        DiskType::Differencing => "differencing",
+    }
+}
