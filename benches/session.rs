@@ -10,21 +10,26 @@ use goldrush::iscsi::pdu::bhs::Bhs;
 use goldrush::iscsi::pdu::scsi_command::{Cdb, ScsiCommand, TaskAttribute, Transfer};
 use goldrush::iscsi::pdu::{InitiatorTaskTag, LunField};
 use goldrush::iscsi::serial::{CmdSn, StatSn};
-use goldrush::iscsi::session::{OutData, Session, SessionEvent, SessionKind, SessionStart, TaskReply};
+use goldrush::iscsi::session::{
+    ConnectionId, ConnectionStart, OutData, Session, SessionEvent, SessionKind, SessionStart, TaskReply,
+};
 use std::hint::black_box;
 
 const NOW: Instant = Instant(0);
+const ON: ConnectionId = ConnectionId::LEADING;
 const READ_BYTES: u32 = 4096;
 
 fn session() -> Session {
     Session::new(SessionStart {
         kind: SessionKind::Normal,
-        params: NegotiatedParams::default(),
-        cid: Cid(0),
-        next_stat_sn: StatSn(1),
         exp_cmd_sn: CmdSn(1),
-        keepalive: None,
-        now: NOW,
+        connection: ConnectionStart {
+            cid: Cid(0),
+            params: NegotiatedParams::default(),
+            next_stat_sn: StatSn(1),
+            keepalive: None,
+            now: NOW,
+        },
     })
 }
 
@@ -48,13 +53,13 @@ fn read_command(cmd_sn: CmdSn) -> Bhs {
 
 /// What a shard does for a read, without the read: bytes of data the answer announces.
 fn round(session: &mut Session, bhs: &Bhs) -> u32 {
-    session.handle_header(bhs, &[], NOW);
-    session.handle_end(&[], NOW);
+    session.handle_header(ON, bhs, &[], NOW);
+    session.handle_end(ON, &[], NOW);
     if let Some(SessionEvent::Command { task, read_len, .. }) = session.poll_event() {
         session.complete(task, TaskReply::good(read_len));
     }
     let mut sent = 0;
-    while let Some(pdu) = session.poll_output(NOW) {
+    while let Some(pdu) = session.poll_output(ON, NOW) {
         if let OutData::Task { len, .. } = black_box(pdu).data {
             sent += len;
         }

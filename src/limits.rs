@@ -56,6 +56,10 @@ pub const OUTSTANDING_R2T_MAX: u32 = 1;
 pub const COMMAND_WINDOW: u32 = 128;
 /// Immediate commands one session may have beside the window (TMF, NOP-Out, immediate SCSI commands).
 pub const IMMEDIATE_TASKS_MAX: usize = 16;
+/// Connections one session may have, whatever is negotiated (13.2).
+pub const SESSION_CONNECTIONS_MAX: usize = 8;
+/// Connections a session is granted unless told otherwise.
+pub const SESSION_CONNECTIONS_DEFAULT: u32 = 4;
 /// Tasks of one session.
 pub const SESSION_TASKS_MAX: usize = COMMAND_WINDOW as usize + IMMEDIATE_TASKS_MAX;
 
@@ -152,6 +156,8 @@ const _: () = assert!(TEXT_BYTES_MAX >= LOGIN_SEGMENT_BYTES_MAX as usize);
 const _: () = assert!(RECV_SEGMENT_BYTES_MAX >= 8192 && SEND_SEGMENT_BYTES_MAX >= 512);
 const _: () = assert!(CONNECTION_SEND_BYTES_MAX >= 2 * TRANSFER_BYTES_MAX);
 const _: () = assert!(SESSION_TASKS_MAX <= SHARD_TASKS_MAX);
+const _: () = assert!(SESSION_CONNECTIONS_DEFAULT as usize <= SESSION_CONNECTIONS_MAX);
+const _: () = assert!(SESSION_CONNECTIONS_MAX <= u8::MAX as usize);
 const _: () = assert!(PARAMETER_BYTES_MAX <= SMALL_BYTES);
 const _: () = assert!(BITMAP_BYTES_MAX <= SMALL_BYTES);
 const _: () = assert!(8 + REGISTRANTS_PER_UNIT_MAX * REGISTRANT_BYTES_MAX <= REPLY_BYTES_MAX);

@@ -113,6 +113,9 @@ pub struct DataPlaneArgs {
     /// The most bytes one send gathers for a connection (16K to 8M)
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = send_batch)]
     pub send_batch: Size,
+    /// The most connections one session may have (1 to 8); 1: none may join
+    #[arg(long, value_name = "N", default_value_t = crate::limits::SESSION_CONNECTIONS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=crate::limits::SESSION_CONNECTIONS_MAX as i64))]
+    pub max_connections: u32,
     /// Memory for golden data over all cores; 0 leaves caching to the kernel [default: a quarter of the
     /// available memory, at most 1G]
     #[arg(long, value_name = "SIZE")]
@@ -334,7 +337,10 @@ mod tests {
         assert!(parse("goldrush serve --config a --listen 127.0.0.1:1").is_err());
         assert!(parse("goldrush serve --golden b --overlays c --nodes 0").is_err());
         assert!(parse("goldrush serve --golden b --overlays c --nodes 2 --listen [::1]:0").is_ok());
-        assert!(parse("goldrush serve --config a --cores 0-1 --spin 20 --send-batch 64K").is_ok());
+        assert!(
+            parse("goldrush serve --config a --cores 0-1 --spin 20 --send-batch 64K --max-connections 8")
+                .is_ok()
+        );
         assert!(parse("goldrush serve --config a --send-batch 1K").is_err());
     }
 

@@ -49,6 +49,7 @@ pub struct DataPlane {
     pub spin_us: u32,
     /// The most bytes one send gathers.
     pub send_batch_bytes: usize,
+    pub max_connections: u32,
     /// Golden data kept in memory, over all cores.
     pub golden_cache_bytes: u64,
     /// Register the buffers with the kernel.
@@ -166,6 +167,7 @@ fn seeds(
         getrandom::fill(&mut seed).map_err(|error| failed("asking the kernel for random bytes", &error))?;
         let mut config = ShardConfig::new(ShardId(index as u16), seed);
         config.send_batch_bytes = plane.send_batch_bytes;
+        config.max_connections = plane.max_connections;
         let ring = UringConfig {
             spin: Duration::from_micros(u64::from(plane.spin_us)),
             register_buffers: plane.register_buffers,

@@ -69,6 +69,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         cores: args.cores.as_ref().map(|list| list.0.clone()),
         spin_us: args.spin,
         // The command line admits a few MiB at most.
+        max_connections: args.max_connections,
         send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
         register_buffers: args.register_buffers,
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),

@@ -130,11 +130,20 @@ impl<T> CommandWindow<T> {
             let at = self.held.iter().position(|(held, _)| *held == self.exp_cmd_sn)?;
             match self.held.swap_remove(at).1 {
                 Some(command) => return Some(command),
-                None => {
-                    self.exp_cmd_sn.take();
-                }
+                None => self.skip(),
             }
         }
+    }
+
+    /// The expected number counts as received; nothing is begun under it.
+    pub fn skip(&mut self) {
+        self.exp_cmd_sn.take();
+    }
+
+    /// Numbers of held commands that `gone` names count as received; gives the commands.
+    pub fn plug_where(&mut self, gone: impl Fn(&T) -> bool) -> Vec<T> {
+        let theirs = self.held.iter_mut().filter(|(_, held)| held.as_ref().is_some_and(&gone));
+        theirs.filter_map(|(_, held)| held.take()).collect()
     }
 
     pub fn held_mut(&mut self) -> impl Iterator<Item = &mut T> {

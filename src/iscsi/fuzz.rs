@@ -124,7 +124,8 @@ fn check_params(params: &NegotiatedParams) {
     assert!((512..=limits::BURST_BYTES_MAX).contains(&params.max_burst));
     assert!((512..=limits::FIRST_BURST_BYTES_MAX.min(params.max_burst)).contains(&params.first_burst));
     assert!((1..=limits::OUTSTANDING_R2T_MAX).contains(&params.max_outstanding_r2t));
-    assert_eq!((params.max_connections, params.error_recovery_level), (1, 0));
+    assert!((1..=4).contains(&params.max_connections));
+    assert_eq!(params.error_recovery_level, 0);
     assert!(params.data_pdu_in_order && params.data_sequence_in_order);
 }
 
@@ -243,6 +244,7 @@ impl Login {
                 portal_group: 1,
                 target_alias: (choice & 0x40 != 0).then(|| "alias".into()),
                 tsih_for_new_session: Tsih(9),
+                max_connections: 4,
             },
         };
         Self {

@@ -55,8 +55,10 @@ pub struct Established {
     pub target_name: Option<String>,
     pub session_kind: SessionKind,
     pub isid: Isid,
-    /// Never zero, as given with [`TargetAnswer::Accept`].
+    /// Never zero: as given with [`TargetAnswer::Accept`], or that of the session which is joined.
     pub tsih: Tsih,
+    /// It is one more connection of an existing session.
+    pub joins: bool,
     pub cid: Cid,
     pub params: NegotiatedParams,
     /// Of the first response after login.
@@ -75,6 +77,17 @@ pub enum TargetAnswer {
         target_alias: Option<String>,
         /// The session's handle; must not be zero.
         tsih_for_new_session: Tsih,
+        /// The most connections the session may have (13.2).
+        max_connections: u32,
+    },
+    /// The TSIH names a session of this initiator, and the connection may join it.
+    Join {
+        auth: AuthPolicy,
+        portal_group: u16,
+        /// What the leading login of the session has settled.
+        params: NegotiatedParams,
+        /// The session's, as it is now.
+        window: WindowSnapshot,
     },
     NotFound,
     /// The initiator may not use this target.
@@ -143,6 +156,17 @@ struct Names {
     kind: SessionKind,
 }
 
+/// How an initiator may be here: as a new session, or as a connection of `session`.
+struct Grant {
+    auth: AuthPolicy,
+    portal_group: u16,
+    alias: Option<String>,
+    tsih: Tsih,
+    window: WindowSnapshot,
+    max_connections: u32,
+    session: Option<NegotiatedParams>,
+}
+
 /// A login whose target is known.
 #[derive(Debug)]
 struct Conversation {
@@ -150,6 +174,8 @@ struct Conversation {
     names: Names,
     alias: Option<String>,
     tsih: Tsih,
+    joins: bool,
+    window: WindowSnapshot,
     stage: Stage,
     security: Security,
     negotiator: Negotiator,
@@ -273,10 +299,37 @@ impl LoginMachine {
     }
 
     fn handle_answer(&mut self, answer: TargetAnswer) -> Result<(), LoginFailure> {
-        let (auth, portal_group, alias, tsih) = match answer {
-            TargetAnswer::Accept { auth, portal_group, target_alias, tsih_for_new_session } => {
-                (auth, portal_group, target_alias, tsih_for_new_session)
+        let State::Asking { first, .. } = &self.state else { return Ok(()) };
+        let first = *first;
+        let grant = match answer {
+            // A session that was to be joined is not there.
+            TargetAnswer::Accept { .. } if first.tsih != Tsih(0) => {
+                return Err(LoginFailure::SessionDoesNotExist);
             }
+            TargetAnswer::Accept {
+                auth,
+                portal_group,
+                target_alias,
+                tsih_for_new_session: tsih,
+                max_connections,
+            } => Grant {
+                auth,
+                portal_group,
+                alias: target_alias,
+                tsih,
+                window: window_from(first.cmd_sn),
+                max_connections,
+                session: None,
+            },
+            TargetAnswer::Join { auth, portal_group, params, window } => Grant {
+                auth,
+                portal_group,
+                alias: None,
+                tsih: first.tsih,
+                window,
+                max_connections: params.max_connections,
+                session: Some(params),
+            },
             TargetAnswer::NotFound => return Err(LoginFailure::NotFound),
             TargetAnswer::Forbidden => return Err(LoginFailure::Forbidden),
             TargetAnswer::Unavailable => return Err(LoginFailure::Unavailable),
@@ -287,33 +340,39 @@ impl LoginMachine {
             TargetAnswer::SessionDoesNotExist => return Err(LoginFailure::SessionDoesNotExist),
             TargetAnswer::OutOfResources => return Err(LoginFailure::OutOfResources),
         };
-        debug_assert!(tsih != Tsih(0));
+        debug_assert!(grant.tsih != Tsih(0));
+        self.converse(grant)
+    }
+
+    /// Begins to negotiate with an initiator that may be here.
+    fn converse(&mut self, grant: Grant) -> Result<(), LoginFailure> {
         let State::Asking { first, last, names, keys } = core::mem::replace(&mut self.state, State::Over)
         else {
             return Ok(());
         };
-        // One connection a session: there is none that could be joined.
-        let joins = first.tsih != Tsih(0);
-        if names.kind == SessionKind::Normal && !joins {
-            self.answers.push("TargetPortalGroupTag", &portal_group.to_string());
-            if let Some(alias) = alias {
+        if names.kind == SessionKind::Normal {
+            self.answers.push("TargetPortalGroupTag", &grant.portal_group.to_string());
+            if let Some(alias) = grant.alias {
                 self.answers.push("TargetAlias", &alias);
             }
         }
+        let joins = grant.session.is_some();
+        let negotiator = match grant.session {
+            Some(params) => Negotiator::joining(params),
+            None => Negotiator::new(names.kind, grant.max_connections),
+        };
         let mut conversation = Box::new(Conversation {
             first,
             alias: None,
-            tsih,
+            tsih: grant.tsih,
+            joins,
+            window: grant.window,
             stage: first.current_stage.unwrap_or(Stage::SecurityNegotiation),
-            security: Security::new(auth, self.random),
-            negotiator: Negotiator::new(names.kind),
+            security: Security::new(grant.auth, self.random),
+            negotiator,
             names,
         });
-        let settled = if joins {
-            Err(LoginFailure::SessionDoesNotExist)
-        } else {
-            conversation.handle_text(&keys, &mut self.answers)
-        };
+        let settled = conversation.handle_text(&keys, &mut self.answers);
         self.state = State::Negotiating(conversation);
         settled?;
         self.answer(&last)
@@ -339,7 +398,7 @@ impl LoginMachine {
         let State::Negotiating(conversation) = core::mem::replace(&mut self.state, State::Over) else {
             return;
         };
-        let Conversation { first, names, alias, tsih, negotiator, .. } = *conversation;
+        let Conversation { first, names, alias, tsih, joins, negotiator, .. } = *conversation;
         self.events.push_back(LoginEvent::Established(Box::new(Established {
             initiator_name: names.initiator,
             initiator_alias: alias,
@@ -347,6 +406,7 @@ impl LoginMachine {
             session_kind: names.kind,
             isid: first.isid,
             tsih,
+            joins,
             cid: first.cid,
             params: negotiator.finish(),
             next_stat_sn: self.stat_sn,
@@ -382,11 +442,11 @@ impl LoginMachine {
         status: LoginStatus,
         text: &[u8],
     ) {
-        let (tsih, cmd_sn) = match &self.state {
-            State::Negotiating(it) if next == Some(Stage::FullFeature) => (it.tsih, it.first.cmd_sn),
-            State::Negotiating(it) => (it.first.tsih, it.first.cmd_sn),
-            State::Opening { first } | State::Asking { first, .. } => (first.tsih, first.cmd_sn),
-            State::Silent | State::Over => (request.tsih, request.cmd_sn),
+        let (tsih, window) = match &self.state {
+            State::Negotiating(it) if next == Some(Stage::FullFeature) => (it.tsih, it.window),
+            State::Negotiating(it) => (it.first.tsih, it.window),
+            State::Opening { first } | State::Asking { first, .. } => (first.tsih, window_from(first.cmd_sn)),
+            State::Silent | State::Over => (request.tsih, window_from(request.cmd_sn)),
         };
         let data_len = text.len() as u32;
         let response = LoginResponse {
@@ -401,17 +461,18 @@ impl LoginMachine {
             tsih,
             task_tag: request.task_tag,
             stat_sn: self.stat_sn.take(),
-            // Login Requests are immediate: none of them moves the window (4.2.2.1).
-            window: WindowSnapshot {
-                exp_cmd_sn: cmd_sn,
-                max_cmd_sn: cmd_sn.plus(limits::COMMAND_WINDOW - 1),
-            },
+            window,
             status,
         };
         self.out.extend_from_slice(&response.encode(data_len).0);
         self.out.extend_from_slice(text);
         self.out.extend_from_slice(&[0; 3][..pad_len(data_len) as usize]);
     }
+}
+
+/// The window of a new session. Login Requests are immediate: none of them moves it (4.2.2.1).
+fn window_from(cmd_sn: CmdSn) -> WindowSnapshot {
+    WindowSnapshot { exp_cmd_sn: cmd_sn, max_cmd_sn: cmd_sn.plus(limits::COMMAND_WINDOW - 1) }
 }
 
 impl Names {

@@ -50,7 +50,7 @@ pub(super) enum Logic {
 }
 
 /// What we want, seen what is settled already.
-pub(super) type OurNumber = fn(&NegotiatedParams) -> u32;
+pub(super) type OurNumber = fn(&Negotiator) -> u32;
 pub(super) type StoreNumber = fn(&mut NegotiatedParams, u32);
 pub(super) type StoreBoolean = fn(&mut NegotiatedParams, bool);
 
@@ -146,6 +146,8 @@ pub(super) struct KeyRule {
     place: Place,
     /// "Irrelevant when: SessionType=Discovery".
     normal_only: bool,
+    /// "Use: LO": settled by the leading login for all connections.
+    leading_only: bool,
 }
 
 const SEGMENT_MIN: u32 = 512;
@@ -158,15 +160,15 @@ const fn number(
     ours: OurNumber,
     store: StoreNumber,
 ) -> KeyRule {
-    other(name, Place::Operational, Kind::Number { bounds, pick, ours, store })
+    other(name, Place::Operational, Kind::Number { bounds, pick, ours, store }).leading_only()
 }
 
 const fn boolean(name: &'static str, logic: Logic, ours: bool, store: StoreBoolean) -> KeyRule {
-    other(name, Place::Operational, Kind::Boolean { logic, ours, store }).normal_only()
+    other(name, Place::Operational, Kind::Boolean { logic, ours, store }).normal_only().leading_only()
 }
 
 const fn other(name: &'static str, place: Place, kind: Kind) -> KeyRule {
-    KeyRule { name, kind, place, normal_only: false }
+    KeyRule { name, kind, place, normal_only: false, leading_only: false }
 }
 
 const fn declaration(name: &'static str, place: Place, what: Declaration) -> KeyRule {
@@ -180,6 +182,11 @@ const fn security(name: &'static str, key: SecurityKey) -> KeyRule {
 impl KeyRule {
     const fn normal_only(mut self) -> Self {
         self.normal_only = true;
+        self
+    }
+
+    const fn leading_only(mut self) -> Self {
+        self.leading_only = true;
         self
     }
 }
@@ -209,13 +216,14 @@ pub(super) const KEYS: [KeyRule; 35] = [
     other("DataDigest", Place::Operational, Kind::Digest { store: |params, kind| params.data_digest = kind }),
     other("MaxRecvDataSegmentLength", Place::OperationalAndFullFeature, Kind::SegmentLength),
     // The session (13.2, 13.10 to 13.20).
-    number("MaxConnections", (1, 65_535), Pick::Min, |_| 1, |params, n| params.max_connections = n).normal_only(),
+    number("MaxConnections", (1, 65_535), Pick::Min, |it| it.max_connections,
+        |params, n| params.max_connections = n).normal_only(),
     boolean("InitialR2T", Logic::Or, false, |params, yes| params.initial_r2t = yes),
     boolean("ImmediateData", Logic::And, true, |params, yes| params.immediate_data = yes),
     number("MaxBurstLength", (SEGMENT_MIN, SEGMENT_MAX), Pick::Min, |_| limits::BURST_BYTES_MAX,
         |params, n| params.max_burst = n).normal_only(),
     number("FirstBurstLength", (SEGMENT_MIN, SEGMENT_MAX), Pick::Min,
-        |params| limits::FIRST_BURST_BYTES_MAX.min(params.max_burst),
+        |it| limits::FIRST_BURST_BYTES_MAX.min(it.params.max_burst),
         |params, n| params.first_burst = n).normal_only(),
     number("DefaultTime2Wait", (0, 3600), Pick::Max, |_| 0, |params, n| params.time2wait_s = n),
     number("DefaultTime2Retain", (0, 3600), Pick::Min, |_| 0, |params, n| params.time2retain_s = n),
@@ -225,7 +233,7 @@ pub(super) const KEYS: [KeyRule; 35] = [
     boolean("DataSequenceInOrder", Logic::Or, true, |params, yes| params.data_sequence_in_order = yes),
     number("ErrorRecoveryLevel", (0, 2), Pick::Min, |_| 0, |params, n| params.error_recovery_level = n),
     // Which features (13.23, 13.24): what RFC 7143 asks for, nothing of RFC 7144.
-    other("TaskReporting", Place::Operational, Kind::Choice { ours: "RFC3720" }).normal_only(),
+    other("TaskReporting", Place::Operational, Kind::Choice { ours: "RFC3720" }).normal_only().leading_only(),
     number("iSCSIProtocolLevel", (0, 31), Pick::Min, |_| 1, |_, _| {}).normal_only(),
     // Obsolete (13.25).
     other("IFMarker", Place::Operational, Kind::Marker),
@@ -251,17 +259,37 @@ const REJECT: &str = "Reject";
 pub struct Negotiator {
     kind: SessionKind,
     params: NegotiatedParams,
+    /// What we grant as MaxConnections.
+    max_connections: u32,
+    /// The first connection of its session: it settles what holds for all of them.
+    leading: bool,
     /// One bit a row of `KEYS`.
     seen: u64,
     segment_declared: bool,
 }
 
 impl Negotiator {
-    /// The start of a login: the RFC's defaults hold on both sides, also for the segments that we take.
-    pub fn new(kind: SessionKind) -> Self {
+    /// The start of a leading login: the RFC's defaults hold on both sides, also for the segments that we take.
+    pub fn new(kind: SessionKind, max_connections: u32) -> Self {
         let params =
             NegotiatedParams { max_recv_segment: DEFAULT_SEGMENT_BYTES, ..NegotiatedParams::default() };
-        Self { kind, params, seen: 0, segment_declared: false }
+        Self { kind, params, max_connections, leading: true, seen: 0, segment_declared: false }
+    }
+
+    /// The start of a login that joins a session: what is the session's holds, what is a connection's begins at the
+    /// defaults.
+    pub fn joining(session: NegotiatedParams) -> Self {
+        let fresh = NegotiatedParams::default();
+        let params = NegotiatedParams {
+            header_digest: fresh.header_digest,
+            data_digest: fresh.data_digest,
+            max_send_segment: fresh.max_send_segment,
+            max_recv_segment: DEFAULT_SEGMENT_BYTES,
+            ..session
+        };
+        let max_connections = params.max_connections;
+        let kind = SessionKind::Normal;
+        Self { kind, params, max_connections, leading: false, seen: 0, segment_declared: false }
     }
 
     /// Answers one offer that is neither a declaration of names nor part of the security conversation; those
@@ -296,7 +324,8 @@ impl Negotiator {
             return Err(NegotiationError::Repeated(rule.name));
         }
         self.seen |= bit;
-        if rule.normal_only && self.kind == SessionKind::Discovery {
+        let is_settled = rule.leading_only && !self.leading;
+        if is_settled || rule.normal_only && self.kind == SessionKind::Discovery {
             answers.push(key, IRRELEVANT);
             return Ok(());
         }
@@ -312,7 +341,7 @@ impl Negotiator {
         match rule.kind {
             Kind::Number { bounds, pick, ours, store } => match number_within(value, bounds) {
                 Some(offer) => {
-                    let ours = ours(&self.params);
+                    let ours = ours(self);
                     let result = if pick == Pick::Min { offer.min(ours) } else { offer.max(ours) };
                     store(&mut self.params, result);
                     answers.push(rule.name, &result.to_string());
@@ -352,6 +381,9 @@ impl Negotiator {
 
     /// Looks ahead for MaxBurstLength, because FirstBurstLength must not exceed it (13.14) and may stand first.
     pub(super) fn look_ahead(&mut self, keys: &TextKeys) {
+        if !self.leading {
+            return;
+        }
         let offer =
             keys.get("MaxBurstLength").and_then(|value| number_within(value, (SEGMENT_MIN, SEGMENT_MAX)));
         if let Some(offer) = offer {
@@ -397,7 +429,14 @@ pub fn negotiate_text(
     kind: SessionKind,
     params: &mut NegotiatedParams,
 ) -> Result<TextOutcome, NegotiationError> {
-    let mut negotiator = Negotiator { kind, params: params.clone(), seen: 0, segment_declared: true };
+    let mut negotiator = Negotiator {
+        kind,
+        params: params.clone(),
+        max_connections: params.max_connections,
+        leading: true,
+        seen: 0,
+        segment_declared: true,
+    };
     let mut outcome = TextOutcome::default();
     for (key, value) in keys.iter() {
         negotiator.settle(Phase::FullFeature, key, value, &mut outcome.answers)?;
@@ -449,7 +488,7 @@ mod tests {
             offer.push(key, value);
         }
         let keys = TextKeys::parse(offer.into_bytes()).unwrap();
-        let mut negotiator = Negotiator::new(kind);
+        let mut negotiator = Negotiator::new(kind, 4);
         let mut answers = TextWriter::default();
         negotiator.look_ahead(&keys);
         for (key, value) in keys.iter() {
@@ -477,7 +516,8 @@ mod tests {
             ("HeaderDigest", "None,CRC32C", "None"),
             ("DataDigest", "X-md9,CRC32C", "CRC32C"),
             ("DataDigest", "X-md9", "Reject"),
-            ("MaxConnections", "8", "1"),
+            ("MaxConnections", "8", "4"),
+            ("MaxConnections", "2", "2"),
             ("MaxConnections", "0", "Reject"),
             ("MaxConnections", "65536", "Reject"),
             ("InitialR2T", "No", "No"),
@@ -577,7 +617,7 @@ mod tests {
             let error = negotiate(SessionKind::Normal, &[(key, "None")]).unwrap_err();
             assert_eq!(error, NegotiationError::OutOfPlace(key));
         }
-        let mut negotiator = Negotiator::new(SessionKind::Normal);
+        let mut negotiator = Negotiator::new(SessionKind::Normal, 4);
         let mut answers = TextWriter::default();
         let early = negotiator.settle(Phase::LoginSecurity, "InitialR2T", "No", &mut answers);
         assert_eq!(early, Err(NegotiationError::OutOfPlace("InitialR2T")));
@@ -605,12 +645,44 @@ mod tests {
 
     #[test]
     fn our_segment_length_is_declared_once() {
-        let mut negotiator = Negotiator::new(SessionKind::Normal);
+        let mut negotiator = Negotiator::new(SessionKind::Normal, 4);
         let mut answers = TextWriter::default();
         negotiator.declare_segment(&mut answers);
         negotiator.declare_segment(&mut answers);
         assert_eq!(answers.as_bytes(), b"MaxRecvDataSegmentLength=262144\0");
         assert_eq!(negotiator.finish().max_recv_segment, limits::RECV_SEGMENT_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_joining_login_settles_its_connection_only() {
+        let session = NegotiatedParams {
+            max_burst: 4096,
+            first_burst: 2048,
+            max_connections: 3,
+            header_digest: DigestKind::Crc32c,
+            max_send_segment: 512,
+            ..NegotiatedParams::default()
+        };
+        let mut negotiator = Negotiator::joining(session.clone());
+        let offers = "HeaderDigest=None\0DataDigest=CRC32C\0MaxBurstLength=512\0InitialR2T=No\0\
+                      MaxConnections=8\0MaxRecvDataSegmentLength=65536\0ErrorRecoveryLevel=0\0";
+        let keys = text(offers.as_bytes());
+        let mut answers = TextWriter::default();
+        negotiator.look_ahead(&keys);
+        for (key, value) in keys.iter() {
+            negotiator.settle(Phase::LoginOperational, key, value, &mut answers).unwrap();
+        }
+        let answers = pairs(answers);
+        let values: Vec<_> = answers.iter().map(|(_, value)| value.as_str()).collect();
+        assert_eq!(values, ["None", "CRC32C", "Irrelevant", "Irrelevant", "Irrelevant", "Irrelevant"]);
+        let expected = NegotiatedParams {
+            header_digest: DigestKind::None,
+            data_digest: DigestKind::Crc32c,
+            max_send_segment: 65_536,
+            max_recv_segment: DEFAULT_SEGMENT_BYTES,
+            ..session
+        };
+        assert_eq!(negotiator.finish(), expected);
     }
 
     fn text(text: &[u8]) -> TextKeys {
@@ -663,7 +735,8 @@ mod tests {
                 prop_assert!((512..=limits::BURST_BYTES_MAX).contains(&params.max_burst));
                 prop_assert!((512..=params.max_burst).contains(&params.first_burst));
                 prop_assert!(params.first_burst <= limits::FIRST_BURST_BYTES_MAX);
-                prop_assert_eq!((params.max_connections, params.error_recovery_level), (1, 0));
+                prop_assert!((1..=4).contains(&params.max_connections));
+                prop_assert_eq!(params.error_recovery_level, 0);
                 prop_assert_eq!(params.max_outstanding_r2t, 1);
                 prop_assert!(params.time2wait_s <= 3600 && params.time2retain_s <= 3600);
                 prop_assert!(params.data_pdu_in_order && params.data_sequence_in_order);

@@ -11,7 +11,9 @@
 //! | Executing | -                  | Settling        | rejected           |                     |           |
 //! | Settling  | -                  | -               | thrown away        |                     | Replying once no Data-Out is due |
 //! | Replying  | -                  | -               | rejected           |                     | Data-In, SCSI Response, gone |
+//! | Aborting  | -                  | -               | thrown away        |                     | gone once no Data-Out is due |
 //!
+//! An abort takes every phase to Aborting.
 //! A fault in the data takes Offered and Receiving to Settling, with the reply made by the session.
 
 use super::command_window::Place;
@@ -20,6 +22,7 @@ use super::data_out_sequence::DataOutSequence;
 use super::pdu::scsi_response::Residual;
 use super::pdu::{InitiatorTaskTag, LunField};
 use super::serial::CmdSn;
+use super::session::ConnectionId;
 use crate::clock::Instant;
 use crate::limits;
 
@@ -45,6 +48,7 @@ pub(super) enum Phase {
     Executing,
     Settling,
     Replying,
+    Aborting,
 }
 
 /// The end of a task, kept until it is sent.
@@ -59,6 +63,8 @@ pub(super) struct Reply {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) task_tag: InitiatorTaskTag,
+    /// Its connection allegiance (4.2.2.1).
+    pub(super) connection: ConnectionId,
     pub(super) lun: LunField,
     pub(super) cmd_sn: CmdSn,
     pub(super) place: Place,
@@ -167,9 +173,10 @@ impl TaskTable {
         Some(TaskId { index: index as u16, generation: self.slots[index].generation })
     }
 
-    /// No task's data is late yet.
-    pub(super) fn touch_all(&mut self, now: Instant) {
-        for task in self.slots.iter_mut().filter_map(|slot| slot.task.as_mut()) {
+    /// No data of tasks of this connection is late yet.
+    pub(super) fn touch_of(&mut self, on: ConnectionId, now: Instant) {
+        let tasks = self.slots.iter_mut().filter_map(|slot| slot.task.as_mut());
+        for task in tasks.filter(|task| task.connection == on) {
             task.touched = now;
         }
     }
@@ -189,6 +196,7 @@ mod tests {
     fn task(tag: u32) -> Task {
         Task {
             task_tag: InitiatorTaskTag(tag),
+            connection: ConnectionId::LEADING,
             lun: LunField::default(),
             cmd_sn: CmdSn(tag),
             place: Place::Ordered,

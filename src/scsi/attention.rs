@@ -21,10 +21,11 @@ pub(super) enum UnitAttention {
     ReservationsPreempted,
     ReservationsReleased,
     CommandsCleared,
+    CommandsClearedByTransport,
     ReportedLunsChanged,
 }
 
-const ALL: [UnitAttention; 12] = [
+const ALL: [UnitAttention; 13] = [
     UnitAttention::PowerOnOrReset,
     UnitAttention::TargetReset,
     UnitAttention::UnitReset,
@@ -36,6 +37,7 @@ const ALL: [UnitAttention; 12] = [
     UnitAttention::ReservationsPreempted,
     UnitAttention::ReservationsReleased,
     UnitAttention::CommandsCleared,
+    UnitAttention::CommandsClearedByTransport,
     UnitAttention::ReportedLunsChanged,
 ];
 
@@ -56,6 +58,7 @@ impl UnitAttention {
             Self::ReservationsPreempted => (0x2A, 0x03),
             Self::ReservationsReleased => (0x2A, 0x04),
             Self::CommandsCleared => (0x2F, 0x00),
+            Self::CommandsClearedByTransport => (0x47, 0x7F),
             Self::ReportedLunsChanged => (0x3F, 0x0E),
         };
         Sense::new(SenseKey::UnitAttention, asc, ascq)

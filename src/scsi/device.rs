@@ -271,6 +271,14 @@ impl Device {
         }
     }
 
+    /// Commands of `victim` ended because the transport lost the way to answer them (RFC 7143, 7.5: SOME COMMANDS
+    /// CLEARED BY ISCSI PROTOCOL EVENT).
+    pub fn cleared_by_transport(&mut self, victim: Nexus, unit: UnitIndex) {
+        if let Some(unit) = self.units.get_mut(unit.0 as usize) {
+            unit.raise(victim, UnitAttention::CommandsClearedByTransport);
+        }
+    }
+
     /// The image behind a unit has another size now; zero is ignored.
     pub fn capacity_changed(&mut self, unit: UnitIndex, blocks: u64) {
         if let Some(unit) = self.units.get_mut(unit.0 as usize)

@@ -7,10 +7,12 @@ use crate::iscsi::chap::AuthPolicy;
 use crate::iscsi::login::{Established, LoginEvent, LoginMachine, TargetAnswer};
 use crate::iscsi::negotiate;
 use crate::iscsi::params::Tsih;
-use crate::iscsi::session::{Keepalive, Session, SessionKind, SessionStart};
+use crate::iscsi::session::{ConnectionId, ConnectionStart, Keepalive, Session, SessionKind, SessionStart};
 
-use super::connection::{Connection, FullFeature, Phase};
+use super::connection::{Connection, Phase};
 use super::mailbox::{Handoff, Message, Named, Sent};
+use super::session::{Member, ServedSession, SessionKey};
+use super::target::SessionEntry;
 use super::token::{Kind, Token};
 use super::{ConnKey, PORTAL_GROUP, Shard, ShardConfig, ShardId};
 use crate::scsi::Nexus;
@@ -41,12 +43,16 @@ impl<I: Io> Shard<I> {
             let Phase::Login(login) = &mut connection.phase else { return };
             match login.poll_event() {
                 None => break,
-                Some(LoginEvent::TargetNamed { initiator, target, tsih, .. }) => {
-                    if !self.target_named(key, Named { initiator, target, tsih }) {
+                Some(LoginEvent::TargetNamed { initiator, target, isid, tsih, cid }) => {
+                    if !self.target_named(key, Named { initiator, target, isid, tsih, cid }) {
                         return;
                     }
                 }
                 Some(LoginEvent::Established(established)) => {
+                    if established.joins && !self.can_join(&established) {
+                        self.close(key, "the session it was to join is gone or full");
+                        return;
+                    }
                     self.stage_login(key);
                     self.established(key, *established);
                     return;
@@ -55,16 +61,13 @@ impl<I: Io> Shard<I> {
                     self.stage_login(key);
                     if let Some(connection) = self.connections.get_mut(key) {
                         tracing::info!(peer = %connection.peer, %failure, "login refused");
-                        connection.close_after_send = true;
+                        connection.phase = Phase::Draining(None);
                     }
                     return;
                 }
             }
         }
         self.stage_login(key);
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.waiting = false;
-        }
     }
 
     fn stage_login(&mut self, key: ConnKey) {
@@ -84,7 +87,7 @@ impl<I: Io> Shard<I> {
 
     /// Answers the machine, or starts to move the connection. False when it moves.
     fn target_named(&mut self, key: ConnKey, named: Named) -> bool {
-        let Named { initiator, target, tsih } = named;
+        let Named { initiator, target, isid, tsih, cid } = named;
         let Some(name) = target else {
             // Discovery stays where it landed; its TSIH only has to be non-zero.
             let tsih_for_new_session = Tsih((self.login_count as u16).max(1));
@@ -96,6 +99,7 @@ impl<I: Io> Shard<I> {
                     portal_group: PORTAL_GROUP,
                     target_alias: None,
                     tsih_for_new_session,
+                    max_connections: 1,
                 },
             );
             return true;
@@ -111,16 +115,14 @@ impl<I: Io> Shard<I> {
             }
             Some(entry) if entry.owner != self.config.id => {
                 let to = entry.owner;
-                self.begin_hand_off(key, to, Named { initiator, target: Some(name), tsih });
+                self.begin_hand_off(key, to, Named { initiator, target: Some(name), isid, tsih, cid });
                 return false;
             }
             Some(entry) => {
                 let (index, auth) = (entry.index, entry.auth.clone());
                 if tsih != Tsih(0) {
-                    // One connection a session: nobody can join one (RFC 7143, 11.13.5).
-                    let sessions = &self.core.targets[index as usize].sessions;
-                    let exists = sessions.iter().any(|session| session.tsih == tsih);
-                    if exists { TargetAnswer::TooManyConnections } else { TargetAnswer::SessionDoesNotExist }
+                    let named = Named { initiator, target: Some(name), isid, tsih, cid };
+                    self.answer_to_join(&named, index, auth)
                 } else if self.core.targets[index as usize].has_room() {
                     let tsih_for_new_session = self.core.targets[index as usize].fresh_tsih();
                     TargetAnswer::Accept {
@@ -128,6 +130,7 @@ impl<I: Io> Shard<I> {
                         portal_group: PORTAL_GROUP,
                         target_alias: None,
                         tsih_for_new_session,
+                        max_connections: self.config.max_connections,
                     }
                 } else {
                     tracing::warn!(%initiator, target = %name, "login refused: the target has all the sessions it takes");
@@ -147,26 +150,102 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// May this login become one more connection of the session it names (RFC 7143, 6.3.1 and 6.3.4)?
+    fn answer_to_join(&self, named: &Named, index: u32, auth: AuthPolicy) -> TargetAnswer {
+        let target = &self.core.targets[index as usize];
+        let key = target.session_to_join(&named.initiator, named.isid, named.tsih);
+        let Some(session) = key.and_then(|key| self.sessions.get(key)) else {
+            tracing::info!(initiator = %named.initiator, "login refused: the session to be joined does not exist");
+            return TargetAnswer::SessionDoesNotExist;
+        };
+        let machine = &session.machine;
+        if machine.connection_of(named.cid).is_none() && !machine.has_room() {
+            tracing::info!(initiator = %named.initiator, "login refused: the session has all its connections");
+            return TargetAnswer::TooManyConnections;
+        }
+        TargetAnswer::Join {
+            auth,
+            portal_group: PORTAL_GROUP,
+            params: machine.session_params().clone(),
+            window: machine.window(),
+        }
+    }
+
+    /// The session that a login was allowed to join may have ended meanwhile, or have been joined by others.
+    fn can_join(&self, established: &Established) -> bool {
+        self.session_joined_by(established).and_then(|key| self.sessions.get(key)).is_some_and(|session| {
+            session.machine.connection_of(established.cid).is_some() || session.machine.has_room()
+        })
+    }
+
+    fn session_joined_by(&self, established: &Established) -> Option<SessionKey> {
+        let entry = self.directory.find(established.target_name.as_deref()?)?;
+        let target = &self.core.targets[entry.index as usize];
+        target.session_to_join(&established.initiator_name, established.isid, established.tsih)
+    }
+
     fn established(&mut self, key: ConnKey, established: Established) {
+        let discovery = established.session_kind == negotiate::SessionKind::Discovery;
         let Some(connection) = self.connections.get_mut(key) else { return };
+        let params = &established.params;
+        connection.tx.set_digests(params.header_digest, params.data_digest);
+        connection.framer.set_digests(params.header_digest, params.data_digest);
+        connection.framer.set_max_data_len(params.max_recv_segment);
+        // Firmware that takes 8 KiB segments cannot answer a ping (iPXE gives up its session): TCP keepalives find
+        // out whether it lives.
+        let answers_pings = !discovery && params.max_send_segment > FIRMWARE_SEGMENT_BYTES;
+        let interval = self.config.ping_interval;
+        let start = ConnectionStart {
+            cid: established.cid,
+            params: params.clone(),
+            next_stat_sn: established.next_stat_sn,
+            keepalive: answers_pings.then_some(Keepalive { idle: interval, answer: interval }),
+            now: self.core.now,
+        };
+        if established.joins {
+            self.join(key, &established, start);
+        } else {
+            self.begin_session(key, established, start);
+        }
+    }
+
+    /// One more connection of a session. One with the same CID is reinstated by it (RFC 7143, 6.3.4): what the former
+    /// had begun ends, and the session goes on.
+    fn join(&mut self, key: ConnKey, established: &Established, start: ConnectionStart) {
+        let Some(session_key) = self.session_joined_by(established) else { return };
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let former = session.machine.connection_of(start.cid).and_then(|on| session.connection(on));
+        if let Some(former) = former {
+            self.leave_session(former);
+        }
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        let Some(on) = session.machine.join(start) else { return };
+        session.set_connection(on, Some(key));
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.phase = Phase::Full(Member { session: session_key, on });
+        tracing::info!(initiator = %session.initiator, peer = %connection.peer, cid = established.cid.0, "connection joined its session");
+        if let Some(former) = former {
+            self.close(former, "its initiator has reinstated the connection");
+        }
+        self.after_session(session_key);
+    }
+
+    fn begin_session(&mut self, key: ConnKey, established: Established, start: ConnectionStart) {
+        let Some(connection) = self.connections.get(key) else { return };
         let peer = connection.peer;
         let discovery = established.session_kind == negotiate::SessionKind::Discovery;
-        let index = established
-            .target_name
-            .as_deref()
-            .filter(|_| !discovery)
-            .and_then(|name| self.directory.find(name))
-            .map(|entry| entry.index);
+        let name = established.target_name.as_deref().filter(|_| !discovery);
+        let index = name.and_then(|name| self.directory.find(name)).map(|entry| entry.index);
         let initiator = established.initiator_name.clone();
         let mut nexus = Nexus(0);
         if let Some(index) = index {
             // RFC 7143, 6.3.5: the same name and ISID again end the former session.
             let former = self.core.targets[index as usize].session_of(&initiator, established.isid);
-            if let Some(former) = former.map(|session| session.conn) {
-                self.close(former, "its initiator has logged in again");
+            if let Some(former) = former.map(|entry| entry.session) {
+                self.close_session(former, "its initiator has logged in again");
             }
             let target = &mut self.core.targets[index as usize];
-            let Some(granted) = target.attach(key, &initiator, established.isid, established.tsih) else {
+            let Some(granted) = target.attach(&initiator, established.isid) else {
                 self.close(key, "the target has all the sessions it takes");
                 return;
             };
@@ -175,32 +254,28 @@ impl<I: Io> Shard<I> {
         } else {
             tracing::debug!(%initiator, %peer, "discovery session");
         }
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        let params = established.params.clone();
-        connection.tx.set_digests(params.header_digest, params.data_digest);
-        connection.framer.set_digests(params.header_digest, params.data_digest);
-        connection.framer.set_max_data_len(params.max_recv_segment);
-        // Firmware that takes 8 KiB segments cannot answer a ping (iPXE gives up its session): TCP keepalives find
-        // out whether it lives.
-        let answers_pings = !discovery && params.max_send_segment > FIRMWARE_SEGMENT_BYTES;
-        let interval = self.config.ping_interval;
-        let session = Session::new(SessionStart {
+        let machine = Session::new(SessionStart {
             kind: if discovery { SessionKind::Discovery } else { SessionKind::Normal },
-            params,
-            cid: established.cid,
-            next_stat_sn: established.next_stat_sn,
             exp_cmd_sn: established.exp_cmd_sn,
-            keepalive: answers_pings.then_some(Keepalive { idle: interval, answer: interval }),
-            now: self.core.now,
+            connection: start,
         });
-        let full = FullFeature::new(Box::new(session), index, nexus, initiator);
-        connection.phase = Phase::Full(Box::new(full));
-        connection.waiting = false;
-        if let Some(index) = index
-            && self.core.targets[index as usize].aborted_in_flight > 0
-        {
-            connection.waiting = true;
-            self.awaiting_drain.push((index, key));
+        let session = Box::new(ServedSession::new(machine, key, index, nexus, initiator.clone()));
+        let Ok(session_key) = self.sessions.insert(session) else {
+            // Cannot be: there is room for as many sessions as connections.
+            if let Some(index) = index {
+                self.core.targets[index as usize].release(nexus);
+            }
+            self.close(key, "too many sessions on this shard");
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.phase = Phase::Full(Member { session: session_key, on: ConnectionId::LEADING });
+        }
+        if let Some(index) = index {
+            let (isid, tsih) = (established.isid, established.tsih);
+            let target = &mut self.core.targets[index as usize];
+            target.enter(SessionEntry { session: session_key, initiator, isid, tsih, nexus });
+            self.await_drain(session_key);
         }
     }
 
@@ -293,7 +368,6 @@ impl<I: Io> Shard<I> {
             connection.key = key;
             connection.framer = handoff.framer;
             connection.carried = handoff.unread;
-            connection.waiting = true;
             connection.arm_recv(&mut self.core);
         }
         self.next_tick = now;

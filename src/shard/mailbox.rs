@@ -10,7 +10,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::io::Waker;
 use crate::iscsi::framer::Framer;
 use crate::iscsi::login::LoginMachine;
-use crate::iscsi::params::Tsih;
+use crate::iscsi::params::{Cid, Isid, Tsih};
 
 /// Whom a login names.
 #[derive(Clone, Debug)]
@@ -18,7 +18,10 @@ pub struct Named {
     pub(super) initiator: String,
     /// `None`: discovery.
     pub(super) target: Option<String>,
+    pub(super) isid: Isid,
+    /// Not zero: the session to be joined.
     pub(super) tsih: Tsih,
+    pub(super) cid: Cid,
 }
 
 /// A connection on its way to the shard that owns its target. Nothing is in flight on it.

@@ -7,11 +7,14 @@ use crate::iscsi::discovery::{SendTargets, TargetListing};
 use crate::iscsi::pdu::InitiatorTaskTag;
 use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::iscsi::serial::CmdSn;
-use crate::iscsi::session::{CloseReason, ManagementFunction, SessionEvent, TaskId};
+use crate::iscsi::session::{
+    CloseReason, ConnectionId, LogoutScope, ManagementFunction, SessionEvent, TaskId,
+};
 use crate::scsi::{Lun, Nexus};
 
 use super::connection::{Phase, Want};
 use super::executor::Preempting;
+use super::session::{Member, SessionKey};
 use super::target::PendingManagement;
 use super::token::{Kind, Token};
 use super::{ConnKey, PORTAL_GROUP, Shard};
@@ -38,42 +41,102 @@ impl<I: Io> Shard<I> {
                 }
                 self.close(key, reason);
             }
-            Want::SessionEvent(event) => self.session_event(key, event),
+            Want::SessionEvent(session, event) => self.session_event(session, event),
         }
     }
 
-    fn session_event(&mut self, key: ConnKey, event: SessionEvent) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.waiting = false;
+    fn session_event(&mut self, key: SessionKey, event: SessionEvent) {
+        let Some(session) = self.sessions.get(key) else { return };
         match event {
             SessionEvent::Management { function, task_tag, lun, cmd_sn } => {
                 self.manage(key, function, task_tag, lun.0, cmd_sn);
             }
-            SessionEvent::SendTargets { value } => self.send_targets(key, &value),
-            SessionEvent::Logout { .. } => connection.close_after_send = true,
-            SessionEvent::Close(CloseReason::PeerSilent) => self.close(key, "the initiator is silent"),
-            SessionEvent::Close(reason) => {
-                tracing::info!(peer = %connection.peer, %reason, "session given up");
-                connection.close_after_send = true;
+            SessionEvent::SendTargets { connection, request } => self.send_targets(key, connection, &request),
+            SessionEvent::Logout { connection, ends } => self.logged_out(key, connection, ends),
+            SessionEvent::Resumed { connection } => self.resumed.extend(session.connection(connection)),
+            SessionEvent::Close { connection, reason } => {
+                let Some(conn) = session.connection(connection) else { return };
+                if reason == CloseReason::PeerSilent {
+                    self.close(conn, "the initiator is silent");
+                } else {
+                    tracing::info!(initiator = %session.initiator, %reason, "connection given up");
+                    self.drain_connection(conn);
+                }
             }
             SessionEvent::Command { .. }
             | SessionEvent::DataComplete { .. }
             | SessionEvent::DataFailed { .. } => {}
         }
-        self.mark_dirty(key);
+        self.mark_session_dirty(key);
     }
 
-    /// A session's own timer ran out: its events are executed outside of any PDU.
-    pub(super) fn session_timed_out(&mut self, key: ConnKey) {
+    /// The response is queued on the connection that asked; what else the logout ends goes at once.
+    fn logged_out(&mut self, key: SessionKey, asker: ConnectionId, ends: LogoutScope) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(asker) = session.connection(asker) else { return };
+        let ended: Vec<_> = match ends {
+            LogoutScope::Session => session.connections().collect(),
+            LogoutScope::Connection(on) => session.connection(on).into_iter().collect(),
+        };
+        for conn in ended {
+            if conn == asker {
+                self.drain_connection(conn);
+            } else {
+                self.close(conn, "logged out");
+            }
+        }
+    }
+
+    /// What is queued is still sent, then the connection closes.
+    fn drain_connection(&mut self, key: ConnKey) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && let Phase::Full(member) = connection.phase
+        {
+            connection.phase = Phase::Draining(Some(member));
+            self.mark_dirty(key);
+        }
+    }
+
+    /// Connections whose payload waited for the turn of its command go on.
+    pub(super) fn resume_turns(&mut self) -> bool {
+        let progressed = !self.resumed.is_empty();
+        for key in core::mem::take(&mut self.resumed) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.renew_sink(&self.core, &mut self.sessions);
+                self.process(key);
+            }
+        }
+        progressed
+    }
+
+    /// Executes what a session has decided outside of any PDU.
+    pub(super) fn after_session(&mut self, key: SessionKey) {
         let mut wants = core::mem::take(&mut self.wants);
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.drain_session(&mut self.core, &mut wants);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.drain(key, &mut self.core, &mut wants);
+            if session.has_stalled() && !self.stalled.contains(&key) {
+                self.stalled.push(key);
+            }
         }
         for want in wants.drain(..) {
-            self.want(key, want);
+            if let Want::SessionEvent(session, event) = want {
+                self.session_event(session, event);
+            }
         }
         self.wants = wants;
-        self.mark_dirty(key);
+        self.mark_session_dirty(key);
+    }
+
+    pub(super) fn mark_session_dirty(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get(key) else { return };
+        for conn in session.connections() {
+            if let Some(connection) = self.connections.get_mut(conn)
+                && !connection.dirty
+            {
+                connection.dirty = true;
+                self.dirty.push(conn);
+            }
+        }
     }
 
     /// PREEMPT AND ABORT (SPC-4, 5.12.11.2.6): ends the commands of the preempted nexuses, and answers once what the
@@ -100,20 +163,20 @@ impl<I: Io> Shard<I> {
     fn end_tasks_of(&mut self, preempting: &Preempting, victim: Nexus) -> bool {
         let target = &self.core.targets[preempting.target as usize];
         let Some(lun) = target.device.lun(preempting.unit) else { return false };
-        let conn = target.sessions.iter().find(|session| session.nexus == victim).map(|session| session.conn);
-        let Some(full) = conn.and_then(|conn| self.connections.get_mut(conn)).and_then(|c| c.full()) else {
+        let entry = target.sessions.iter().find(|entry| entry.nexus == victim);
+        let Some(session) = entry.and_then(|entry| self.sessions.get_mut(entry.session)) else {
             return false;
         };
-        let ended: Vec<_> = full
-            .session
+        let ended: Vec<_> = session
+            .machine
             .tasks()
             .filter(|(_, field, ..)| Lun::from_field(field.0) == Ok(lun))
             .map(|(task, ..)| task)
-            .filter(|task| full.task_key(*task) != Some(preempting.task))
+            .filter(|task| session.task_key(*task) != Some(preempting.task))
             .collect();
         for task in &ended {
-            full.session.abort_task(*task);
-            full.forget(&mut self.core, *task);
+            session.machine.abort_task(*task);
+            session.forget(&mut self.core, *task);
         }
         !ended.is_empty()
     }
@@ -121,17 +184,15 @@ impl<I: Io> Shard<I> {
     /// RFC 7143, 11.5: what the function ends is forgotten; the response waits until it has really ended.
     fn manage(
         &mut self,
-        key: ConnKey,
+        key: SessionKey,
         function: ManagementFunction,
         task_tag: InitiatorTaskTag,
         lun: [u8; 8],
         cmd_sn: CmdSn,
     ) {
-        let Some(full) = self.connections.get_mut(key).and_then(|connection| connection.full()) else {
-            return;
-        };
-        let (Some(index), nexus) = (full.target, full.nexus) else { return };
-        tracing::info!(initiator = %full.initiator, ?function, "task management");
+        let Some(session) = self.sessions.get(key) else { return };
+        let (Some(index), nexus) = (session.target, session.nexus) else { return };
+        tracing::info!(initiator = %session.initiator, ?function, "task management");
         let mut response = ManagementResponse::FunctionComplete;
         let scope = match function {
             ManagementFunction::AbortTask(task) => Scope::Task(task),
@@ -157,7 +218,7 @@ impl<I: Io> Shard<I> {
             }
             self.end_tasks(key, index, nexus, scope, function, cmd_sn);
         }
-        let pending = PendingManagement { conn: key, task_tag, response };
+        let pending = PendingManagement { session: key, task_tag, response };
         self.core.targets[index as usize].management.push(pending);
         self.awaiting_drain.push((index, key));
         if function == ManagementFunction::TargetColdReset {
@@ -167,7 +228,7 @@ impl<I: Io> Shard<I> {
 
     fn end_tasks(
         &mut self,
-        key: ConnKey,
+        key: SessionKey,
         index: u32,
         nexus: Nexus,
         scope: Scope,
@@ -177,20 +238,18 @@ impl<I: Io> Shard<I> {
         let victims: Vec<_> = self.core.targets[index as usize]
             .sessions
             .iter()
-            .filter(|session| matches!(scope, Scope::Unit(_) | Scope::Target) || session.nexus == nexus)
-            .map(|session| (session.conn, session.nexus))
+            .filter(|entry| matches!(scope, Scope::Unit(_) | Scope::Target) || entry.nexus == nexus)
+            .map(|entry| (entry.session, entry.nexus))
             .collect();
         // A LUN has more than one form (SAM-5, 4.7): tasks may have been sent to another than the function's.
         let same = |field: [u8; 8], unit: [u8; 8]| Lun::from_field(field) == Lun::from_field(unit);
-        for (conn, victim) in victims {
-            let Some(full) = self.connections.get_mut(conn).and_then(|connection| connection.full()) else {
-                continue;
-            };
-            let ended: Vec<_> = full
-                .session
+        for (of, victim) in victims {
+            let Some(session) = self.sessions.get_mut(of) else { continue };
+            let ended: Vec<_> = session
+                .machine
                 .tasks()
                 .filter(|(task, lun, _, sn)| match scope {
-                    Scope::Task(only) => conn == key && *task == only,
+                    Scope::Task(only) => of == key && *task == only,
                     Scope::NexusUnit(unit) => same(lun.0, unit) && sn.before(cmd_sn),
                     Scope::Unit(unit) => same(lun.0, unit),
                     Scope::Target => true,
@@ -198,8 +257,8 @@ impl<I: Io> Shard<I> {
                 .map(|(task, ..)| task)
                 .collect();
             for task in &ended {
-                full.session.abort_task(*task);
-                full.forget(&mut self.core, *task);
+                session.machine.abort_task(*task);
+                session.forget(&mut self.core, *task);
             }
             if function == ManagementFunction::ClearTaskSet
                 && victim != nexus
@@ -211,26 +270,34 @@ impl<I: Io> Shard<I> {
                     device.aborted_by_other(victim, unit);
                 }
             }
-            self.stalled.push(conn);
+            self.stalled.push(of);
             self.core.freed = true;
-            self.mark_dirty(conn);
+            self.mark_session_dirty(of);
         }
     }
 
     /// TARGET COLD RESET also ends every session of the target (11.5.1); the asker's once it has its answer.
-    fn cold_reset(&mut self, key: ConnKey, index: u32) {
-        let others: Vec<_> = self.core.targets[index as usize]
-            .sessions
-            .iter()
-            .map(|session| session.conn)
-            .filter(|conn| *conn != key)
-            .collect();
-        for conn in others {
-            self.close(conn, "the target was reset");
+    fn cold_reset(&mut self, key: SessionKey, index: u32) {
+        let entries = &self.core.targets[index as usize].sessions;
+        let others: Vec<_> =
+            entries.iter().map(|entry| entry.session).filter(|other| *other != key).collect();
+        for other in others {
+            self.close_session(other, "the target was reset");
         }
     }
 
-    /// Answers management functions and lets new sessions go on, once the tasks before them have ended.
+    /// While aborted tasks of its target can still reach the disk, the session begins no command.
+    pub(super) fn await_drain(&mut self, key: SessionKey) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && let Some(index) = session.target
+            && self.core.targets[index as usize].aborted_in_flight > 0
+        {
+            session.awaits_drain = true;
+            self.awaiting_drain.push((index, key));
+        }
+    }
+
+    /// Answers management functions and lets sessions go on, once the tasks before them have ended.
     pub(super) fn resume_drained(&mut self) -> bool {
         if self.awaiting_drain.is_empty() {
             return false;
@@ -244,63 +311,67 @@ impl<I: Io> Shard<I> {
             }
             progressed = true;
             for pending in core::mem::take(&mut target.management) {
-                let connection = self.connections.get_mut(pending.conn);
-                if let Some(full) = connection.and_then(|connection| connection.full()) {
-                    full.session.complete_management(pending.task_tag, pending.response);
-                    self.mark_dirty(pending.conn);
+                if let Some(session) = self.sessions.get_mut(pending.session) {
+                    session.machine.complete_management(pending.task_tag, pending.response);
+                    self.mark_session_dirty(pending.session);
                 }
             }
-            if let Some(connection) = self.connections.get_mut(key)
-                && connection.waiting
-                && connection.full().is_some()
+            if let Some(session) = self.sessions.get_mut(key)
+                && core::mem::take(&mut session.awaits_drain)
             {
-                connection.waiting = false;
-                self.process(key);
+                self.stalled.push(key);
+                self.core.freed = true;
             }
         }
         progressed
     }
 
     /// SendTargets (RFC 7143, Appendix C): only what this initiator may log in to.
-    fn send_targets(&mut self, key: ConnKey, value: &str) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
+    fn send_targets(&mut self, key: SessionKey, on: ConnectionId, request: &SendTargets) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(connection) = session.connection(on).and_then(|conn| self.connections.get(conn)) else {
+            return;
+        };
         let local = self.io.local_address(connection.socket);
         let portals: Vec<_> =
             self.directory.portals_at(local).map(|portal| (portal.to_string(), PORTAL_GROUP)).collect();
-        let Some(full) = connection.full() else { return };
-        let own = full.target.map(|index| self.core.targets[index as usize].name.as_str());
+        let own = session.target.map(|index| self.core.targets[index as usize].name.as_str());
         let listings = self
             .directory
             .targets
             .iter()
-            .filter(|(_, entry)| entry.admits(&full.initiator))
+            .filter(|(_, entry)| entry.admits(&session.initiator))
             .map(|(name, _)| TargetListing { name: name.clone(), portals: portals.clone() });
         let mut text = Vec::new();
-        crate::iscsi::discovery::send_targets(&SendTargets::parse(value), listings, own, &mut text);
-        full.session.send_targets_reply(&text);
+        crate::iscsi::discovery::send_targets(request, listings, own, &mut text);
+        session.machine.send_targets_reply(on, &text);
     }
 
-    /// Ends a connection: its session is gone at once, its slot when nothing is pending on its socket.
-    pub(super) fn close(&mut self, key: ConnKey, reason: &'static str) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        let former = core::mem::replace(&mut connection.phase, Phase::Closing);
-        match former {
-            Phase::Closing => return,
-            Phase::Full(mut full) => {
-                full.forget_all(&mut self.core);
-                if let Some(index) = full.target {
-                    let target = &mut self.core.targets[index as usize];
-                    target.detach(full.nexus);
-                    target.management.retain(|pending| pending.conn != key);
-                    let (initiator, peer) = (&full.initiator, connection.peer);
-                    tracing::info!(%initiator, target = %target.name, %peer, reason, "session ended");
-                }
-            }
-            Phase::Login(_) | Phase::HandingOff { .. } => {
-                tracing::debug!(peer = %connection.peer, reason, "connection closed");
-            }
+    /// Ends every connection of a session, and so the session.
+    pub(super) fn close_session(&mut self, key: SessionKey, reason: &'static str) {
+        let Some(session) = self.sessions.get(key) else { return };
+        for conn in session.connections().collect::<Vec<_>>() {
+            self.close(conn, reason);
         }
-        let connection = &mut *connection;
+    }
+
+    /// Ends a connection: its place in its session is free at once, its slot when nothing is pending on its socket. A
+    /// session ends with its last connection: nothing of it is kept (DefaultTime2Retain is 0).
+    pub(super) fn close(&mut self, key: ConnKey, reason: &'static str) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if matches!(connection.phase, Phase::Closing | Phase::Closed) {
+            return;
+        }
+        let peer = connection.peer;
+        let member = connection.member();
+        self.leave_session(key);
+        if let Some(member) = member {
+            self.connection_lost(member.session, peer, reason);
+        } else {
+            tracing::debug!(%peer, reason, "connection closed");
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.phase = Phase::Closing;
         connection.tx.clear();
         connection.carried = Vec::new();
         while let Some(buf) = connection.unread.pop_front() {
@@ -314,13 +385,54 @@ impl<I: Io> Shard<I> {
         self.finish_close(key);
     }
 
+    /// Takes a connection out of its session. Its tasks end without an answer, and the initiator hears of that with its
+    /// next command (RFC 7143, 7.5); what they had begun may still run, so no command begins until it has ended.
+    pub(super) fn leave_session(&mut self, key: ConnKey) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(Member { session: session_key, on }) = connection.member() else { return };
+        connection.phase = Phase::Draining(None);
+        let Some(session) = self.sessions.get_mut(session_key) else { return };
+        session.set_connection(on, None);
+        session.forget_stalled_of(key);
+        for dropped in session.machine.drop_connection(on, self.core.now) {
+            session.forget(&mut self.core, dropped.task);
+            if let Some(index) = session.target {
+                let device = &mut self.core.targets[index as usize].device;
+                if let Some(unit) = device.unit(dropped.lun.0) {
+                    device.cleared_by_transport(session.nexus, unit);
+                }
+            }
+        }
+        self.await_drain(session_key);
+    }
+
+    /// A connection has left its session: the others go on, or the session ends.
+    fn connection_lost(&mut self, key: SessionKey, peer: std::net::SocketAddr, reason: &'static str) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let initiator = session.initiator.clone();
+        if session.connections().next().is_some() {
+            tracing::info!(%initiator, %peer, reason, "connection left its session");
+            self.after_session(key);
+            return;
+        }
+        session.forget_all(&mut self.core);
+        if let Some(index) = session.target {
+            let target = &mut self.core.targets[index as usize];
+            target.detach(session.nexus);
+            target.management.retain(|pending| pending.session != key);
+            tracing::info!(%initiator, target = %target.name, %peer, reason, "session ended");
+        }
+        self.sessions.remove(key);
+    }
+
     /// Closes the socket once nothing is pending on it.
     pub(super) fn finish_close(&mut self, key: ConnKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.recv_armed || connection.tx.in_flight() || connection.socket_closing {
+        let pending = connection.recv_armed || connection.tx.in_flight();
+        if pending || matches!(connection.phase, Phase::Closed) {
             return;
         }
-        connection.socket_closing = true;
+        connection.phase = Phase::Closed;
         let socket = connection.socket;
         self.core.submit(Token::of(Kind::Socket, key, 0), Op::Close { socket });
     }

@@ -7,6 +7,7 @@
 //! |--------------|---------------------------------------------------------------------|
 //! | `reactor`    | the loop: wait, complete, work, send                                |
 //! | `connection` | one stream: framer, login machine or session, queue out             |
+//! | `session`    | the connections of a session, its commands in their order           |
 //! | `logins`     | what a login asks of the shard: targets, hand-off, reinstatement    |
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
@@ -37,6 +38,7 @@ mod management;
 mod order;
 mod reactor;
 mod read_path;
+mod session;
 mod stop;
 mod target;
 mod task;
@@ -83,6 +85,8 @@ pub struct ShardConfig {
     pub send_timeout: Duration,
     /// An idle session is pinged after so long, and closed when it does not answer for as long again.
     pub ping_interval: Duration,
+    /// The most connections a session is granted (RFC 7143, 13.2): 1 to `SESSION_CONNECTIONS_MAX`.
+    pub max_connections: u32,
     /// How long a stopping shard waits for what is in flight.
     pub stop_grace: Duration,
     /// Where challenges and tags come from.
@@ -97,6 +101,7 @@ impl ShardConfig {
             login_timeout: Duration::from_secs(15),
             send_timeout: Duration::from_secs(60),
             ping_interval: Duration::from_secs(30),
+            max_connections: limits::SESSION_CONNECTIONS_DEFAULT,
             stop_grace: Duration::from_secs(5),
             seed,
         }
@@ -145,6 +150,7 @@ pub struct Shard<I: Io> {
     io: I,
     core: executor::Core,
     connections: Slab<connection::Connection>,
+    sessions: session::Sessions,
     directory: Arc<Directory>,
     listeners: Vec<ListenerSlot>,
     mailbox: Arc<Mailbox<I::Socket>>,
@@ -154,10 +160,12 @@ pub struct Shard<I: Io> {
     keep_tickets: u64,
     completions: Vec<Completion>,
     dirty: Vec<ConnKey>,
-    /// Connections whose command found no room, in order.
-    stalled: Vec<ConnKey>,
-    /// Connections that wait until aborted tasks of their target have ended.
-    awaiting_drain: Vec<(u32, ConnKey)>,
+    /// Sessions whose command found no room, in order.
+    stalled: Vec<session::SessionKey>,
+    /// Sessions that wait until aborted tasks of their target have ended.
+    awaiting_drain: Vec<(u32, session::SessionKey)>,
+    /// Connections whose payload waited for the turn of its command.
+    resumed: Vec<ConnKey>,
     /// Receives that ended for want of buffers: in this turn, and in the one before.
     short_of_rx: Vec<ConnKey>,
     rearm: Vec<ConnKey>,
@@ -198,6 +206,7 @@ impl<I: Io> Shard<I> {
             io: seed.io,
             core,
             connections: Slab::with_capacity(limits::CONNECTIONS_MAX),
+            sessions: Slab::with_capacity(limits::CONNECTIONS_MAX),
             directory: seed.directory,
             listeners: seed.listeners,
             mailbox: seed.mailbox,
@@ -209,6 +218,7 @@ impl<I: Io> Shard<I> {
             dirty: Vec::with_capacity(1024),
             stalled: Vec::new(),
             awaiting_drain: Vec::new(),
+            resumed: Vec::new(),
             short_of_rx: Vec::new(),
             rearm: Vec::new(),
             rx_freed: false,

@@ -10,6 +10,7 @@ use crate::plan::LayerId;
 
 use super::connection::{Connection, Phase};
 use super::logins::new_login;
+use super::session::Member;
 use super::stop::Stop;
 use super::token::{Kind, Token};
 use super::{ConnKey, Shard};
@@ -173,7 +174,7 @@ impl<I: Io> Shard<I> {
         if !more {
             connection.recv_armed = false;
         }
-        if matches!(connection.phase, Phase::Closing) {
+        if matches!(connection.phase, Phase::Closing | Phase::Closed) {
             self.io.rx_release(buf);
             self.finish_close(key);
             return;
@@ -198,7 +199,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.recv_armed = false;
         match connection.phase {
-            Phase::Closing => {
+            Phase::Closing | Phase::Closed => {
                 self.finish_close(key);
                 return;
             }
@@ -238,7 +239,7 @@ impl<I: Io> Shard<I> {
             }
             Err(_) => connection.tx.sent(0, parts),
         }
-        if matches!(connection.phase, Phase::Closing) {
+        if matches!(connection.phase, Phase::Closing | Phase::Closed) {
             connection.tx.clear();
             self.finish_close(key);
             return;
@@ -267,13 +268,13 @@ impl<I: Io> Shard<I> {
             let mut wants = core::mem::take(&mut self.wants);
             if !connection.carried.is_empty() {
                 let mut carried = core::mem::take(&mut connection.carried);
-                let used = connection.feed(&mut self.core, &carried, &mut wants);
+                let used = connection.feed(&mut self.core, &mut self.sessions, &carried, &mut wants);
                 carried.drain(..used);
                 connection.carried = carried;
             } else if let Some(buf) = connection.unread.pop_front() {
                 let bytes = &self.io.rx_bytes(&buf)[connection.unread_done as usize..];
                 let len = bytes.len();
-                let used = connection.feed(&mut self.core, bytes, &mut wants);
+                let used = connection.feed(&mut self.core, &mut self.sessions, bytes, &mut wants);
                 if used == len {
                     connection.unread_done = 0;
                     self.io.rx_release(buf);
@@ -284,7 +285,7 @@ impl<I: Io> Shard<I> {
                 }
             } else {
                 // A PDU whose command had to wait may have ended with the last byte there was: its end is still due.
-                connection.feed(&mut self.core, &[], &mut wants);
+                connection.feed(&mut self.core, &mut self.sessions, &[], &mut wants);
                 if wants.is_empty() {
                     self.wants = wants;
                     break;
@@ -300,16 +301,23 @@ impl<I: Io> Shard<I> {
 
     fn after_processing(&mut self, key: ConnKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.has_stalled() && !self.stalled.contains(&key) {
-            self.stalled.push(key);
-        }
         let empty = connection.unread.is_empty() && connection.carried.is_empty();
-        if connection.stream_ended && empty && !matches!(connection.phase, Phase::Closing) {
+        let member = connection.member();
+        if connection.stream_ended && empty && !matches!(connection.phase, Phase::Closing | Phase::Closed) {
             self.close(key, "the initiator closed the connection");
             return;
         }
         connection.arm_recv(&mut self.core);
         self.mark_dirty(key);
+        let Some(member) = member else { return };
+        let Some(session) = self.sessions.get(member.session) else { return };
+        if session.has_stalled() && !self.stalled.contains(&member.session) {
+            self.stalled.push(member.session);
+        }
+        if session.connections().nth(1).is_some() {
+            // What came here may have been the turn of what came elsewhere.
+            self.mark_session_dirty(member.session);
+        }
     }
 
     /// Receives that lacked a buffer begin again: at once when some came free, else after the next wait.
@@ -367,7 +375,8 @@ impl<I: Io> Shard<I> {
             self.core.run_ready();
             self.end_preempted();
             self.hand_to_keeper();
-            let progressed = self.deliver() | self.resume_drained() | self.retry_stalled();
+            let progressed =
+                self.deliver() | self.resume_drained() | self.resume_turns() | self.retry_stalled();
             if !progressed && self.core.ready.is_empty() {
                 break;
             }
@@ -394,10 +403,10 @@ impl<I: Io> Shard<I> {
             let sense = task.sense.map(|sense| sense.encode());
             let sense = sense.as_ref().map_or(&[][..], |sense| sense.as_slice());
             let reply = TaskReply { status: task.status.code(), sense, data_in: task.in_total };
-            let full = self.connections.get_mut(done.conn).and_then(|connection| connection.full());
-            match full {
-                Some(full) if full.task_key(done.id) == Some(done.task) => {
-                    full.session.complete(done.id, reply)
+            let member = self.connections.get(done.conn).and_then(Connection::member);
+            match member.and_then(|member| self.sessions.get_mut(member.session)) {
+                Some(session) if session.task_key(done.id) == Some(done.task) => {
+                    session.machine.complete(done.id, reply);
                 }
                 _ => {
                     self.core.abort(done.task);
@@ -422,14 +431,16 @@ impl<I: Io> Shard<I> {
         }
         let mut progressed = false;
         for key in core::mem::take(&mut self.stalled) {
-            let Some(connection) = self.connections.get_mut(key) else { continue };
-            let mut wants = core::mem::take(&mut self.wants);
-            progressed |= connection.retry(&mut self.core, &mut wants);
-            for want in wants.drain(..) {
-                self.want(key, want);
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            progressed |= session.retry(&mut self.core);
+            // What began may have had all its data already.
+            self.after_session(key);
+            let Some(session) = self.sessions.get(key) else { continue };
+            for conn in session.connections_now() {
+                let Some(connection) = self.connections.get_mut(conn) else { continue };
+                progressed |= connection.renew_sink(&self.core, &mut self.sessions);
+                self.process(conn);
             }
-            self.wants = wants;
-            self.process(key);
         }
         progressed
     }
@@ -439,12 +450,10 @@ impl<I: Io> Shard<I> {
         let mut dirty = core::mem::take(&mut self.dirty);
         for key in dirty.drain(..) {
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            connection.pump(&mut self.core);
-            let starved = connection.starved;
-            self.send_one(key);
-            if starved {
+            if connection.pump(&mut self.core, &mut self.sessions) {
                 self.starved.push(key);
             }
+            self.send_one(key);
         }
         self.dirty = dirty;
     }
@@ -462,7 +471,10 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.spare_parts.push(parts);
-        if connection.close_after_send && connection.tx.is_empty() && !connection.starved {
+        let waits =
+            connection.member().and_then(|member| self.sessions.get(member.session).map(|it| (it, member)));
+        let waits = waits.is_some_and(|(session, member)| session.machine.has_output(member.on));
+        if matches!(connection.phase, Phase::Draining(_)) && connection.tx.is_empty() && !waits {
             self.close(key, "logged out or refused");
         }
     }
@@ -489,15 +501,18 @@ impl<I: Io> Shard<I> {
                         self.close(key, "login took too long");
                     }
                 }
-                Phase::Full(full) => {
+                Phase::Full(Member { session: key, on }) => {
+                    let (key, on) = (*key, *on);
+                    let Some(session) = self.sessions.get_mut(key) else { continue };
                     if blocked {
-                        full.session.postpone_timeouts(now);
-                    } else if full.session.poll_timeout().is_some_and(|due| due <= now) {
-                        full.session.handle_timeout(now);
-                        self.session_timed_out(key);
+                        session.machine.postpone_timeouts(on, now);
+                        self.after_session(key);
+                    } else if session.machine.poll_timeout(on).is_some_and(|due| due <= now) {
+                        session.machine.handle_timeout(on, now);
+                        self.after_session(key);
                     }
                 }
-                Phase::Closing => {}
+                Phase::Draining(_) | Phase::Closing | Phase::Closed => {}
             }
         }
         // Pings go out now, not with whatever happens next.

@@ -7,6 +7,7 @@ use crate::io::{Errno, Io, Op};
 
 use super::Shard;
 use super::connection::Phase;
+use super::session::Member;
 use super::task::Stage;
 use super::token::{Kind, Token};
 use crate::plan::LayerId;
@@ -44,12 +45,13 @@ impl<I: Io> Shard<I> {
         for index in 0..self.connections.slot_count() {
             let Some(key) = self.connections.key_at(index) else { continue };
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            match &mut connection.phase {
-                Phase::Full(full) => {
-                    full.session.async_logout(LOGOUT_SECONDS);
-                    self.mark_dirty(key);
-                }
-                _ => self.close(key, "the server stops"),
+            let Phase::Full(Member { session, on }) = connection.phase else {
+                self.close(key, "the server stops");
+                continue;
+            };
+            if let Some(session) = self.sessions.get_mut(session) {
+                session.machine.async_logout(on, LOGOUT_SECONDS);
+                self.mark_dirty(key);
             }
         }
         self.send_now();
@@ -65,8 +67,11 @@ impl<I: Io> Shard<I> {
                     let Some(key) = self.connections.key_at(index) else { continue };
                     let Some(connection) = self.connections.get_mut(key) else { continue };
                     let tasks = &self.core.tasks;
-                    let busy = connection.full().is_some_and(|full| {
-                        full.task_keys()
+                    let member = connection.member();
+                    let session = member.and_then(|member| self.sessions.get(member.session));
+                    let busy = session.is_some_and(|session| {
+                        session
+                            .task_keys()
                             .filter_map(|task| tasks.get(task))
                             .any(|task| !matches!(task.stage, Stage::Collect | Stage::Finished))
                     });

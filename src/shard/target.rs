@@ -8,12 +8,12 @@ use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::limits;
 use crate::scsi::{Device, InitiatorPort, Nexus};
 
-use super::ConnKey;
+use super::session::SessionKey;
 
 /// One logged-in session of a target.
 #[derive(Debug, Clone)]
 pub(super) struct SessionEntry {
-    pub(super) conn: ConnKey,
+    pub(super) session: SessionKey,
     pub(super) initiator: String,
     pub(super) isid: Isid,
     pub(super) tsih: Tsih,
@@ -23,7 +23,7 @@ pub(super) struct SessionEntry {
 /// A task management function whose aborted tasks have not all ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PendingManagement {
-    pub(super) conn: ConnKey,
+    pub(super) session: SessionKey,
     pub(super) task_tag: InitiatorTaskTag,
     pub(super) response: ManagementResponse,
 }
@@ -78,23 +78,36 @@ impl Target {
         self.sessions.iter().find(|session| session.isid == isid && session.initiator == initiator)
     }
 
-    /// `None` when every nexus is taken.
-    pub(super) fn attach(&mut self, conn: ConnKey, initiator: &str, isid: Isid, tsih: Tsih) -> Option<Nexus> {
+    /// The session a login with this TSIH joins: one of the same initiator port (6.3.1).
+    pub(super) fn session_to_join(&self, initiator: &str, isid: Isid, tsih: Tsih) -> Option<SessionKey> {
+        self.session_of(initiator, isid).filter(|entry| entry.tsih == tsih).map(|entry| entry.session)
+    }
+
+    /// `None` when every nexus is taken. The session itself follows with `enter`.
+    pub(super) fn attach(&mut self, initiator: &str, isid: Isid) -> Option<Nexus> {
         let nexus = self.free_nexuses.pop()?;
         let port = InitiatorPort { name: initiator.to_owned(), isid: isid.0 };
         if self.device.attach(nexus, port).is_err() {
             self.free_nexuses.push(nexus);
             return None;
         }
-        self.sessions.push(SessionEntry { conn, initiator: initiator.to_owned(), isid, tsih, nexus });
         Some(nexus)
+    }
+
+    pub(super) fn enter(&mut self, entry: SessionEntry) {
+        self.sessions.push(entry);
     }
 
     pub(super) fn detach(&mut self, nexus: Nexus) {
         if let Some(at) = self.sessions.iter().position(|session| session.nexus == nexus) {
             self.sessions.swap_remove(at);
-            self.device.detach(nexus);
-            self.free_nexuses.push(nexus);
+            self.release(nexus);
         }
+    }
+
+    /// Takes back an `attach` nobody entered with.
+    pub(super) fn release(&mut self, nexus: Nexus) {
+        self.device.detach(nexus);
+        self.free_nexuses.push(nexus);
     }
 }

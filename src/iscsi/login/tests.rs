@@ -41,6 +41,8 @@ struct Initiator {
     machine: LoginMachine,
     request: LoginRequest,
     expected_stat_sn: Option<StatSn>,
+    /// That of the session which is joined.
+    window: Option<WindowSnapshot>,
 }
 
 impl Initiator {
@@ -60,7 +62,7 @@ impl Initiator {
             cmd_sn: CmdSn(0xFFFF_FFFE),
             exp_stat_sn: StatSn(5),
         };
-        Self { machine: LoginMachine::new([0x5A; 32]), request, expected_stat_sn: None }
+        Self { machine: LoginMachine::new([0x5A; 32]), request, expected_stat_sn: None, window: None }
     }
 
     fn put(&mut self, from: Stage, to: Option<Stage>, text: &[u8]) {
@@ -87,11 +89,11 @@ impl Initiator {
             assert_eq!((bhs.0[0], bhs.0[4]), (0x23, 0));
             let header = LoginResponse::decode(&bhs);
             assert_eq!((header.isid, header.task_tag), (self.request.isid, self.request.task_tag));
-            assert_eq!(header.window.exp_cmd_sn, self.request.cmd_sn);
-            assert_eq!(
-                header.window.max_cmd_sn.distance_from(header.window.exp_cmd_sn),
-                limits::COMMAND_WINDOW - 1
-            );
+            let own = WindowSnapshot {
+                exp_cmd_sn: self.request.cmd_sn,
+                max_cmd_sn: self.request.cmd_sn.plus(limits::COMMAND_WINDOW - 1),
+            };
+            assert_eq!(header.window, self.window.unwrap_or(own));
             assert!(self.expected_stat_sn.is_none_or(|expected| expected == header.stat_sn));
             self.expected_stat_sn = Some(header.stat_sn.plus(1));
             replies.push(Reply { header, text: text.to_vec() });
@@ -160,6 +162,7 @@ fn accept(auth: AuthPolicy) -> TargetAnswer {
         portal_group: 3,
         target_alias: Some("PC 1".into()),
         tsih_for_new_session: Tsih(77),
+        max_connections: 4,
     }
 }
 
@@ -457,6 +460,49 @@ fn joining_a_session_is_refused_even_when_the_target_is_accepted() {
     let reply = initiator.open(OPERATIONAL, Some(FULL), &NAMES, AuthPolicy::None);
     assert_eq!(initiator.failed(&reply), LoginFailure::SessionDoesNotExist);
     assert!(reply.text.is_empty());
+}
+
+fn join(auth: AuthPolicy) -> TargetAnswer {
+    let params =
+        NegotiatedParams { max_burst: 8192, first_burst: 4096, max_connections: 2, ..Default::default() };
+    TargetAnswer::Join { auth, portal_group: 3, params, window: JOINED }
+}
+
+const JOINED: WindowSnapshot = WindowSnapshot { exp_cmd_sn: CmdSn(900), max_cmd_sn: CmdSn(950) };
+
+/// A login that asks to join session 5, up to the answer about its target.
+fn joining(from: Stage, pairs: &[(&str, &str)], auth: AuthPolicy) -> (Initiator, Reply) {
+    let mut initiator = Initiator::new();
+    initiator.request.tsih = Tsih(5);
+    initiator.put(from, Some(FULL), &text(pairs));
+    match initiator.machine.poll_event() {
+        Some(LoginEvent::TargetNamed { tsih, cid, .. }) => assert_eq!((tsih, cid), (Tsih(5), Cid(1))),
+        other => panic!("{other:?}"),
+    }
+    initiator.window = Some(JOINED);
+    initiator.machine.target_answer(join(auth));
+    let reply = initiator.replies().remove(0);
+    (initiator, reply)
+}
+
+#[test]
+fn a_login_that_joins_keeps_the_sessions_handle_window_and_parameters() {
+    let offers = [&NAMES[..], &[("MaxBurstLength", "512"), ("HeaderDigest", "CRC32C")]].concat();
+    let (mut initiator, reply) = joining(OPERATIONAL, &offers, AuthPolicy::None);
+    assert_eq!((reply.next(), reply.header.tsih), (Some(FULL), Tsih(5)));
+    assert_eq!(reply.get("TargetPortalGroupTag").as_deref(), Some("3"));
+    assert_eq!(reply.get("MaxBurstLength").as_deref(), Some("Irrelevant"));
+    assert_eq!(reply.get("HeaderDigest").as_deref(), Some("CRC32C"));
+    let established = initiator.established();
+    assert!(established.joins);
+    assert_eq!((established.tsih, established.params.max_burst), (Tsih(5), 8192));
+    assert_eq!(established.params.first_burst, 4096);
+}
+
+#[test]
+fn a_login_that_joins_must_prove_itself_like_any_other() {
+    let (mut initiator, reply) = joining(OPERATIONAL, &NAMES, chap(false));
+    assert_eq!(initiator.failed(&reply), LoginFailure::AuthenticationRequired);
 }
 
 #[test]

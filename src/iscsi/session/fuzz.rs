@@ -4,8 +4,8 @@
 //! (`tests`).
 
 use super::{
-    Keepalive, OutData, OutPdu, PayloadSink, Session, SessionEvent, SessionKind, SessionStart, TaskId,
-    TaskReply,
+    ConnectionId, ConnectionStart, Keepalive, OutData, OutPdu, PayloadSink, Session, SessionEvent,
+    SessionKind, SessionStart, TaskId, TaskReply,
 };
 use crate::clock::{Duration, Instant};
 use crate::iscsi::params::{Cid, NegotiatedParams};
@@ -20,14 +20,22 @@ const STEP_BYTES: usize = 16;
 /// Tags repeat often enough to collide.
 const TAGS: u32 = 8;
 
-/// What the checks remember between PDUs.
+/// What the checks remember of one connection between PDUs.
 struct Checker {
-    /// How often each opcode was sent.
-    sent: [u32; 64],
+    on: ConnectionId,
     next_stat_sn: StatSn,
     max_cmd_sn: Option<CmdSn>,
     exp_cmd_sn: Option<CmdSn>,
     transfer_tag: u32,
+    /// The header of a PDU whose data waits for its turn.
+    waits: Option<Bhs>,
+}
+
+impl Checker {
+    fn new(on: ConnectionId) -> Self {
+        let (max_cmd_sn, exp_cmd_sn) = (None, None);
+        Self { on, next_stat_sn: StatSn(1), max_cmd_sn, exp_cmd_sn, transfer_tag: u32::MAX, waits: None }
+    }
 }
 
 /// Feeds `input` to a session in full-feature phase. The first byte chooses its parameters, then each 16 bytes
@@ -42,56 +50,108 @@ pub fn fuzz_session(input: &[u8]) {
 /// Gives how often each opcode was sent.
 fn drive(choice: u8, steps: &[u8]) -> [u32; 64] {
     let mut session = Session::new(start(choice));
-    let mut checker = Checker {
-        sent: [0; 64],
-        next_stat_sn: StatSn(1),
-        max_cmd_sn: None,
-        exp_cmd_sn: None,
-        transfer_tag: u32::MAX,
-    };
+    let mut sent = [0; 64];
+    let mut checkers = vec![Checker::new(ConnectionId::LEADING)];
     let mut open: Vec<TaskId> = Vec::new();
     let mut now = Instant(0);
     for step in steps.chunks_exact(STEP_BYTES) {
         now = now.after(Duration::from_millis(u64::from(step[15]) * 8));
-        let bhs = request(step, &checker);
-        session.handle_header(&bhs, additional(step), now);
-        execute(&mut session, step[14], &mut open);
-        let control = sink(&mut session, &bhs, &open);
-        if step[13] & 0x1F == 0x1F {
-            session.handle_data_digest_error(now);
-        } else {
-            session.handle_end(&control, now);
-        }
-        execute(&mut session, step[14], &mut open);
+        connect(&mut session, step[12], choice, &mut checkers, &mut open, now);
+        let count = checkers.len();
+        let checker = &mut checkers[usize::from(step[11] & 0x0F) % count];
+        receive(&mut session, step, checker, &mut open, now);
+        let on = checker.on;
         if step[14] & 0x80 == 0 {
-            drain(&mut session, &mut checker, &mut open, now);
+            for checker in &mut checkers {
+                drain(&mut session, checker, &mut sent, &mut open, now);
+            }
         }
-        session.handle_timeout(now);
+        session.handle_timeout(on, now);
+        execute(&mut session, step[14], &mut open);
         assert!(session.tasks().count() <= limits::SESSION_TASKS_MAX);
     }
     for task in open.clone() {
         session.complete(task, TaskReply::good(0));
     }
-    drain(&mut session, &mut checker, &mut open, now);
-    checker.sent
+    for checker in &mut checkers {
+        drain(&mut session, checker, &mut sent, &mut open, now);
+    }
+    sent
+}
+
+/// One request, or what is left of one that waited.
+fn receive(session: &mut Session, step: &[u8], checker: &mut Checker, open: &mut Vec<TaskId>, now: Instant) {
+    let on = checker.on;
+    let bhs = match checker.waits.take() {
+        Some(bhs) => bhs,
+        None => {
+            let bhs = request(step, checker);
+            session.handle_header(on, &bhs, additional(step), now);
+            execute(session, step[14], open);
+            bhs
+        }
+    };
+    let Some(control) = sink(session, on, &bhs, open) else {
+        checker.waits = Some(bhs);
+        session.postpone_timeouts(on, now);
+        return execute(session, step[14], open);
+    };
+    if step[13] & 0x1F == 0x1F {
+        session.handle_data_digest_error(on, now);
+    } else {
+        session.handle_end(on, &control, now);
+    }
+    execute(session, step[14], open);
+}
+
+/// Connections come and go, and the last one stays.
+fn connect(
+    session: &mut Session,
+    how: u8,
+    choice: u8,
+    checkers: &mut Vec<Checker>,
+    open: &mut Vec<TaskId>,
+    now: Instant,
+) {
+    match how >> 4 {
+        0xF => {
+            let start = ConnectionStart { now, ..start(choice).connection };
+            if let Some(on) = session.join(start) {
+                assert!(checkers.iter().all(|checker| checker.on != on), "one place for two connections");
+                checkers.push(Checker::new(on));
+            }
+            assert!(checkers.len() <= limits::SESSION_CONNECTIONS_MAX);
+        }
+        0xE if checkers.len() > 1 => {
+            let gone = checkers.swap_remove(usize::from(how & 0x0F) % checkers.len());
+            for dropped in session.drop_connection(gone.on, now) {
+                open.retain(|task| *task != dropped.task);
+            }
+            execute(session, how, open);
+        }
+        _ => {}
+    }
 }
 
 fn start(choice: u8) -> SessionStart {
     SessionStart {
         kind: if choice & 0x0F == 0x0F { SessionKind::Discovery } else { SessionKind::Normal },
-        params: NegotiatedParams {
-            initial_r2t: choice & 0x10 != 0,
-            immediate_data: choice & 0x20 == 0,
-            max_send_segment: 512 << (choice >> 6),
-            max_burst: 2048,
-            first_burst: 1024,
-            ..NegotiatedParams::default()
-        },
-        cid: Cid(0),
-        next_stat_sn: StatSn(1),
         exp_cmd_sn: CmdSn(1),
-        keepalive: Some(Keepalive { idle: Duration::from_secs(5), answer: Duration::from_secs(5) }),
-        now: Instant(0),
+        connection: ConnectionStart {
+            cid: Cid(0),
+            params: NegotiatedParams {
+                initial_r2t: choice & 0x10 != 0,
+                immediate_data: choice & 0x20 == 0,
+                max_send_segment: 512 << (choice >> 6),
+                max_burst: 2048,
+                first_burst: 1024,
+                max_connections: 3,
+                ..NegotiatedParams::default()
+            },
+            next_stat_sn: StatSn(1),
+            keepalive: Some(Keepalive { idle: Duration::from_secs(5), answer: Duration::from_secs(5) }),
+            now: Instant(0),
+        },
     }
 }
 
@@ -160,8 +220,10 @@ fn execute(session: &mut Session, how: u8, open: &mut Vec<TaskId>) {
                 }
                 session.complete_management(task_tag, ManagementResponse::FunctionComplete);
             }
-            SessionEvent::SendTargets { .. } => session.send_targets_reply(&[b'x'; 1500]),
-            SessionEvent::Logout { .. } | SessionEvent::Close(_) => {}
+            SessionEvent::SendTargets { connection, .. } => {
+                session.send_targets_reply(connection, &[b'x'; 1500]);
+            }
+            SessionEvent::Logout { .. } | SessionEvent::Resumed { .. } | SessionEvent::Close { .. } => {}
         }
     }
 }
@@ -173,28 +235,36 @@ fn finish(session: &mut Session, task: TaskId, how: u8, open: &[TaskId]) {
     session.complete(task, TaskReply { status: how & 0x12, sense, data_in: u32::from(how) * 128 });
 }
 
-/// Plays the shard's part between header and end; gives what it collected.
-fn sink(session: &mut Session, bhs: &Bhs, open: &[TaskId]) -> Vec<u8> {
+/// Plays the shard's part between header and end; gives what it collected. `None`: the data waits for its turn.
+fn sink(session: &mut Session, on: ConnectionId, bhs: &Bhs, open: &[TaskId]) -> Option<Vec<u8>> {
     for _ in 0..2 {
-        match session.sink() {
-            PayloadSink::Discard => return Vec::new(),
+        match session.sink(on) {
+            PayloadSink::Discard => return Some(Vec::new()),
             PayloadSink::Control { keep } => {
                 assert!(keep <= bhs.data_len());
-                return vec![b'a'; keep as usize];
+                return Some(vec![b'a'; keep as usize]);
             }
             PayloadSink::Task { task, offset, len } => {
                 assert!(open.contains(&task) && len > 0 && len <= bhs.data_len());
                 assert!(offset.checked_add(len).is_some_and(|end| end <= 255 * 64), "beyond the write");
-                return Vec::new();
+                return Some(Vec::new());
             }
             PayloadSink::Wait { task } => session.accept_data_out(task, 1024),
+            PayloadSink::Turn => return None,
         }
     }
     panic!("the session waits for a shard that has decided");
 }
 
-fn drain(session: &mut Session, checker: &mut Checker, open: &mut Vec<TaskId>, now: Instant) {
-    while let Some(pdu) = session.poll_output(now) {
+fn drain(
+    session: &mut Session,
+    checker: &mut Checker,
+    sent: &mut [u32; 64],
+    open: &mut Vec<TaskId>,
+    now: Instant,
+) {
+    while let Some(pdu) = session.poll_output(checker.on, now) {
+        sent[usize::from(pdu.header.opcode())] += 1;
         checker.check(&pdu);
         if let OutData::Task { task, .. } = pdu.data {
             assert!(open.contains(&task), "data-in of a task that is gone");
@@ -211,7 +281,6 @@ impl Checker {
     fn check(&mut self, pdu: &OutPdu) {
         let bhs = &pdu.header;
         let opcode = ResponseOpcode::from_byte(bhs.opcode()).expect("a target's opcode");
-        self.sent[usize::from(bhs.opcode())] += 1;
         let takes_stat_sn = match opcode {
             ResponseOpcode::DataIn => bhs.0[1] & 1 != 0,
             ResponseOpcode::R2t => false,
@@ -286,6 +355,9 @@ mod tests {
         }
         // Additional segments and damaged data are rare, logouts too.
         rest[11] &= 0x3F;
+        if rest[12] & 3 != 0 {
+            rest[10] &= 0x3F;
+        }
         let opcode = if opcode == 6 && rest[13] & 7 != 7 { 1 } else { opcode };
         let mut step = [0; STEP_BYTES];
         (step[0], step[1]) = (opcode, flags);

@@ -11,23 +11,34 @@
 //! | TASK REASSIGN                           | reassignment not supported (it needs error recovery level 2)    |
 //! | CLEAR ACA, unknown                      | function not supported (no unit here ever enters ACA)           |
 //!
-//! Data-Out PDUs that an initiator still sends for an aborted task find no task and are thrown away, so a
-//! response need not wait for them.
+//! A response waits until no Data-Out that was asked for is on its way to an aborted task (4.2.3.3), or the initiator
+//! has stopped sending it (`connection::ABORTED_DATA_WAIT`).
 
 use super::output::Answer;
-use super::{ManagementFunction, ManagementResponse, Session, SessionEvent};
+use super::{ConnectionId, ManagementFunction, ManagementResponse, Session, SessionEvent, TaskId};
 use crate::iscsi::command_window::Place;
 use crate::iscsi::pdu::InitiatorTaskTag;
 use crate::iscsi::pdu::bhs::Bhs;
 use crate::iscsi::pdu::task_mgmt::{Function, TaskManagementRequest};
+use crate::iscsi::task::Phase;
+
+/// A management request on its way to its answer.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) task_tag: InitiatorTaskTag,
+    connection: ConnectionId,
+    place: Place,
+    /// The shard has done its part.
+    response: Option<ManagementResponse>,
+}
 
 impl Session {
-    pub(super) fn take_management(&mut self, bhs: &Bhs, place: Place) {
+    pub(super) fn take_management(&mut self, on: ConnectionId, bhs: &Bhs, place: Place) {
         let request = TaskManagementRequest::decode(bhs);
         let function = match request.function {
             Function::AbortTask => match self.referenced(&request) {
                 Ok(function) => function,
-                Err(response) => return self.answer_management(request.task_tag, response, place),
+                Err(response) => return self.answer_management(on, request.task_tag, response, place),
             },
             Function::AbortTaskSet => ManagementFunction::AbortTaskSet,
             Function::ClearTaskSet => ManagementFunction::ClearTaskSet,
@@ -36,17 +47,18 @@ impl Session {
             Function::TargetColdReset => ManagementFunction::TargetColdReset,
             Function::TaskReassign => {
                 let response = ManagementResponse::ReassignmentNotSupported;
-                return self.answer_management(request.task_tag, response, place);
+                return self.answer_management(on, request.task_tag, response, place);
             }
             Function::ClearAca | Function::Unknown(_) => {
                 let response = ManagementResponse::FunctionNotSupported;
-                return self.answer_management(request.task_tag, response, place);
+                return self.answer_management(on, request.task_tag, response, place);
             }
         };
-        self.management.push((request.task_tag, place));
+        let task_tag = request.task_tag;
+        self.management.push(Asked { task_tag, connection: on, place, response: None });
         self.events.push_back(SessionEvent::Management {
             function,
-            task_tag: request.task_tag,
+            task_tag,
             lun: request.lun,
             cmd_sn: request.cmd_sn,
         });
@@ -78,16 +90,59 @@ impl Session {
         Err(ManagementResponse::FunctionComplete)
     }
 
-    fn answer_management(&mut self, task_tag: InitiatorTaskTag, response: ManagementResponse, place: Place) {
-        self.answer(Answer::Management { task_tag, response }, Some(place));
+    fn answer_management(
+        &mut self,
+        on: ConnectionId,
+        task_tag: InitiatorTaskTag,
+        response: ManagementResponse,
+        place: Place,
+    ) {
+        self.answer(on, Answer::Management { task_tag, response }, Some(place));
     }
 
     /// The shard's answer to [`SessionEvent::Management`]. Responses of tasks that completed before are sent
     /// before it.
     pub fn complete_management(&mut self, task_tag: InitiatorTaskTag, response: ManagementResponse) {
-        if let Some(at) = self.management.iter().position(|(tag, _)| *tag == task_tag) {
-            let (_, place) = self.management.swap_remove(at);
-            self.answer_management(task_tag, response, place);
+        if let Some(asked) = self.management.iter_mut().find(|asked| asked.task_tag == task_tag) {
+            asked.response = Some(response);
+            self.aborted_task_gone();
         }
+    }
+
+    /// Answers what waited for data of aborted tasks, once none is on its way any more.
+    pub(super) fn aborted_task_gone(&mut self) {
+        if self.management.is_empty() || self.tasks.iter().any(|(_, task)| task.phase == Phase::Aborting) {
+            return;
+        }
+        let (done, waiting) = core::mem::take(&mut self.management).into_iter().partition(Asked::is_done);
+        self.management = waiting;
+        for Asked { task_tag, connection, place, response } in done {
+            let response = response.unwrap_or(ManagementResponse::FunctionComplete);
+            self.answer_management(connection, task_tag, response, place);
+        }
+    }
+
+    /// An aborted task is really gone.
+    pub(super) fn remove_aborted(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.remove(id) {
+            self.window.finish(task.place);
+        }
+        self.aborted_task_gone();
+    }
+
+    /// Nobody waits for these answers any more; what was asked is done all the same.
+    pub(super) fn forget_management(&mut self, gone: ConnectionId) {
+        let (theirs, others): (Vec<_>, _) =
+            core::mem::take(&mut self.management).into_iter().partition(|asked| asked.connection == gone);
+        self.management = others;
+        for asked in theirs {
+            self.window.finish(asked.place);
+        }
+    }
+}
+
+impl Asked {
+    fn is_done(&self) -> bool {
+        self.response.is_some()
     }
 }

@@ -3,7 +3,8 @@
 //! Knows StatSN and how a reply becomes Data-In PDUs and a SCSI Response. Does not know buffers: data-in is named
 //! by task, offset and length.
 
-use super::{Session, State, TaskId, status};
+use super::connection::State;
+use super::{ConnectionId, Session, TaskId, status};
 use crate::clock::Instant;
 use crate::iscsi::command_window::Place;
 use crate::iscsi::pdu::async_msg::{AsyncEvent, AsyncMessage};
@@ -77,6 +78,8 @@ pub(super) enum Answer {
     Logout {
         task_tag: InitiatorTaskTag,
         outcome: LogoutOutcome,
+        /// Nothing follows on this connection.
+        closes_this: bool,
     },
     Async {
         event: AsyncEvent,
@@ -85,12 +88,13 @@ pub(super) enum Answer {
 
 impl Session {
     /// The next PDU to send, numbered and stamped. Call until `None` or until there is no room.
-    pub fn poll_output(&mut self, now: Instant) -> Option<OutPdu> {
-        while self.state != State::Closed {
-            let pdu = match self.output.front() {
+    pub fn poll_output(&mut self, on: ConnectionId, now: Instant) -> Option<OutPdu> {
+        while !self.is_closed(on) {
+            let connection = &mut self.connections[on];
+            let pdu = match connection.output.front() {
                 None => {
-                    if self.state != State::Open {
-                        self.state = State::Closed;
+                    if connection.state != State::Open {
+                        connection.state = State::Closed;
                     }
                     return None;
                 }
@@ -98,8 +102,8 @@ impl Session {
                     let task = *task;
                     self.task_output(task, now)
                 }
-                Some(Queued::Answer(..)) => match self.output.pop_front() {
-                    Some(Queued::Answer(answer, place)) => Some(self.answer_output(*answer, place)),
+                Some(Queued::Answer(..)) => match connection.output.pop_front() {
+                    Some(Queued::Answer(answer, place)) => Some(self.answer_output(on, *answer, place)),
                     _ => None,
                 },
             };
@@ -116,15 +120,15 @@ impl Session {
             && !task.is_queued
         {
             task.is_queued = true;
-            self.output.push_back(Queued::Task(id));
+            self.connections[task.connection].output.push_back(Queued::Task(id));
         }
     }
 
     /// Takes the task at the front of the queue out of it.
     fn dequeue_task(&mut self, id: TaskId) {
-        self.output.pop_front();
         if let Some(task) = self.tasks.get_mut(id) {
             task.is_queued = false;
+            self.connections[task.connection].output.pop_front();
         }
     }
 
@@ -146,13 +150,14 @@ impl Session {
     fn r2t_output(&mut self, id: TaskId, now: Instant) -> Option<OutPdu> {
         let transfer_tag = self.take_transfer_tag();
         let task = self.tasks.get_mut(id)?;
-        let request = task.data_out.solicit(transfer_tag, self.params.max_burst)?;
+        let connection = &self.connections[task.connection];
+        let request = task.data_out.solicit(transfer_tag, connection.params.max_burst)?;
         task.touched = now;
         let r2t = R2t {
             lun: task.lun,
             task_tag: task.task_tag,
             transfer_tag,
-            next_stat_sn: self.next_stat_sn,
+            next_stat_sn: connection.next_stat_sn,
             window: self.window.snapshot(),
             r2t_sn: request.r2t_sn,
             buffer_offset: request.offset,
@@ -163,7 +168,8 @@ impl Session {
 
     fn reply_output(&mut self, id: TaskId) -> Option<OutPdu> {
         let task = self.tasks.get_mut(id)?;
-        let slice = task.data_in.next_slice(self.params.max_send_segment, self.params.max_burst);
+        let (on, params) = (task.connection, &self.connections[task.connection].params);
+        let slice = task.data_in.next_slice(params.max_send_segment, params.max_burst);
         let Some(slice) = slice else {
             return self.response_output(id);
         };
@@ -172,7 +178,8 @@ impl Session {
         let (task_tag, reply_status, residual) = (task.task_tag, task.reply.status, task.reply.residual);
         let finished = if carries_status { self.retire_task(id) } else { None };
         let end = if carries_status {
-            SequenceEnd::EndOfTask { stat_sn: self.next_stat_sn.take(), status: reply_status, residual }
+            let stat_sn = self.connections[on].next_stat_sn.take();
+            SequenceEnd::EndOfTask { stat_sn, status: reply_status, residual }
         } else if slice.end_of_burst {
             SequenceEnd::EndOfBurst
         } else {
@@ -192,13 +199,14 @@ impl Session {
 
     fn response_output(&mut self, id: TaskId) -> Option<OutPdu> {
         let task = self.tasks.get_mut(id)?;
+        let on = task.connection;
         let sense = task.reply.sense.take();
         let (task_tag, exp_data_sn) = (task.task_tag, task.data_in.exp_data_sn());
         let (reply_status, residual) = (task.reply.status, task.reply.residual);
         let finished = self.retire_task(id);
         let response = ScsiResponse {
             task_tag,
-            stat_sn: self.next_stat_sn.take(),
+            stat_sn: self.connections[on].next_stat_sn.take(),
             window: self.window.snapshot(),
             outcome: Outcome::Completed { status: reply_status, residual, exp_data_sn },
             data_len: sense.as_ref().map_or(0, |sense| sense.len() as u32),
@@ -210,24 +218,25 @@ impl Session {
     /// The last PDU of the task at the front of the queue is on its way: its slot and its place in the window
     /// are free, which that very PDU tells. Gives the id back when the shard knows the task.
     fn retire_task(&mut self, id: TaskId) -> Option<TaskId> {
-        self.output.pop_front();
         let task = self.tasks.remove(id)?;
+        self.connections[task.connection].output.pop_front();
         self.window.finish(task.place);
         task.is_known.then_some(id)
     }
 
-    fn answer_output(&mut self, answer: Answer, place: Option<Place>) -> OutPdu {
+    fn answer_output(&mut self, on: ConnectionId, answer: Answer, place: Option<Place>) -> OutPdu {
         if let Some(place) = place {
             self.window.finish(place);
         }
         let window = self.window.snapshot();
+        let connection = &mut self.connections[on];
         let (header, data) = match answer {
             Answer::Pong { task_tag, data } => {
-                let purpose = NopInPurpose::Answer { task_tag, stat_sn: self.next_stat_sn.take() };
+                let purpose = NopInPurpose::Answer { task_tag, stat_sn: connection.next_stat_sn.take() };
                 (NopIn { purpose, window, data_len: data.len() as u32 }.encode(), inline(data))
             }
             Answer::Ping { transfer_tag } => {
-                let purpose = NopInPurpose::Ping { transfer_tag, next_stat_sn: self.next_stat_sn };
+                let purpose = NopInPurpose::Ping { transfer_tag, next_stat_sn: connection.next_stat_sn };
                 (NopIn { purpose, window, data_len: 0 }.encode(), OutData::None)
             }
             Answer::Text { task_tag, transfer_tag, is_final, text_continues, data } => {
@@ -237,23 +246,23 @@ impl Session {
                     lun: LunField::default(),
                     task_tag,
                     transfer_tag,
-                    stat_sn: self.next_stat_sn.take(),
+                    stat_sn: connection.next_stat_sn.take(),
                     window,
                 };
                 (response.encode(data.len() as u32), inline(data))
             }
             Answer::Reject { reason, bhs } => {
-                let reject = Reject { reason, stat_sn: self.next_stat_sn.take(), window };
+                let reject = Reject { reason, stat_sn: connection.next_stat_sn.take(), window };
                 (reject.encode(), inline(Box::from(bhs.0.as_slice())))
             }
             Answer::Management { task_tag, response } => {
-                let stat_sn = self.next_stat_sn.take();
+                let stat_sn = connection.next_stat_sn.take();
                 (TaskManagementResponse { response, task_tag, stat_sn, window }.encode(), OutData::None)
             }
-            Answer::Logout { task_tag, outcome } => {
-                let stat_sn = self.next_stat_sn.take();
-                if outcome == LogoutOutcome::Closed {
-                    self.state = State::Closed;
+            Answer::Logout { task_tag, outcome, closes_this } => {
+                let stat_sn = connection.next_stat_sn.take();
+                if closes_this {
+                    connection.state = State::Closed;
                 }
                 // Nothing survives a logout here, so there is nothing to wait for (11.15.3).
                 let response =
@@ -261,7 +270,7 @@ impl Session {
                 (response.encode(), OutData::None)
             }
             Answer::Async { event } => {
-                let stat_sn = self.next_stat_sn.take();
+                let stat_sn = connection.next_stat_sn.take();
                 (AsyncMessage { event, stat_sn, window }.encode(), OutData::None)
             }
         };

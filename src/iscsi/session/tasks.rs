@@ -3,7 +3,9 @@
 //! Knows the phases of `task` and when each PDU moves a task on. Does not know CDBs beyond their length.
 
 use super::output::Queued;
-use super::{Current, Held, PayloadSink, Session, SessionEvent, TaskId, TaskReply, status};
+use super::{
+    ConnectionId, Current, Held, HeldRequest, PayloadSink, Session, SessionEvent, TaskId, TaskReply, status,
+};
 use crate::clock::Instant;
 use crate::iscsi::command_window::Arrival;
 use crate::iscsi::data_in_sequence::DataInSequence;
@@ -11,6 +13,7 @@ use crate::iscsi::data_out_sequence::{DataOutError, DataOutFault, DataOutSequenc
 use crate::iscsi::pdu::InitiatorTaskTag;
 use crate::iscsi::pdu::bhs::Bhs;
 use crate::iscsi::pdu::data_out::{DataOut, Solicitation};
+use crate::iscsi::pdu::opcode::RequestOpcode;
 use crate::iscsi::pdu::reject::RejectReason;
 use crate::iscsi::pdu::scsi_command::{CDB_BYTES, ScsiCommand, Transfer};
 use crate::iscsi::task::{Direction, Phase, Reply, Task};
@@ -82,51 +85,88 @@ fn sense_segment(sense: &[u8]) -> Option<Box<[u8]>> {
 }
 
 impl Session {
-    pub(super) fn begin_command_pdu(&mut self, bhs: &Bhs, ahs: &[u8], now: Instant) {
+    pub(super) fn begin_command_pdu(&mut self, on: ConnectionId, bhs: &Bhs, ahs: &[u8], now: Instant) {
         let Ok(command) = ScsiCommand::decode(bhs, ahs) else {
-            return self.reject(RejectReason::InvalidPduField);
+            return self.reject(on, RejectReason::InvalidPduField);
         };
         if command.task_tag == InitiatorTaskTag::RESERVED {
-            return self.reject(RejectReason::InvalidPduField);
+            return self.reject(on, RejectReason::InvalidPduField);
         }
-        self.note_exp_stat_sn(command.exp_stat_sn);
+        self.connections[on].note_exp_stat_sn(command.exp_stat_sn);
         match self.window.arrival(command.immediate, command.cmd_sn) {
             Arrival::Now if self.tasks.find(command.task_tag).is_some() => {
-                self.reject(RejectReason::TaskInProgress);
+                self.reject(on, RejectReason::TaskInProgress);
             }
-            Arrival::Now => self.begin_command(&command, None, now),
-            Arrival::Ahead => {
-                let unsolicited = has_unsolicited(&command);
-                self.window.hold(command.cmd_sn, Held::Command { command, unsolicited });
-            }
+            Arrival::Now => self.begin_command(on, &command, None, now),
+            Arrival::Ahead => self.hold_command(on, command, now),
             Arrival::Ignore => {}
-            Arrival::TooManyImmediate => self.reject(RejectReason::ImmediateCommandReject),
+            Arrival::TooManyImmediate => self.reject(on, RejectReason::ImmediateCommandReject),
         }
     }
 
-    /// The turn of a held command has come. Its immediate and unsolicited data could not be kept: BUSY.
-    pub(super) fn begin_held_command(&mut self, mut command: ScsiCommand, unsolicited: bool, now: Instant) {
+    /// Commands before this one are still to come. If other connections can bring them, its data waits in its
+    /// connection; else they come on this one, and nothing may stand in their way.
+    fn hold_command(&mut self, on: ConnectionId, command: ScsiCommand, now: Instant) {
+        let unsolicited = has_unsolicited(&command);
+        let has_data = command.data_len > 0;
+        let waits = has_data && self.may_wait_for_others(on);
+        if waits {
+            self.connections[on].current = Current::Deferred { since: now };
+        }
+        let request = HeldRequest::Command { command, unsolicited, data_lost: has_data && !waits };
+        self.window.hold(command.cmd_sn, Held { connection: on, request });
+    }
+
+    /// The turn of a held command has come. Data that could not be kept makes it BUSY.
+    pub(super) fn begin_held_command(
+        &mut self,
+        on: ConnectionId,
+        mut command: ScsiCommand,
+        unsolicited: bool,
+        data_lost: bool,
+        now: Instant,
+    ) {
+        let bhs = self.connections[on].current_bhs;
+        let waits = matches!(self.connections[on].current, Current::Deferred { .. })
+            && bhs.task_tag() == command.task_tag;
+        let brings_itself = waits && bhs.opcode() == RequestOpcode::ScsiCommand as u8;
+        if waits {
+            self.connections[on].current = Current::Ignored;
+            self.events.push_back(SessionEvent::Resumed { connection: on });
+        }
         if self.tasks.find(command.task_tag).is_some() {
             // The tag was taken while the command waited; its number counts as received all the same.
-            let place = self.window.begin(false);
-            self.window.finish(place);
-            return;
+            return self.window.skip();
         }
-        let lost_data = command.data_len > 0 || has_unsolicited(&command);
-        command.data_len = 0;
+        if !brings_itself {
+            command.data_len = 0;
+        }
         if let Transfer::Write { unsolicited: still, .. }
         | Transfer::Bidirectional { unsolicited: still, .. } = &mut command.transfer
         {
             *still = unsolicited;
         }
-        self.begin_command(&command, lost_data.then_some(Refusal::BUSY), now);
+        let receiving = self.connections[on].current;
+        self.begin_command(on, &command, data_lost.then_some(Refusal::BUSY), now);
+        if brings_itself {
+            return;
+        }
+        self.connections[on].current = receiving;
         if let Some(task) = self.tasks.find(command.task_tag) {
-            self.current = Current::Ignored;
             self.advance(task);
+        }
+        if waits {
+            self.begin_data_out(on, &bhs, now);
         }
     }
 
-    fn begin_command(&mut self, command: &ScsiCommand, refusal: Option<Refusal>, now: Instant) {
+    fn begin_command(
+        &mut self,
+        on: ConnectionId,
+        command: &ScsiCommand,
+        refusal: Option<Refusal>,
+        now: Instant,
+    ) {
         let (direction, expected, unsolicited) = match command.transfer {
             Transfer::None => (Direction::None, 0, false),
             Transfer::Read { expected } => (Direction::Read, expected, false),
@@ -137,7 +177,7 @@ impl Session {
         };
         let data_expected = if direction == Direction::Write { expected } else { 0 };
         let (data_out, fault) =
-            DataOutSequence::new(data_expected, command.data_len, unsolicited, &self.params);
+            DataOutSequence::new(data_expected, command.data_len, unsolicited, &self.connections[on].params);
         let refusal = refusal.or(if matches!(command.transfer, Transfer::Bidirectional { .. }) {
             Some(Refusal::BIDIRECTIONAL)
         } else if usize::from(command.cdb.len) > CDB_BYTES {
@@ -147,6 +187,7 @@ impl Session {
         });
         let task = Task {
             task_tag: command.task_tag,
+            connection: on,
             lun: command.lun,
             cmd_sn: command.cmd_sn,
             place: self.window.begin(command.immediate),
@@ -165,9 +206,9 @@ impl Session {
         let Some(id) = self.tasks.insert(task) else {
             // Cannot be: the table has a slot for each place of the window.
             self.window.finish(place);
-            return self.reject(RejectReason::LongOperationReject);
+            return self.reject(on, RejectReason::LongOperationReject);
         };
-        self.current = Current::Data {
+        self.connections[on].current = Current::Data {
             task: id,
             offset: 0,
             len: command.data_len,
@@ -177,6 +218,7 @@ impl Session {
         match refusal {
             Some(refusal) => self.refuse(id, refusal),
             None => self.events.push_back(SessionEvent::Command {
+                connection: on,
                 task: id,
                 lun: command.lun,
                 cdb: command.cdb,
@@ -188,50 +230,50 @@ impl Session {
         }
     }
 
-    pub(super) fn begin_data_out(&mut self, bhs: &Bhs, now: Instant) {
+    pub(super) fn begin_data_out(&mut self, on: ConnectionId, bhs: &Bhs, now: Instant) {
         let pdu = DataOut::decode(bhs);
-        self.note_exp_stat_sn(pdu.exp_stat_sn);
+        self.connections[on].note_exp_stat_sn(pdu.exp_stat_sn);
         let Some(id) = self.tasks.find(pdu.task_tag) else {
             // Data of a task that was aborted, or whose command was ignored, may still be on its way.
-            return self.note_data_of_held(&pdu);
+            return self.data_of_held(on, bhs, &pdu, now);
         };
         let Some(task) = self.tasks.get_mut(id) else { return };
+        if task.connection != on {
+            // Data goes where its command went (4.2.2.1).
+            return self.reject(on, RejectReason::InvalidPduField);
+        }
         task.touched = now;
-        match task.data_out.check(&pdu, task.lun) {
-            Ok(()) => {
-                self.current = Current::Data {
-                    task: id,
-                    offset: pdu.buffer_offset,
-                    len: pdu.data_len,
-                    is_final: pdu.is_final,
-                    is_immediate: false,
-                };
-            }
-            Err(DataOutError::Foreign) => self.reject(RejectReason::InvalidPduField),
-            Err(DataOutError::Fault(fault)) => {
-                self.current = Current::Data {
-                    task: id,
-                    offset: pdu.buffer_offset,
-                    len: pdu.data_len,
-                    is_final: pdu.is_final,
-                    is_immediate: false,
-                };
-                self.fail_data(id, fault);
-            }
+        let fault = match task.data_out.check(&pdu, task.lun) {
+            Ok(()) => None,
+            Err(DataOutError::Foreign) => return self.reject(on, RejectReason::InvalidPduField),
+            Err(DataOutError::Fault(fault)) => Some(fault),
+        };
+        self.connections[on].current = Current::Data {
+            task: id,
+            offset: pdu.buffer_offset,
+            len: pdu.data_len,
+            is_final: pdu.is_final,
+            is_immediate: false,
+        };
+        if let Some(fault) = fault {
+            self.fail_data(id, fault);
         }
     }
 
-    /// A held command learns that its unsolicited data has ended.
-    fn note_data_of_held(&mut self, pdu: &DataOut) {
-        if !pdu.is_final || pdu.answers != Solicitation::Unsolicited {
+    /// Unsolicited data of a command that is held waits with it, or is lost.
+    fn data_of_held(&mut self, on: ConnectionId, bhs: &Bhs, pdu: &DataOut, now: Instant) {
+        if pdu.answers != Solicitation::Unsolicited {
             return;
         }
-        for held in self.window.held_mut() {
-            if let Held::Command { command, unsolicited } = held
-                && command.task_tag == pdu.task_tag
-            {
-                *unsolicited = false;
-            }
+        let intact = self.window.held_mut().any(|held| {
+            held.connection == on
+                && matches!(&held.request, HeldRequest::Command { command, data_lost: false, .. }
+                    if command.task_tag == pdu.task_tag)
+        });
+        if intact && self.may_wait_for_others(on) {
+            self.connections[on].current = Current::Deferred { since: now };
+        } else {
+            self.lose_held_data(on, bhs);
         }
     }
 
@@ -243,7 +285,7 @@ impl Session {
                 0 => PayloadSink::Discard,
                 len => PayloadSink::Task { task: id, offset, len },
             },
-            Phase::Executing | Phase::Settling | Phase::Replying => PayloadSink::Discard,
+            Phase::Executing | Phase::Settling | Phase::Replying | Phase::Aborting => PayloadSink::Discard,
         }
     }
 
@@ -293,7 +335,7 @@ impl Session {
     /// on its way (11.4.2).
     pub fn complete(&mut self, id: TaskId, reply: TaskReply<'_>) {
         let Some(task) = self.tasks.get_mut(id) else { return };
-        if matches!(task.phase, Phase::Settling | Phase::Replying) {
+        if matches!(task.phase, Phase::Settling | Phase::Replying | Phase::Aborting) {
             return;
         }
         task.reply = Reply {
@@ -309,18 +351,24 @@ impl Session {
         self.advance(id);
     }
 
-    /// Forgets a task: no response is ever sent for it.
+    /// Ends a task without a response. While data it was asked for is on its way, its tag stays taken.
     pub fn abort_task(&mut self, id: TaskId) -> Aborted {
-        let Some(task) = self.tasks.remove(id) else { return Aborted::Unknown };
-        self.window.finish(task.place);
-        if task.is_queued {
-            self.output.retain(|queued| !matches!(queued, Queued::Task(other) if *other == id));
-        }
-        match (task.is_known, task.phase) {
-            (false, _) => Aborted::Unknown,
+        let Some(task) = self.tasks.get_mut(id) else { return Aborted::Unknown };
+        let aborted = match (task.is_known, task.phase) {
+            (false, _) | (_, Phase::Aborting) => Aborted::Unknown,
             (true, Phase::Settling | Phase::Replying) => Aborted::Replied,
             (true, Phase::Offered | Phase::Receiving | Phase::Executing) => Aborted::Executing,
+        };
+        if task.is_queued {
+            task.is_queued = false;
+            let output = &mut self.connections[task.connection].output;
+            output.retain(|queued| !matches!(queued, Queued::Task(other) if *other == id));
         }
+        task.is_known = false;
+        task.phase = Phase::Aborting;
+        task.data_out.drain();
+        self.advance(id);
+        aborted
     }
 
     /// Ends a task because of its data; a task that has ended already only drains.
@@ -346,10 +394,11 @@ impl Session {
 
     /// Moves a task on after something changed. While a PDU is being received for it, everything waits.
     fn advance(&mut self, id: TaskId) {
-        if matches!(self.current, Current::Data { task, .. } if task == id) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let current = self.connections[task.connection].current;
+        if matches!(current, Current::Data { task, .. } if task == id) {
             return;
         }
-        let Some(task) = self.tasks.get_mut(id) else { return };
         match task.phase {
             Phase::Receiving => match task.data_out.step() {
                 Step::Wait => {}
@@ -364,7 +413,8 @@ impl Session {
                 task.phase = Phase::Replying;
                 self.enqueue_task(id);
             }
-            Phase::Offered | Phase::Executing | Phase::Settling | Phase::Replying => {}
+            Phase::Aborting if task.data_out.is_quiet() => self.remove_aborted(id),
+            Phase::Offered | Phase::Executing | Phase::Settling | Phase::Replying | Phase::Aborting => {}
         }
     }
 }

@@ -12,7 +12,7 @@
 use bytes::Bytes;
 
 use super::output::Answer;
-use super::{Session, SessionEvent};
+use super::{ConnectionId, Session, SessionEvent};
 use crate::iscsi::command_window::Place;
 use crate::iscsi::negotiate::negotiate_text;
 use crate::iscsi::pdu::bhs::Bhs;
@@ -48,104 +48,120 @@ pub(super) enum TextExchange {
 }
 
 impl Session {
-    pub(super) fn take_text(&mut self, bhs: &Bhs, data: &[u8], place: Place) {
+    pub(super) fn take_text(&mut self, on: ConnectionId, bhs: &Bhs, data: &[u8], place: Place) {
         let request = TextRequest::decode(bhs);
         let is_first = request.transfer_tag == TargetTransferTag::RESERVED;
-        match core::mem::take(&mut self.text) {
+        match core::mem::take(&mut self.connections[on].text) {
             _ if request.is_final && request.text_continues => {
-                self.refuse_text(RejectReason::InvalidPduField, place);
+                self.refuse_text(on, RejectReason::InvalidPduField, place);
             }
             asked @ TextExchange::Asked { .. } => {
-                self.text = asked;
-                self.refuse_text(RejectReason::ProtocolError, place);
+                self.connections[on].text = asked;
+                self.refuse_text(on, RejectReason::ProtocolError, place);
             }
-            _ if is_first => self.collect_text(&request, TextCollector::default(), data, place),
+            _ if is_first => self.collect_text(on, &request, TextCollector::default(), data, place),
             TextExchange::Collecting { task_tag, transfer_tag, text }
                 if task_tag == request.task_tag && transfer_tag == request.transfer_tag =>
             {
-                self.collect_text(&request, text, data, place);
+                self.collect_text(on, &request, text, data, place);
             }
             TextExchange::Sending { task_tag, transfer_tag, answer }
                 if task_tag == request.task_tag
                     && transfer_tag == request.transfer_tag
                     && data.is_empty() =>
             {
-                self.send_text(task_tag, answer, request.is_final, place);
+                self.send_text(on, task_tag, answer, request.is_final, place);
             }
             other => {
-                self.text = other;
-                self.refuse_text(RejectReason::InvalidPduField, place);
+                self.connections[on].text = other;
+                self.refuse_text(on, RejectReason::InvalidPduField, place);
             }
         }
     }
 
-    fn refuse_text(&mut self, reason: RejectReason, place: Place) {
+    fn refuse_text(&mut self, on: ConnectionId, reason: RejectReason, place: Place) {
         self.window.revoke(place);
-        self.reject(reason);
+        self.reject(on, reason);
     }
 
-    fn collect_text(&mut self, request: &TextRequest, mut text: TextCollector, data: &[u8], place: Place) {
+    fn collect_text(
+        &mut self,
+        on: ConnectionId,
+        request: &TextRequest,
+        mut text: TextCollector,
+        data: &[u8],
+        place: Place,
+    ) {
         if text.push(data).is_err() {
-            return self.refuse_text(RejectReason::LongOperationReject, place);
+            return self.refuse_text(on, RejectReason::LongOperationReject, place);
         }
         if request.text_continues {
             let transfer_tag = self.take_transfer_tag();
-            self.text = TextExchange::Collecting { task_tag: request.task_tag, transfer_tag, text };
-            return self.answer_text(request.task_tag, transfer_tag, false, &[], place);
+            self.connections[on].text =
+                TextExchange::Collecting { task_tag: request.task_tag, transfer_tag, text };
+            return self.answer_text(on, request.task_tag, transfer_tag, false, &[], place);
         }
         match text.finish() {
-            Ok(keys) => self.answer_keys(request, &keys, place),
-            Err(_) => self.refuse_text(RejectReason::ProtocolError, place),
+            Ok(keys) => self.answer_keys(on, request, &keys, place),
+            Err(_) => self.refuse_text(on, RejectReason::ProtocolError, place),
         }
     }
 
-    fn answer_keys(&mut self, request: &TextRequest, keys: &TextKeys, place: Place) {
-        let Ok(outcome) = negotiate_text(keys, self.kind, &mut self.params) else {
-            return self.refuse_text(RejectReason::ProtocolError, place);
+    fn answer_keys(&mut self, on: ConnectionId, request: &TextRequest, keys: &TextKeys, place: Place) {
+        let Ok(outcome) = negotiate_text(keys, self.kind, &mut self.connections[on].params) else {
+            return self.refuse_text(on, RejectReason::ProtocolError, place);
         };
         let (task_tag, is_final) = (request.task_tag, request.is_final);
         let answer = outcome.answers.into_bytes();
-        match keys.get("SendTargets") {
-            Some(value) => {
-                self.text = TextExchange::Asked { task_tag, place, answer, is_final };
-                self.events.push_back(SessionEvent::SendTargets { value: value.to_owned() });
+        match outcome.send_targets {
+            Some(request) => {
+                self.connections[on].text = TextExchange::Asked { task_tag, place, answer, is_final };
+                self.events.push_back(SessionEvent::SendTargets { connection: on, request });
             }
-            None => self.send_text(task_tag, answer.into(), is_final, place),
+            None => self.send_text(on, task_tag, answer.into(), is_final, place),
         }
     }
 
     /// The shard's answer to [`SessionEvent::SendTargets`]: `TargetName=` and `TargetAddress=` pairs, each
     /// ended by NUL. Sent in as many Text Responses as the initiator's segment length makes of it.
-    pub fn send_targets_reply(&mut self, text: &[u8]) {
-        match core::mem::take(&mut self.text) {
+    pub fn send_targets_reply(&mut self, on: ConnectionId, text: &[u8]) {
+        match core::mem::take(&mut self.connections[on].text) {
             TextExchange::Asked { task_tag, place, mut answer, is_final } => {
                 answer.extend_from_slice(text);
-                self.send_text(task_tag, answer.into(), is_final, place);
+                self.send_text(on, task_tag, answer.into(), is_final, place);
             }
-            other => self.text = other,
+            other => self.connections[on].text = other,
         }
     }
 
     /// Sends the next piece of an answer. `is_final` is the request's: a response is never final before the
     /// initiator is (11.11.1).
-    fn send_text(&mut self, task_tag: InitiatorTaskTag, mut answer: Bytes, is_final: bool, place: Place) {
-        let piece = answer.split_to(answer.len().min(self.params.max_send_segment as usize));
+    fn send_text(
+        &mut self,
+        on: ConnectionId,
+        task_tag: InitiatorTaskTag,
+        mut answer: Bytes,
+        is_final: bool,
+        place: Place,
+    ) {
+        let piece = answer.split_to(answer.len().min(self.connections[on].params.max_send_segment as usize));
         if answer.is_empty() && is_final {
-            self.text = TextExchange::Idle;
-            return self.answer_text(task_tag, TargetTransferTag::RESERVED, false, &piece, place);
+            self.connections[on].text = TextExchange::Idle;
+            return self.answer_text(on, task_tag, TargetTransferTag::RESERVED, false, &piece, place);
         }
         let transfer_tag = self.take_transfer_tag();
         let continues = !answer.is_empty();
-        self.text = if continues {
+        self.connections[on].text = if continues {
             TextExchange::Sending { task_tag, transfer_tag, answer }
         } else {
             TextExchange::Collecting { task_tag, transfer_tag, text: TextCollector::default() }
         };
-        self.answer_text(task_tag, transfer_tag, continues, &piece, place);
+        self.answer_text(on, task_tag, transfer_tag, continues, &piece, place);
     }
 
     fn answer_text(
         &mut self,
+        on: ConnectionId,
         task_tag: InitiatorTaskTag,
         transfer_tag: TargetTransferTag,
         text_continues: bool,
@@ -154,6 +170,6 @@ impl Session {
     ) {
         let is_final = transfer_tag == TargetTransferTag::RESERVED;
         let data = Box::from(data);
-        self.answer(Answer::Text { task_tag, transfer_tag, is_final, text_continues, data }, Some(place));
+        self.answer(on, Answer::Text { task_tag, transfer_tag, is_final, text_continues, data }, Some(place));
     }
 }

@@ -93,9 +93,9 @@ fn a_read_flagged_as_write_is_answered_and_its_data_thrown_away() {
     let command = ScsiCommand { data_len: 512, ..initiator.command(5, WRITE) };
     initiator.header(&command.encode());
     let task = initiator.offered();
-    assert_eq!(initiator.session.sink(), PayloadSink::Wait { task });
+    assert_eq!(initiator.session.sink(ON), PayloadSink::Wait { task });
     initiator.session.complete(task, TaskReply::good(512));
-    assert_eq!(initiator.session.sink(), PayloadSink::Discard);
+    assert_eq!(initiator.session.sink(ON), PayloadSink::Discard);
     assert!(initiator.output().is_none(), "not before the data has come");
     initiator.end();
     assert_eq!(initiator.response(), (0, Residual::Overflow(512), vec![]));
@@ -107,9 +107,9 @@ fn immediate_data_waits_for_the_shard_and_is_cut_to_what_the_command_takes() {
     let command = ScsiCommand { data_len: 1024, ..initiator.command(5, WRITE) };
     initiator.header(&command.encode());
     let task = initiator.offered();
-    assert_eq!(initiator.session.sink(), PayloadSink::Wait { task });
+    assert_eq!(initiator.session.sink(ON), PayloadSink::Wait { task });
     initiator.session.accept_data_out(task, 512);
-    assert_eq!(initiator.session.sink(), PayloadSink::Task { task, offset: 0, len: 512 });
+    assert_eq!(initiator.session.sink(ON), PayloadSink::Task { task, offset: 0, len: 512 });
     assert!(initiator.session.poll_event().is_none());
     initiator.end();
     assert_eq!(initiator.event(), SessionEvent::DataComplete { task, received: 512 });
@@ -155,7 +155,7 @@ fn an_early_end_waits_for_the_last_expected_data_out() {
     assert!(initiator.output().is_none());
     let last = data_out(5, Solicitation::Unsolicited, 0, 0, 1024, true);
     initiator.header(&last);
-    assert_eq!(initiator.session.sink(), PayloadSink::Discard);
+    assert_eq!(initiator.session.sink(ON), PayloadSink::Discard);
     initiator.end();
     let pdu = initiator.output().unwrap();
     assert_eq!(pdu.finished, Some(task));
@@ -198,7 +198,7 @@ fn a_foreign_data_out_is_rejected_and_the_write_goes_on() {
     let r2t = R2t::decode(&initiator.output().unwrap().header).unwrap();
     let foreign = data_out(5, Solicitation::Unsolicited, 0, 0, 512, false);
     initiator.header(&foreign);
-    assert_eq!(initiator.session.sink(), PayloadSink::Discard);
+    assert_eq!(initiator.session.sink(ON), PayloadSink::Discard);
     initiator.end();
     assert_eq!(initiator.rejected(&foreign), RejectReason::InvalidPduField);
     initiator.send(&data_out(5, answering(&r2t), 0, 0, 1024, true));
@@ -219,7 +219,7 @@ fn a_damaged_data_segment_is_rejected_and_ends_its_task() {
     initiator.header(&command.encode());
     let task = initiator.offered();
     initiator.session.accept_data_out(task, 1024);
-    initiator.session.handle_data_digest_error(initiator.now);
+    initiator.session.handle_data_digest_error(ON, initiator.now);
     assert_eq!(initiator.event(), SessionEvent::DataFailed { task });
     let reject = Reject::decode(&initiator.output().unwrap().header).unwrap();
     assert_eq!(reject.reason, RejectReason::DataDigestError);
@@ -231,7 +231,7 @@ fn a_damaged_data_segment_is_rejected_and_ends_its_task() {
     initiator.session.accept_data_out(task, 1024);
     let r2t = R2t::decode(&initiator.output().unwrap().header).unwrap();
     initiator.header(&data_out(6, answering(&r2t), 0, 0, 512, false));
-    initiator.session.handle_data_digest_error(initiator.now);
+    initiator.session.handle_data_digest_error(ON, initiator.now);
     assert_eq!(initiator.event(), SessionEvent::DataFailed { task });
     assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::Reject as u8);
     initiator.silent();
@@ -246,7 +246,7 @@ fn a_damaged_last_data_out_still_ends_its_burst() {
     let task = initiator.offer(&command);
     initiator.session.accept_data_out(task, 1024);
     initiator.header(&data_out(5, Solicitation::Unsolicited, 0, 0, 1024, true));
-    initiator.session.handle_data_digest_error(initiator.now);
+    initiator.session.handle_data_digest_error(ON, initiator.now);
     assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::Reject as u8);
     assert_eq!(initiator.response().0, CHECK_CONDITION);
 }
@@ -254,7 +254,7 @@ fn a_damaged_last_data_out_still_ends_its_burst() {
 #[test]
 fn reads_and_writes_allocate_nothing_once_the_session_stands() {
     let mut initiator = Initiator::new();
-    let queues = |session: &Session| (session.events.capacity(), session.output.capacity());
+    let queues = |session: &Session| (session.events.capacity(), session.connections[ON].output.capacity());
     let before = queues(&initiator.session);
     for round in 0..3 {
         let reads: Vec<TaskId> = (0..100).map(|tag| initiator.read(1000 * round + tag, 512)).collect();
@@ -285,7 +285,7 @@ fn long_cdbs_and_both_directions_are_refused_by_sense() {
     let mut initiator = Initiator::new();
     let command = initiator.command(5, Transfer::None);
     let ahs = [0, 17, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
-    initiator.session.handle_header(&command.encode(), &ahs, initiator.now);
+    initiator.session.handle_header(ON, &command.encode(), &ahs, initiator.now);
     initiator.end();
     assert_eq!(sense_codes(&initiator.response().2), (5, 0x20, 0));
     let both = Transfer::Bidirectional { expected_write: 512, expected_read: 512, unsolicited: false };
@@ -323,7 +323,7 @@ fn an_impossible_header_is_rejected() {
 #[test]
 fn phases_move_as_the_table_says() {
     let mut table = String::new();
-    for phase in ["Offered", "Receiving", "Executing", "Settling", "Replying"] {
+    for phase in ["Offered", "Receiving", "Executing", "Settling", "Replying", "Aborting"] {
         let moves: Vec<String> = ["accept", "complete", "data", "abort"]
             .iter()
             .map(|stimulus| {
@@ -335,11 +335,12 @@ fn phases_move_as_the_table_says() {
     }
     // A Data-Out is foreign to a write that has none due: it is rejected and changes nothing.
     let expected = "\
-Offered   Receiving Settling Offered gone
-Receiving Receiving Settling Executing gone
+Offered   Receiving Settling Offered Aborting
+Receiving Receiving Settling Executing Aborting
 Executing Executing Replying Executing gone
-Settling  Settling Settling Replying gone
+Settling  Settling Settling Replying Aborting
 Replying  Replying Replying Replying gone
+Aborting  Aborting Aborting gone Aborting
 ";
     assert_eq!(table, expected);
 }
@@ -360,6 +361,9 @@ fn task_in(phase: &str) -> (Initiator, TaskId) {
             initiator.session.complete(task, TaskReply::good(0));
             apply(&mut initiator, task, "data");
         }
+        "Aborting" => {
+            initiator.session.abort_task(task);
+        }
         _ => {}
     }
     (initiator, task)
@@ -372,7 +376,7 @@ fn apply(initiator: &mut Initiator, task: TaskId, stimulus: &str) -> String {
         "data" => {
             initiator.header(&data_out(5, Solicitation::Unsolicited, 0, 0, 1024, true));
             // A shard that is asked to wait sends no end.
-            if initiator.session.sink() != (PayloadSink::Wait { task }) {
+            if initiator.session.sink(ON) != (PayloadSink::Wait { task }) {
                 initiator.end();
             }
         }

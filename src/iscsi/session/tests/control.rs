@@ -1,7 +1,7 @@
 //! NOP, Text, Logout, rejects, discovery and dead peers.
 
 use super::*;
-use crate::iscsi::pdu::logout::LogoutRequest;
+use crate::iscsi::pdu::logout::{LogoutReason, LogoutRequest};
 use crate::iscsi::pdu::nop::{NopOut, NopOutPurpose};
 use crate::iscsi::pdu::text::{TextRequest, TextResponse};
 
@@ -47,6 +47,12 @@ fn logout(initiator: &mut Initiator, reason: LogoutReason, cid: u16) -> Bhs {
     .encode()
 }
 
+fn with_keepalive(keepalive: Keepalive) -> SessionStart {
+    let start = start(NegotiatedParams::default());
+    let connection = ConnectionStart { keepalive: Some(keepalive), ..start.connection };
+    SessionStart { connection, ..start }
+}
+
 #[test]
 fn a_ping_is_echoed_and_cut_to_the_initiators_segment() {
     let mut initiator =
@@ -87,7 +93,7 @@ fn a_damaged_ping_counts_as_not_received() {
     let mut initiator = Initiator::new();
     let bhs = ping(&mut initiator, 3);
     initiator.header(&bhs);
-    initiator.session.handle_data_digest_error(initiator.now);
+    initiator.session.handle_data_digest_error(ON, initiator.now);
     assert_eq!(initiator.rejected(&bhs), RejectReason::DataDigestError);
     initiator.send(&bhs);
     assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::NopIn as u8);
@@ -105,10 +111,10 @@ fn rejects_carry_the_header_and_take_a_stat_sn() {
         let mut bhs = Bhs::default();
         bhs.0[0] = opcode;
         bhs.0[47] = 0xEE;
-        let before = initiator.session.next_stat_sn;
+        let before = initiator.session.connections[ON].next_stat_sn;
         initiator.send(&bhs);
         assert_eq!(initiator.rejected(&bhs), reason);
-        assert_eq!(initiator.session.next_stat_sn, before.plus(1));
+        assert_eq!(initiator.session.connections[ON].next_stat_sn, before.plus(1));
     }
 }
 
@@ -126,9 +132,9 @@ fn a_discovery_session_lists_targets_and_nothing_else() {
     }
     let bhs = text(&mut initiator, TargetTransferTag::RESERVED, true, false);
     initiator.send_with(&bhs, b"SendTargets=All\0");
-    assert_eq!(initiator.event(), SessionEvent::SendTargets { value: "All".into() });
+    assert_eq!(initiator.event(), SessionEvent::SendTargets { connection: ON, request: SendTargets::All });
     initiator.silent();
-    initiator.session.send_targets_reply(b"TargetName=iqn.a\0");
+    initiator.session.send_targets_reply(ON, b"TargetName=iqn.a\0");
     let (response, data) = text_response(&mut initiator);
     assert!(response.is_final && !response.text_continues);
     assert_eq!(response.transfer_tag, TargetTransferTag::RESERVED);
@@ -143,7 +149,7 @@ fn a_long_list_is_sent_in_pieces_the_initiator_asks_for() {
     let bhs = text(&mut initiator, TargetTransferTag::RESERVED, true, false);
     initiator.send_with(&bhs, b"SendTargets=\0");
     initiator.event();
-    initiator.session.send_targets_reply(&list);
+    initiator.session.send_targets_reply(ON, &list);
     let mut got = Vec::new();
     loop {
         let (response, data) = text_response(&mut initiator);
@@ -173,7 +179,10 @@ fn text_in_pieces_is_put_together() {
     initiator.cmd_sn = CmdSn(wrong.u32_at(24));
     let bhs = text(&mut initiator, response.transfer_tag, true, false);
     initiator.send_with(&bhs, b"gets=\0");
-    assert_eq!(initiator.event(), SessionEvent::SendTargets { value: String::new() });
+    assert_eq!(
+        initiator.event(),
+        SessionEvent::SendTargets { connection: ON, request: SendTargets::Session }
+    );
 }
 
 #[test]
@@ -196,14 +205,14 @@ fn the_segment_length_may_change_after_login() {
     let bhs = text(&mut initiator, TargetTransferTag::RESERVED, true, false);
     initiator.send_with(&bhs, b"MaxRecvDataSegmentLength=1024\0");
     assert!(text_response(&mut initiator).1.is_empty());
-    assert_eq!(initiator.session.params().max_send_segment, 1024);
+    assert_eq!(initiator.session.params(ON).max_send_segment, 1024);
     let bhs = text(&mut initiator, TargetTransferTag::RESERVED, true, false);
     let illegal = b"MaxRecvDataSegmentLength=5\0";
     initiator.send_with(&bhs, illegal);
     let mut sent = bhs;
     sent.set_data_len(illegal.len() as u32);
     assert_eq!(initiator.rejected(&sent), RejectReason::ProtocolError);
-    assert_eq!(initiator.session.params().max_send_segment, 1024);
+    assert_eq!(initiator.session.params(ON).max_send_segment, 1024);
 }
 
 #[test]
@@ -214,7 +223,7 @@ fn after_logout_nothing_is_executed_or_answered() {
     initiator.session.complete(early, TaskReply::good(0));
     let bhs = logout(&mut initiator, LogoutReason::CloseSession, 0);
     initiator.send(&bhs);
-    assert_eq!(initiator.event(), SessionEvent::Logout { reason: LogoutReason::CloseSession, cid: Cid(3) });
+    assert_eq!(initiator.event(), SessionEvent::Logout { connection: ON, ends: LogoutScope::Session });
     let command = initiator.command(3, Transfer::None);
     initiator.send(&command.encode());
     initiator.session.complete(late, TaskReply::good(0));
@@ -222,7 +231,7 @@ fn after_logout_nothing_is_executed_or_answered() {
     let pdu = initiator.output().unwrap();
     assert_eq!((pdu.header.opcode(), pdu.header.0[2]), (ResponseOpcode::Logout as u8, 0));
     initiator.silent();
-    assert!(initiator.session.is_closed());
+    assert!(initiator.session.is_closed(ON));
     assert_eq!(initiator.session.tasks().count(), 1, "for the shard to abort");
 }
 
@@ -243,14 +252,13 @@ fn logout_of_another_connection_or_for_recovery_changes_nothing() {
 #[test]
 fn a_silent_initiator_is_pinged_then_let_go() {
     let keepalive = Keepalive { idle: Duration::from_secs(10), answer: Duration::from_secs(5) };
-    let mut initiator =
-        Initiator::started(SessionStart { keepalive: Some(keepalive), ..start(NegotiatedParams::default()) });
+    let mut initiator = Initiator::started(with_keepalive(keepalive));
     let second = |n: u64| Instant(n * 1_000_000_000);
-    initiator.session.handle_timeout(second(9));
+    initiator.session.handle_timeout(ON, second(9));
     initiator.silent();
-    initiator.session.handle_timeout(second(10));
+    initiator.session.handle_timeout(ON, second(10));
     let pdu = initiator.output().unwrap();
-    let before = initiator.session.next_stat_sn;
+    let before = initiator.session.connections[ON].next_stat_sn;
     assert_eq!((pdu.header.task_tag().0, pdu.header.u32_at(24)), (u32::MAX, before.0));
     let transfer_tag = TargetTransferTag(pdu.header.u32_at(20));
     assert_ne!(transfer_tag, TargetTransferTag::RESERVED);
@@ -259,30 +267,29 @@ fn a_silent_initiator_is_pinged_then_let_go() {
     let answer =
         NopOut { immediate: true, purpose, cmd_sn: initiator.cmd_sn, exp_stat_sn: before, data_len: 0 };
     initiator.send(&answer.encode());
-    assert_eq!(initiator.session.ping_outstanding_since(), None);
-    initiator.session.handle_timeout(second(22));
+    assert_eq!(initiator.session.ping_outstanding_since(ON), None);
+    initiator.session.handle_timeout(ON, second(22));
     assert!(initiator.output().is_some());
-    initiator.session.handle_timeout(second(26));
+    initiator.session.handle_timeout(ON, second(26));
     initiator.silent();
-    initiator.session.handle_timeout(second(27));
-    assert_eq!(initiator.event(), SessionEvent::Close(CloseReason::PeerSilent));
+    initiator.session.handle_timeout(ON, second(27));
+    assert_eq!(initiator.event(), SessionEvent::Close { connection: ON, reason: CloseReason::PeerSilent });
     initiator.silent();
-    assert!(initiator.session.is_closed());
+    assert!(initiator.session.is_closed(ON));
 }
 
 #[test]
 fn any_request_answers_a_ping() {
     let keepalive = Keepalive { idle: Duration::from_secs(10), answer: Duration::from_secs(5) };
-    let mut initiator =
-        Initiator::started(SessionStart { keepalive: Some(keepalive), ..start(NegotiatedParams::default()) });
+    let mut initiator = Initiator::started(with_keepalive(keepalive));
     let second = |n: u64| Instant(n * 1_000_000_000);
-    initiator.session.handle_timeout(second(10));
-    assert!(initiator.session.ping_outstanding_since().is_some());
+    initiator.session.handle_timeout(ON, second(10));
+    assert!(initiator.session.ping_outstanding_since(ON).is_some());
     initiator.now = second(12);
     initiator.read(1, 0);
-    initiator.session.handle_timeout(second(16));
+    initiator.session.handle_timeout(ON, second(16));
     assert!(initiator.session.poll_event().is_none());
-    assert!(initiator.session.ping_outstanding_since().is_none());
+    assert!(initiator.session.ping_outstanding_since(ON).is_none());
 }
 
 #[test]
@@ -290,7 +297,7 @@ fn a_write_the_shard_has_not_decided_on_is_not_given_up() {
     let mut initiator = Initiator::new();
     let command = initiator.command(1, Transfer::Write { expected: 512, unsolicited: true });
     initiator.offer(&command);
-    initiator.session.handle_timeout(Instant(limits::DATA_OUT_STALL_S * 1_000_000_000));
+    initiator.session.handle_timeout(ON, Instant(limits::DATA_OUT_STALL_S * 1_000_000_000));
     initiator.silent();
 }
 
@@ -302,29 +309,29 @@ fn a_write_without_data_is_given_up_unless_the_shard_keeps_it_waiting() {
     let command = ScsiCommand { data_len: 100, ..waiting.command(1, write) };
     waiting.header(&command.encode());
     waiting.offered();
-    waiting.session.handle_timeout(late);
+    waiting.session.handle_timeout(ON, late);
     waiting.silent();
 
     let mut stalled = Initiator::new();
     let command = stalled.command(1, write);
     let task = stalled.offer(&command);
     stalled.session.accept_data_out(task, 512);
-    stalled.session.handle_timeout(late);
-    assert_eq!(stalled.event(), SessionEvent::Close(CloseReason::DataOutStalled));
+    stalled.session.handle_timeout(ON, late);
+    assert_eq!(stalled.event(), SessionEvent::Close { connection: ON, reason: CloseReason::DataOutStalled });
 }
 
 #[test]
 fn unasked_messages_are_numbered() {
     let mut initiator = Initiator::new();
-    initiator.session.async_logout(30);
-    initiator.session.async_drop(2);
+    initiator.session.async_logout(ON, 30);
+    initiator.session.async_drop(ON);
     for event in [1, 3] {
-        let before = initiator.session.next_stat_sn;
+        let before = initiator.session.connections[ON].next_stat_sn;
         let pdu = initiator.output().unwrap();
         assert_eq!((pdu.header.0[0], pdu.header.0[36], pdu.header.u32_at(24)), (0x32, event, before.0));
     }
     initiator.silent();
-    assert!(initiator.session.is_closed());
+    assert!(initiator.session.is_closed(ON));
 }
 
 #[test]
@@ -335,9 +342,12 @@ fn a_peer_that_only_makes_rejects_is_let_go() {
     for _ in 0..=limits::SESSION_ANSWERS_MAX {
         initiator.send(&bhs);
     }
-    assert_eq!(initiator.event(), SessionEvent::Close(CloseReason::TooManyAnswers));
+    assert_eq!(
+        initiator.event(),
+        SessionEvent::Close { connection: ON, reason: CloseReason::TooManyAnswers }
+    );
     assert_eq!(core::iter::from_fn(|| initiator.output()).count(), limits::SESSION_ANSWERS_MAX);
-    assert!(initiator.session.is_closed());
+    assert!(initiator.session.is_closed(ON));
 }
 
 #[test]
@@ -349,6 +359,6 @@ fn stat_sns_are_confirmed_only_as_far_as_they_were_sent() {
     for (told, held) in [(500, 100), (101, 101), (100, 101)] {
         let command = initiator.command(told, Transfer::None);
         initiator.offer(&ScsiCommand { exp_stat_sn: StatSn(told), ..command });
-        assert_eq!(initiator.session.exp_stat_sn(), StatSn(held));
+        assert_eq!(initiator.session.exp_stat_sn(ON), StatSn(held));
     }
 }

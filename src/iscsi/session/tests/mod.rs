@@ -3,11 +3,13 @@
 //! Knows how to make requests and to read answers. Does not know a socket: data segments are lengths.
 
 mod commands;
+mod connections;
 mod control;
 mod order;
 mod transfers;
 
 use super::*;
+use crate::iscsi::params::{Cid, NegotiatedParams};
 use crate::iscsi::pdu::data_in::{DataIn, SequenceEnd};
 use crate::iscsi::pdu::data_out::{DataOut, Solicitation};
 use crate::iscsi::pdu::opcode::ResponseOpcode;
@@ -16,27 +18,27 @@ use crate::iscsi::pdu::reject::Reject;
 use crate::iscsi::pdu::scsi_command::Transfer;
 use crate::iscsi::pdu::scsi_response::{Outcome, Residual, ScsiResponse};
 use crate::iscsi::pdu::task_mgmt::{Function, TaskManagementRequest};
-use crate::iscsi::serial::DataSn;
+use crate::iscsi::serial::{DataSn, StatSn};
 
 const LUN: LunField = LunField([0, 1, 0, 0, 0, 0, 0, 0]);
 const CHECK_CONDITION: u8 = 0x02;
 
+const ON: ConnectionId = ConnectionId::LEADING;
+
 struct Initiator {
     session: Session,
+    /// The connection that requests go to and answers are read from.
+    on: ConnectionId,
     cmd_sn: CmdSn,
     now: Instant,
 }
 
 fn start(params: NegotiatedParams) -> SessionStart {
-    SessionStart {
-        kind: SessionKind::Normal,
-        params,
-        cid: Cid(3),
-        next_stat_sn: StatSn(100),
-        exp_cmd_sn: CmdSn(u32::MAX),
-        keepalive: None,
-        now: Instant(0),
-    }
+    SessionStart { kind: SessionKind::Normal, exp_cmd_sn: CmdSn(u32::MAX), connection: connection(3, params) }
+}
+
+fn connection(cid: u16, params: NegotiatedParams) -> ConnectionStart {
+    ConnectionStart { cid: Cid(cid), params, next_stat_sn: StatSn(100), keepalive: None, now: Instant(0) }
 }
 
 impl Initiator {
@@ -49,7 +51,7 @@ impl Initiator {
     }
 
     fn started(start: SessionStart) -> Self {
-        Self { cmd_sn: start.exp_cmd_sn, now: start.now, session: Session::new(start) }
+        Self { cmd_sn: start.exp_cmd_sn, on: ON, now: start.connection.now, session: Session::new(start) }
     }
 
     /// The next command, numbered; tag and CmdSN are the same number, so tests can name it.
@@ -68,11 +70,11 @@ impl Initiator {
     }
 
     fn header(&mut self, bhs: &Bhs) {
-        self.session.handle_header(bhs, &[], self.now);
+        self.session.handle_header(self.on, bhs, &[], self.now);
     }
 
     fn end(&mut self) {
-        self.session.handle_end(&[], self.now);
+        self.session.handle_end(self.on, &[], self.now);
     }
 
     /// A whole PDU; its control data where the session keeps any.
@@ -80,11 +82,11 @@ impl Initiator {
         let mut bhs = *bhs;
         bhs.set_data_len(data.len() as u32);
         self.header(&bhs);
-        let kept = match self.session.sink() {
+        let kept = match self.session.sink(self.on) {
             PayloadSink::Control { keep } => &data[..keep as usize],
             _ => &[],
         };
-        self.session.handle_end(kept, self.now);
+        self.session.handle_end(self.on, kept, self.now);
     }
 
     fn send(&mut self, bhs: &Bhs) {
@@ -115,7 +117,7 @@ impl Initiator {
     }
 
     fn output(&mut self) -> Option<OutPdu> {
-        self.session.poll_output(self.now)
+        self.session.poll_output(self.on, self.now)
     }
 
     /// Exactly one PDU is sent, and it is a SCSI Response: its status, residual and sense.

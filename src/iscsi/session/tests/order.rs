@@ -76,7 +76,7 @@ fn a_held_write_whose_data_was_not_kept_is_busy() {
     let command = initiator.command(2, Transfer::Write { expected: 1024, unsolicited: true });
     let write = ScsiCommand { data_len: 512, ..command };
     initiator.header(&write.encode());
-    assert_eq!(initiator.session.sink(), PayloadSink::Discard);
+    assert_eq!(initiator.session.sink(ON), PayloadSink::Discard);
     initiator.end();
     let task = initiator.offer(&missing);
     initiator.silent();

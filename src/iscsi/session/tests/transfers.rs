@@ -42,7 +42,7 @@ fn burst(
         let len = segment.min(to - at);
         let is_final = at + len == to;
         initiator.header(&data_out(1, answers, data_sn, at, len, is_final));
-        received.take(initiator.session.sink());
+        received.take(initiator.session.sink(ON));
         initiator.end();
         (at, data_sn) = (at + len, data_sn + 1);
         if is_final {
@@ -119,7 +119,7 @@ proptest! {
         let task = initiator.offered();
         initiator.session.accept_data_out(task, wanted);
         let mut received = Received(vec![0; expected as usize]);
-        received.take(initiator.session.sink());
+        received.take(initiator.session.sink(ON));
         initiator.end();
         if unsolicited {
             burst(&mut initiator, &mut received, Solicitation::Unsolicited, (immediate, first), segment);
