@@ -65,6 +65,8 @@ pub(super) struct Connection {
     /// The data segment of a PDU that is no data of a command.
     control: Vec<u8>,
     pub(super) tx: TxQueue,
+    /// Login responses that are not staged yet.
+    pub(super) login_out: Vec<u8>,
     /// Received and not yet processed; the number is how much of the first is done.
     pub(super) unread: VecDeque<RxBuf>,
     pub(super) unread_done: u32,
@@ -97,6 +99,7 @@ impl Connection {
             sink: PayloadSink::Discard,
             control: Vec::new(),
             tx: TxQueue::new(),
+            login_out: Vec::new(),
             unread: VecDeque::new(),
             unread_done: 0,
             carried: Vec::new(),
@@ -220,6 +223,13 @@ impl Connection {
     /// Moves every PDU the session has ready into the send queue. True when there was no buffer for one.
     pub(super) fn pump(&mut self, core: &mut Core, sessions: &mut Sessions) -> bool {
         self.dirty = false;
+        if !self.login_out.is_empty() {
+            let staged = self.tx.stage_raw(&core.pool, &self.login_out);
+            self.login_out.drain(..staged);
+            if !self.login_out.is_empty() {
+                return true;
+            }
+        }
         let Some(Member { session, on }) = self.member() else { return false };
         let Some(session) = sessions.get_mut(session) else { return false };
         while self.tx.queued_bytes() < limits::CONNECTION_SEND_BYTES_MAX {

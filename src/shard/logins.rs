@@ -73,15 +73,7 @@ impl<I: Io> Shard<I> {
     fn stage_login(&mut self, key: ConnKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Phase::Login(login) = &mut connection.phase else { return };
-        self.scratch.clear();
-        let mut staged = true;
-        if login.poll_output(&mut self.scratch) {
-            staged = connection.tx.stage_raw(&self.core.pool, &self.scratch);
-        }
-        if !staged {
-            self.close(key, "no buffer for a login response");
-            return;
-        }
+        login.poll_output(&mut connection.login_out);
         self.mark_dirty(key);
     }
 
@@ -316,8 +308,15 @@ impl<I: Io> Shard<I> {
         }
         let Some(socket) = self.io.release_socket(connection.socket) else { return };
         let Phase::HandingOff { login, to, named } = connection.phase else { return };
-        let handoff =
-            Handoff { socket, peer: connection.peer, login, framer: connection.framer, named, unread };
+        let handoff = Handoff {
+            socket,
+            peer: connection.peer,
+            login,
+            framer: connection.framer,
+            named,
+            unread,
+            unsent: connection.login_out,
+        };
         self.outbox.push((to, Message::Handoff(Box::new(handoff))));
         self.post();
     }
@@ -368,6 +367,7 @@ impl<I: Io> Shard<I> {
             connection.key = key;
             connection.framer = handoff.framer;
             connection.carried = handoff.unread;
+            connection.login_out = handoff.unsent;
             connection.arm_recv(&mut self.core);
         }
         self.next_tick = now;

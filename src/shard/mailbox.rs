@@ -34,6 +34,8 @@ pub struct Handoff<S> {
     pub(super) named: Named,
     /// Received, not yet processed.
     pub(super) unread: Vec<u8>,
+    /// Login responses there was no buffer for.
+    pub(super) unsent: Vec<u8>,
 }
 
 #[derive(Debug)]

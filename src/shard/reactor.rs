@@ -474,6 +474,7 @@ impl<I: Io> Shard<I> {
         let waits =
             connection.member().and_then(|member| self.sessions.get(member.session).map(|it| (it, member)));
         let waits = waits.is_some_and(|(session, member)| session.machine.has_output(member.on));
+        let waits = waits || !connection.login_out.is_empty();
         if matches!(connection.phase, Phase::Draining(_)) && connection.tx.is_empty() && !waits {
             self.close(key, "logged out or refused");
         }

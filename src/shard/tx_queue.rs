@@ -120,17 +120,18 @@ impl TxQueue {
         self.stage_parts(bhs, parts.into_iter().flatten(), len);
     }
 
-    /// Stages bytes that are complete PDUs already (login responses: never digested).
-    pub(super) fn stage_raw(&mut self, pool: &Pool, mut bytes: &[u8]) -> bool {
-        while !bytes.is_empty() {
-            let take = bytes.len().min(limits::SMALL_BYTES / 2);
+    /// Stages bytes that are complete PDUs already (login responses: never digested). Returns how many found room.
+    pub(super) fn stage_raw(&mut self, pool: &Pool, bytes: &[u8]) -> usize {
+        let mut staged = 0;
+        while staged < bytes.len() {
+            let take = (bytes.len() - staged).min(limits::SMALL_BYTES / 2);
             if !self.reserve(pool, take) {
-                return false;
+                break;
             }
-            self.put_control(&bytes[..take]);
-            bytes = &bytes[take..];
+            self.put_control(&bytes[staged..staged + take]);
+            staged += take;
         }
-        true
+        staged
     }
 
     fn stage_header(&mut self, bhs: &Bhs) {

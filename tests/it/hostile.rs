@@ -9,11 +9,11 @@ use std::process::{Child, Stdio};
 use crate::cli::Desk;
 use crate::raw_initiator::RawInitiator;
 
-const NODE: &str = "iqn.2026-11.io.goldrush:node-001";
+pub(crate) const NODE: &str = "iqn.2026-11.io.goldrush:node-001";
 
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    port: u16,
+    pub(crate) port: u16,
 }
 
 impl Drop for Server {
@@ -25,7 +25,7 @@ impl Drop for Server {
 }
 
 /// `None`, loudly, where the kernel gives no ring.
-fn start(desk: &Desk) -> Option<Server> {
+pub(crate) fn start(desk: &Desk) -> Option<Server> {
     let line = "serve --golden golden.vhd --overlays nodes --nodes 4 --listen 127.0.0.1:0 --golden-cache 1M \
                 --register-buffers false";
     let arguments: Vec<&str> = line.split_whitespace().collect();
@@ -41,13 +41,13 @@ fn start(desk: &Desk) -> Option<Server> {
     None
 }
 
-fn desk() -> Desk {
+pub(crate) fn desk() -> Desk {
     let desk = Desk::new();
     desk.goldrush_ok("image create golden.vhd --size 64M");
     desk
 }
 
-fn logged_in(port: u16, target: &str, isid: u32) -> RawInitiator {
+pub(crate) fn logged_in(port: u16, target: &str, isid: u32) -> RawInitiator {
     let mut initiator = RawInitiator::connect(port);
     assert_eq!(initiator.login(target, isid).unwrap(), (0, 0));
     initiator

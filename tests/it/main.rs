@@ -15,6 +15,7 @@ mod hostile;
 mod oracles;
 mod raw_initiator;
 mod sector_history;
+mod sessions;
 mod sim_disk;
 mod vhd_corpus;
 mod vhd_crash;

@@ -10,7 +10,11 @@ pub type Bhs = [u8; 48];
 
 pub struct RawInitiator {
     pub stream: TcpStream,
-    cmd_sn: u32,
+    /// Of the next command; connections of one session share it.
+    pub cmd_sn: u32,
+    /// What the login PDUs say: zero until there is a session, then its handle.
+    pub tsih: u16,
+    pub cid: u16,
     exp_stat_sn: u32,
 }
 
@@ -23,18 +27,24 @@ impl RawInitiator {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Self { stream, cmd_sn: 1, exp_stat_sn: 0 }
+        Self { stream, cmd_sn: 1, tsih: 0, cid: 0, exp_stat_sn: 0 }
     }
 
     /// A login in one PDU; the status class and detail of the answer.
     pub fn login(&mut self, target: &str, isid: u32) -> io::Result<(u8, u8)> {
         let keys = format!(
             "InitiatorName=iqn.2026-11.io.goldrush:raw\0SessionType=Normal\0TargetName={target}\0InitialR2T=No\0\
-             ImmediateData=Yes\0MaxRecvDataSegmentLength=65536\0"
+             ImmediateData=Yes\0MaxRecvDataSegmentLength=65536\0MaxConnections=2\0"
         );
+        self.login_with(isid, &keys)
+    }
+
+    /// A login in one PDU with these keys.
+    pub fn login_with(&mut self, isid: u32, keys: &str) -> io::Result<(u8, u8)> {
         self.login_pdu(0x87, isid, keys.as_bytes())?;
         let (answer, _) = self.receive()?;
         assert_eq!(answer[0] & 0x3F, 0x23);
+        self.tsih = u16::from_be_bytes([answer[14], answer[15]]);
         Ok((answer[36], answer[37]))
     }
 
@@ -42,6 +52,8 @@ impl RawInitiator {
         let mut bhs = [0; 48];
         (bhs[0], bhs[1], bhs[8]) = (0x43, flags, 0x80);
         bhs[10..14].copy_from_slice(&isid.to_be_bytes());
+        bhs[14..16].copy_from_slice(&self.tsih.to_be_bytes());
+        bhs[20..22].copy_from_slice(&self.cid.to_be_bytes());
         bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
         self.send(bhs, text)
     }
@@ -138,6 +150,10 @@ impl RawInitiator {
         loop {
             let (bhs, piece) = self.receive()?;
             let (opcode, tag) = (bhs[0] & 0x3F, u32_at(&bhs, 16));
+            if opcode == 0x32 {
+                // An asynchronous message answers nothing.
+                continue;
+            }
             if opcode == 0x21 {
                 return Ok((tag, bhs[3], data));
             }
@@ -169,6 +185,19 @@ impl RawInitiator {
         self.send(bhs, b"alive?").unwrap();
         let (answer, data) = self.receive().unwrap();
         assert_eq!((answer[0] & 0x3F, u32_at(&answer, 16), data.as_slice()), (0x20, 77, &b"alive?"[..]));
+    }
+
+    /// A ping that takes the next command number.
+    pub fn ping_as_command(&mut self) {
+        let mut bhs = [0; 48];
+        bhs[1] = 0x80;
+        bhs[16..20].copy_from_slice(&78_u32.to_be_bytes());
+        bhs[20..24].copy_from_slice(&u32::MAX.to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        self.cmd_sn += 1;
+        self.send(bhs, b"turn").unwrap();
+        let (answer, _) = self.receive().unwrap();
+        assert_eq!((answer[0] & 0x3F, u32_at(&answer, 16)), (0x20, 78));
     }
 
     /// True when the target has closed the connection (what it still sends is passed over).

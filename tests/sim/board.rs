@@ -54,6 +54,10 @@ pub(crate) struct Counts {
     pub(crate) management: u64,
     pub(crate) refused_commands: u64,
     pub(crate) lost_connections: u64,
+    /// Connections that joined a session, that were lost while others went on, and that came back.
+    pub(crate) joined: u64,
+    pub(crate) lines_lost: u64,
+    pub(crate) lines_reinstated: u64,
     pub(crate) refused_logins: u64,
     pub(crate) restarts: u64,
     pub(crate) events: u64,
@@ -71,6 +75,9 @@ impl Counts {
         self.management += other.management;
         self.refused_commands += other.refused_commands;
         self.lost_connections += other.lost_connections;
+        self.joined += other.joined;
+        self.lines_lost += other.lines_lost;
+        self.lines_reinstated += other.lines_reinstated;
         self.refused_logins += other.refused_logins;
         self.restarts += other.restarts;
         self.events += other.events;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::board::Board;
 use crate::checks::{DataLimits, Numbers};
+use crate::group::Group;
 use crate::login::Login;
 use crate::random::Rng;
 use crate::wire::{self, Digests, NO_TAG, Pdu};
@@ -42,6 +43,8 @@ pub(crate) enum Phase {
     Login(Login),
     Full,
     LoggingOut,
+    /// Another connection of the session logs the session out.
+    Leaving,
     /// The login was refused, or never could be: the target must close.
     Ending,
 }
@@ -58,6 +61,49 @@ pub(crate) struct Link {
     pub(crate) immediate_data: bool,
 }
 
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) cid: u16,
+    pub(crate) phase: Phase,
+    pub(crate) link: Link,
+    pub(crate) numbers: Numbers,
+    pub(crate) stream: Option<usize>,
+    pub(crate) since: u64,
+    pub(crate) rx: Vec<u8>,
+    /// PDUs to send, each with its task, and how much of the first is sent.
+    pub(crate) out: VecDeque<(u32, Vec<u8>)>,
+    pub(crate) out_done: usize,
+    /// The connection may end: we did something, or were told.
+    pub(crate) excused: bool,
+    pub(crate) stalled_until: u64,
+}
+
+impl Line {
+    pub(crate) fn new(cid: u16) -> Self {
+        Self {
+            cid,
+            phase: Phase::Idle,
+            link: Link {
+                digests: Digests::default(),
+                limits: DataLimits { segment: 8192, burst: 262_144 },
+                send_segment: 8192,
+                first_burst: 65_536,
+                initial_r2t: true,
+                immediate_data: true,
+            },
+            numbers: Numbers::default(),
+            stream: None,
+            since: 0,
+            rx: Vec::new(),
+            out: VecDeque::new(),
+            out_done: 0,
+            excused: false,
+            stalled_until: 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Initiator {
     pub(crate) index: usize,
@@ -69,9 +115,10 @@ pub(crate) struct Initiator {
     /// The sectors only this initiator writes: start, count.
     pub(crate) region: (u64, u64),
     pub(crate) rng: Rng,
-    pub(crate) phase: Phase,
-    pub(crate) link: Link,
-    pub(crate) numbers: Numbers,
+    /// The connection that is looked at, and the others of the session.
+    pub(crate) line: Line,
+    pub(crate) parked: Vec<Line>,
+    pub(crate) group: Group,
     pub(crate) cmd_sn: u32,
     pub(crate) tasks: BTreeMap<u32, Task>,
     pub(crate) management: Option<Management>,
@@ -81,15 +128,6 @@ pub(crate) struct Initiator {
     pub(crate) quota: u32,
     pub(crate) depth: usize,
     pub(crate) finished: bool,
-    stream: Option<usize>,
-    since: u64,
-    rx: Vec<u8>,
-    /// PDUs to send, each with its task, and how much of the first is sent.
-    out: VecDeque<(u32, Vec<u8>)>,
-    out_done: usize,
-    /// The connection may end: we did something, or were told.
-    pub(crate) excused: bool,
-    pub(crate) stalled_until: u64,
     idle: u32,
     ticking: bool,
 }
@@ -104,16 +142,9 @@ impl Initiator {
             target,
             needs_chap: target == crate::run::CHAP_TARGET && role == Role::Worker,
             region,
-            phase: Phase::Idle,
-            link: Link {
-                digests: Digests::default(),
-                limits: DataLimits { segment: 8192, burst: 262_144 },
-                send_segment: 8192,
-                first_burst: 65_536,
-                initial_r2t: true,
-                immediate_data: true,
-            },
-            numbers: Numbers::default(),
+            line: Line::new(0),
+            parked: Vec::new(),
+            group: Group::new(&mut rng, role),
             cmd_sn: rng.next() as u32,
             tasks: BTreeMap::new(),
             management: None,
@@ -123,26 +154,19 @@ impl Initiator {
             depth: rng.between(1, 12) as usize,
             rng,
             finished: false,
-            stream: None,
-            since: 0,
-            rx: Vec::new(),
-            out: VecDeque::new(),
-            out_done: 0,
-            excused: false,
-            stalled_until: 0,
             idle: 0,
             ticking: false,
         }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.out.is_empty() && self.management.is_none()
+        let sent = self.parked.iter().all(|line| line.out.is_empty()) && self.line.out.is_empty();
+        self.tasks.is_empty() && sent && self.management.is_none()
     }
 
     /// The power of the server went: everything on its way is in doubt.
     pub(crate) fn server_gone(&mut self) {
-        self.forget_connection();
-        self.phase = Phase::Idle;
+        self.forget_session();
         self.finished = false;
         self.ticking = false;
     }
@@ -155,8 +179,23 @@ impl Initiator {
         if self.finished {
             return Ok(());
         }
+        let mut busy = false;
+        for _ in 0..=self.parked.len() {
+            busy |= self.step_line(world, board)?;
+            if self.finished {
+                return Ok(());
+            }
+            self.next_line();
+        }
+        busy |= self.steer_group(world, board)?;
+        self.idle = if busy { 0 } else { (self.idle + 1).min(14) };
+        self.tick(world);
+        Ok(())
+    }
+
+    fn step_line(&mut self, world: &mut World, board: &mut Board) -> Result<bool, String> {
         let busy = self.receive(world);
-        while let Some(pdu) = wire::decode(&mut self.rx, self.link.digests)? {
+        while let Some(pdu) = wire::decode(&mut self.line.rx, self.line.link.digests)? {
             if world.faults.sabotage == Sabotage::RepeatedAnswer && world.rng.chance(30) {
                 self.handle(pdu.clone(), world, board)?;
             }
@@ -164,13 +203,10 @@ impl Initiator {
         }
         self.look_for_end(world, board)?;
         if self.finished {
-            return Ok(());
+            return Ok(busy);
         }
         let acted = self.act(world, board)?;
-        let sent = self.send(world);
-        self.idle = if busy || acted || sent { 0 } else { (self.idle + 1).min(14) };
-        self.tick(world);
-        Ok(())
+        Ok(self.send(world) || busy || acted)
     }
 
     /// Asks to be called again.
@@ -188,8 +224,8 @@ impl Initiator {
     }
 
     fn receive(&mut self, world: &mut World) -> bool {
-        let Some(stream) = self.stream else { return false };
-        if world.now < self.stalled_until {
+        let Some(stream) = self.line.stream else { return false };
+        if world.now < self.line.stalled_until {
             return false;
         }
         let waiting = &mut world.streams[stream].to_initiator;
@@ -201,52 +237,52 @@ impl Initiator {
         } else {
             self.rng.between(1, waiting.len() as u64) as usize
         };
-        self.rx.extend(waiting.drain(..len));
+        self.line.rx.extend(waiting.drain(..len));
         world.stir_send(stream);
         true
     }
 
     /// Queues a PDU.
     pub(crate) fn queue(&mut self, tag: u32, pdu: &Pdu) {
-        self.out.push_back((tag, pdu.encode(self.link.digests)));
+        self.line.out.push_back((tag, pdu.encode(self.line.link.digests)));
     }
 
     pub(crate) fn queue_raw(&mut self, bytes: Vec<u8>) {
-        self.out.push_back((NO_TAG, bytes));
+        self.line.out.push_back((NO_TAG, bytes));
     }
 
     /// Takes back the data-out that was not sent for a task; never its command, whose CmdSN the target must see.
     pub(crate) fn unqueue_data(&mut self, tag: u32) {
-        let first = usize::from(self.out_done > 0);
+        let first = usize::from(self.line.out_done > 0);
         let mut index = 0;
-        self.out.retain(|(owner, bytes)| {
+        self.line.out.retain(|(owner, bytes)| {
             index += 1;
             index <= first || *owner != tag || bytes[0] & 0x3F != 5
         });
     }
 
     fn send(&mut self, world: &mut World) -> bool {
-        let Some(stream) = self.stream else { return false };
+        let Some(stream) = self.line.stream else { return false };
         if world.streams[stream].initiator_done {
             // After the FIN nothing can follow, the rest of a PDU least of all.
-            self.out.clear();
-            self.out_done = 0;
+            self.line.out.clear();
+            self.line.out_done = 0;
         }
-        if self.out.is_empty() {
+        if self.line.out.is_empty() {
             return false;
         }
         let mut budget = if self.rng.chance(500) { 1 << 20 } else { self.rng.between(1, 20_000) as usize };
         budget = budget.min((1_usize << 20).saturating_sub(world.streams[stream].to_target.len()));
         while budget > 0
-            && let Some((_, bytes)) = self.out.front()
+            && let Some((_, bytes)) = self.line.out.front()
         {
-            let take = budget.min(bytes.len() - self.out_done);
-            world.streams[stream].to_target.extend(&bytes[self.out_done..self.out_done + take]);
-            self.out_done += take;
+            let take = budget.min(bytes.len() - self.line.out_done);
+            world.streams[stream].to_target.extend(&bytes[self.line.out_done..self.line.out_done + take]);
+            self.line.out_done += take;
             budget -= take;
-            if self.out_done == bytes.len() {
-                self.out.pop_front();
-                self.out_done = 0;
+            if self.line.out_done == bytes.len() {
+                self.line.out.pop_front();
+                self.line.out_done = 0;
             }
         }
         if let Some((shard, slot)) = world.streams[stream].at {
@@ -258,28 +294,33 @@ impl Initiator {
     fn handle(&mut self, pdu: Pdu, world: &mut World, board: &mut Board) -> Result<(), String> {
         let context = |error| format!("opcode {:#x}, tag {:#x}: {error}", pdu.opcode(), pdu.tag());
         if pdu.opcode() != 0x23 || pdu.bhs[36] == 0 {
-            self.numbers.observe(&pdu, self.cmd_sn).map_err(context)?;
+            self.line.numbers.observe(&pdu, self.cmd_sn).map_err(context)?;
         }
-        let result = match (pdu.opcode(), &self.phase) {
+        let result = match (pdu.opcode(), &self.line.phase) {
             (0x23, Phase::Login(_)) => self.login_response(&pdu, world, board),
+            // Nothing may be left of a session that is left: what it still says counts for nothing.
+            (_, Phase::Leaving) => Ok(()),
             (0x23, Phase::Ending) => {
                 board.counts.refused_logins += 1;
                 Ok(())
             }
             (0x26, Phase::LoggingOut) if pdu.bhs[2] == 0 => {
-                self.excused = true;
+                self.line.excused = true;
                 Ok(())
             }
+            (0x26, Phase::Full) => self.connection_logged_out(&pdu),
+            (0x32, Phase::Full | Phase::LoggingOut) if pdu.bhs[36] == 2 => self.told_of_drop(&pdu),
+            (0x20, Phase::Full) if self.group.fillers.remove(&pdu.tag()).is_some() => Ok(()),
             (0x20, Phase::Full | Phase::LoggingOut) => self.nop_in(&pdu),
             (0x32, Phase::Full | Phase::LoggingOut) if pdu.bhs[36] == 1 => {
-                self.excused = true;
+                self.line.excused = true;
                 if !board.stopping {
                     return Err(context("asked to log out by a server that is not stopping".to_owned()));
                 }
                 Ok(())
             }
             (_, Phase::Full | Phase::LoggingOut) => self.answer(&pdu, world, board),
-            _ => Err(format!("in phase {:?}", self.phase)),
+            _ => Err(format!("in phase {:?}", self.line.phase)),
         };
         result.map_err(context)
     }
@@ -294,7 +335,7 @@ impl Initiator {
                 .put32(16, NO_TAG)
                 .put32(20, pdu.u32_at(20))
                 .put32(24, self.cmd_sn)
-                .put32(28, self.numbers.exp_stat_sn());
+                .put32(28, self.line.numbers.exp_stat_sn());
             self.queue(NO_TAG, &answer);
             return Ok(());
         }
@@ -307,52 +348,60 @@ impl Initiator {
 
     pub(crate) fn connect(&mut self, world: &mut World) {
         let window = if self.rng.chance(200) { 3_000 } else { 400_000 };
-        self.stream = Some(world.connect(self.index, window));
-        self.since = world.now;
-        self.numbers = Numbers::default();
-        self.link.digests = Digests::default();
-        self.excused = false;
-        self.stalled_until = 0;
+        self.line.stream = Some(world.connect(self.index, window));
+        self.line.since = world.now;
+        self.line.numbers = Numbers::default();
+        self.line.link.digests = Digests::default();
+        self.line.excused = false;
+        self.line.stalled_until = 0;
     }
 
-    fn forget_connection(&mut self) {
-        self.stream = None;
-        self.rx.clear();
-        self.out.clear();
-        self.out_done = 0;
+    /// Pulls the cables of what is left of a session.
+    fn cut_parked(&mut self, world: &mut World) {
+        for stream in self.parked.iter().filter_map(|line| line.stream) {
+            world.cut(stream);
+        }
+    }
+
+    /// The session is over, and so are all its connections.
+    fn forget_session(&mut self) {
+        self.line = Line::new(0);
+        self.parked.clear();
         self.tasks.clear();
         self.management = None;
+        self.group.over();
     }
 
     fn look_for_end(&mut self, world: &mut World, board: &mut Board) -> Result<(), String> {
-        let Some(stream) = self.stream else { return Ok(()) };
+        let Some(stream) = self.line.stream else { return Ok(()) };
         let state = &world.streams[stream];
-        let stalled = world.now < self.stalled_until;
+        let stalled = world.now < self.line.stalled_until;
         if !(state.reset || state.target_done && state.to_initiator.is_empty() && !stalled) {
             return self.lose_patience(world, board);
         }
-        if !self.rx.is_empty()
+        if !self.line.rx.is_empty()
             && !state.reset
-            && !self.excused
+            && !self.line.excused
             && !board.stopping
             && !self.was_reset_cold(board)
         {
-            return Err(format!("the stream ended inside a PDU, after {} bytes", self.rx.len()));
+            return Err(format!("the stream ended inside a PDU, after {} bytes", self.line.rx.len()));
         }
         let cold = self.was_reset_cold(board);
-        let right = match self.phase {
+        let right = match self.line.phase {
             Phase::Idle => true,
-            Phase::Login(_) | Phase::Full => self.excused || board.stopping || cold,
-            Phase::LoggingOut => self.excused || board.stopping || cold,
-            Phase::Ending => true,
+            Phase::Login(_) if self.join_may_fail() => true,
+            Phase::Login(_) | Phase::Full => self.line.excused || board.stopping || cold,
+            Phase::LoggingOut => self.line.excused || board.stopping || cold,
+            Phase::Ending | Phase::Leaving => true,
         };
         if !right {
             return Err(format!(
                 "the target closed the connection without a reason, in phase {:?}",
-                self.phase
+                self.line.phase
             ));
         }
-        let over = match self.phase {
+        let over = match self.line.phase {
             Phase::LoggingOut | Phase::Ending => self.quota == 0 || self.role != Role::Worker,
             _ => board.stopping || self.quota == 0,
         };
@@ -360,39 +409,45 @@ impl Initiator {
             board.reset_until[self.target] = world.now + 20 * SECOND;
         }
         board.counts.lost_connections += 1;
-        self.forget_connection();
-        self.phase = Phase::Idle;
+        if self.lose_line(board) {
+            return Ok(());
+        }
+        self.cut_parked(world);
+        self.forget_session();
         self.finished = over;
         Ok(())
     }
 
     fn was_reset_cold(&self, board: &Board) -> bool {
-        self.since <= board.cold_until[self.target]
+        self.line.since <= board.cold_until[self.target]
     }
 
     /// An answer that does not come is a fault, unless somebody's reset has eaten it.
     fn lose_patience(&mut self, world: &mut World, board: &Board) -> Result<(), String> {
-        let since = self.since.max(self.stalled_until);
-        match self.phase {
+        let since = self.line.since.max(self.line.stalled_until);
+        match self.line.phase {
             Phase::Login(_) | Phase::Ending | Phase::LoggingOut if world.now > since + PATIENCE => {
-                return Err(format!("nothing happens since {PATIENCE} ns in phase {:?}", self.phase));
+                return Err(format!("nothing happens since {PATIENCE} ns in phase {:?}", self.line.phase));
             }
             _ => {}
         }
-        let late = |sent: u64| world.now > sent.max(self.stalled_until) + PATIENCE;
+        let late = |sent: u64| world.now > sent.max(self.line.stalled_until) + PATIENCE;
         let eaten = |sent: u64| {
-            sent <= board.reset_until[self.target] && world.now > sent.max(self.stalled_until) + 30 * SECOND
+            sent <= board.reset_until[self.target]
+                && world.now > sent.max(self.line.stalled_until) + 30 * SECOND
         };
         if let Some(management) = &self.management
             && late(management.sent)
         {
             return Err(format!("no answer to {management:?}"));
         }
-        let lost = self.tasks.values().any(|task| eaten(task.sent));
-        if !lost && let Some((tag, task)) = self.tasks.iter().find(|(_, task)| late(task.sent)) {
+        let cid = self.line.cid;
+        let ours = self.tasks.iter().filter(|(_, task)| task.cid == cid);
+        let lost = ours.clone().any(|(_, task)| eaten(task.sent));
+        if !lost && let Some((tag, task)) = ours.clone().find(|(_, task)| late(task.sent)) {
             return Err(format!("no answer to task {tag:#x}, {task:.0?}"));
         }
-        if lost && !self.excused {
+        if lost && !self.line.excused {
             self.reset(world);
         }
         Ok(())
@@ -400,17 +455,17 @@ impl Initiator {
 
     /// Pulls the cable.
     pub(crate) fn reset(&mut self, world: &mut World) {
-        let Some(stream) = self.stream else { return };
-        self.excused = true;
+        let Some(stream) = self.line.stream else { return };
+        self.line.excused = true;
         world.cut(stream);
     }
 
     /// Sends no more, and still listens.
     pub(crate) fn half_close(&mut self, world: &mut World) {
-        let Some(stream) = self.stream else { return };
-        self.excused = true;
-        self.out.clear();
-        self.out_done = 0;
+        let Some(stream) = self.line.stream else { return };
+        self.line.excused = true;
+        self.line.out.clear();
+        self.line.out_done = 0;
         world.streams[stream].initiator_done = true;
         if let Some((shard, slot)) = world.streams[stream].at {
             world.stir_recv(shard, slot);
@@ -419,16 +474,17 @@ impl Initiator {
 
     /// Leaves the connection as it is and logs in again: session reinstatement.
     pub(crate) fn abandon(&mut self, world: &mut World) {
-        if let Some(stream) = self.stream {
+        let streams: Vec<_> = self.parked.iter().filter_map(|line| line.stream).collect();
+        for stream in streams.into_iter().chain(self.line.stream) {
             let delay = self.rng.between(60 * SECOND, 200 * SECOND);
             world.at(delay, Event::Cut { stream });
         }
-        self.forget_connection();
+        self.forget_session();
         self.login(world);
     }
 
     fn act(&mut self, world: &mut World, board: &mut Board) -> Result<bool, String> {
-        match self.phase {
+        match self.line.phase {
             Phase::Idle if board.stopping => {
                 self.finished = true;
                 Ok(false)
@@ -443,14 +499,19 @@ impl Initiator {
         }
     }
 
+    /// Ends the session, with all its connections.
     pub(crate) fn log_out(&mut self) {
+        for line in &mut self.parked {
+            line.phase = Phase::Leaving;
+            line.excused = true;
+        }
         let pdu = Pdu::new(0x46, 0x80)
             .put32(16, self.next_tag)
             .put32(24, self.cmd_sn)
-            .put32(28, self.numbers.exp_stat_sn());
+            .put32(28, self.line.numbers.exp_stat_sn());
         self.next_tag = self.next_tag.wrapping_add(1);
         self.queue(NO_TAG, &pdu);
-        self.phase = Phase::LoggingOut;
+        self.line.phase = Phase::LoggingOut;
     }
 
     /// The first bytes of a connection, by role.
@@ -461,32 +522,32 @@ impl Initiator {
             }
             Role::Silent => {
                 self.login(world);
-                let half = self.out.pop_front().map(|(_, bytes)| bytes[..bytes.len() / 2].to_vec());
+                let half = self.line.out.pop_front().map(|(_, bytes)| bytes[..bytes.len() / 2].to_vec());
                 self.queue_raw(half.unwrap_or_default());
-                self.phase = Phase::Ending;
+                self.line.phase = Phase::Ending;
             }
             Role::Hasty => {
                 self.connect(world);
                 let pdu =
                     Pdu::new(0x01, 0xC1).put32(16, 7).put32(20, 512).put(32, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1]);
                 self.queue(NO_TAG, &pdu);
-                self.phase = Phase::Ending;
+                self.line.phase = Phase::Ending;
             }
             Role::Babbler => {
                 self.connect(world);
                 let bytes = (0..self.rng.between(1, 5000)).map(|_| self.rng.next() as u8).collect();
                 self.queue_raw(bytes);
-                self.phase = Phase::Ending;
+                self.line.phase = Phase::Ending;
             }
         }
         let _ = board;
     }
 
     pub(crate) fn wait_a_while(&mut self, world: &World) {
-        self.stalled_until = world.now + self.rng.between(10 * MILLI, 130 * SECOND);
-        if self.stalled_until > world.now + 25 * SECOND {
+        self.line.stalled_until = world.now + self.rng.between(10 * MILLI, 130 * SECOND);
+        if self.line.stalled_until > world.now + 25 * SECOND {
             // Long enough for the target's patience to end.
-            self.excused = true;
+            self.line.excused = true;
         }
     }
 }

@@ -88,9 +88,9 @@ impl Initiator {
         if security {
             pairs.push(("AuthMethod", "CHAP,None".to_owned()));
         } else {
-            pairs.extend(operational(&offer, self.role == Role::Discoverer));
+            pairs.extend(self.operational(&offer));
         }
-        self.phase = Phase::Login(Login { stage, challenge: None, offer, security });
+        self.line.phase = Phase::Login(Login { stage, challenge: None, offer, security });
         // In the security stage the target may want more before we may leave it.
         self.send_login(&text(&pairs), stage, !security);
     }
@@ -100,9 +100,11 @@ impl Initiator {
         let flags = stage << 2 | if transit { 0x80 | next } else { 0 };
         let pdu = Pdu::new(0x43, flags)
             .put(8, &self.isid)
+            .put(14, &self.group.tsih.to_be_bytes())
+            .put(20, &self.line.cid.to_be_bytes())
             .put32(16, 0x4C4F_4749)
             .put32(24, self.cmd_sn)
-            .put32(28, self.numbers.exp_stat_sn())
+            .put32(28, self.line.numbers.exp_stat_sn())
             .with_data(data);
         self.queue(NO_TAG, &pdu);
     }
@@ -122,22 +124,25 @@ impl Initiator {
         };
         if status != (0, 0) {
             // A target that has just been left may still have all its sessions; nothing else is an excuse.
+            if self.group.tsih != 0 {
+                return self.join_refused(status, board);
+            }
             if Some(status) != expected {
                 return Err(format!("login status {status:02x?}, expected {expected:02x?}"));
             }
             board.counts.refused_logins += 1;
-            self.phase = Phase::Ending;
+            self.line.phase = Phase::Ending;
             return Ok(());
         }
         let chap = board.targets[self.target].chap.clone().filter(|_| self.role != Role::Discoverer);
-        if chap.is_some() && matches!(&self.phase, Phase::Login(login) if !login.security) {
+        if chap.is_some() && matches!(&self.line.phase, Phase::Login(login) if !login.security) {
             return Err("a login without security was let in where CHAP is wanted".to_owned());
         }
         let pairs = keys(&pdu.data);
         let get = |key: &str| pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone());
         let flags = pdu.flags();
         let transit = flags & 0x80 != 0;
-        let Phase::Login(login) = &mut self.phase else { return Ok(()) };
+        let Phase::Login(login) = &mut self.line.phase else { return Ok(()) };
         if flags >> 2 & 3 != login.stage {
             return Err(format!("a login response of stage {}, we are in {}", flags >> 2 & 3, login.stage));
         }
@@ -152,7 +157,8 @@ impl Initiator {
                 verify_target(login, chap.as_ref(), &get)?;
             }
             login.stage = 1;
-            let pairs = operational(&login.offer, self.role == Role::Discoverer);
+            let offer = login.offer.clone();
+            let pairs = self.operational(&offer);
             self.send_login(&text(&pairs), 1, true);
             return Ok(());
         }
@@ -186,7 +192,7 @@ impl Initiator {
                     let ours: Vec<u8> = (0..24).map(|_| self.rng.next() as u8).collect();
                     pairs.push(("CHAP_I", "77".to_owned()));
                     pairs.push(("CHAP_C", hex(&ours)));
-                    if let Phase::Login(login) = &mut self.phase {
+                    if let Phase::Login(login) = &mut self.line.phase {
                         login.challenge = Some((77, ours));
                     }
                 }
@@ -204,7 +210,7 @@ impl Initiator {
         world: &mut World,
         board: &mut Board,
     ) -> Result<(), String> {
-        let Phase::Login(login) = &self.phase else { return Ok(()) };
+        let Phase::Login(login) = &self.line.phase else { return Ok(()) };
         let offer = &login.offer;
         if pdu.bhs[14..16] == [0, 0] {
             return Err("the final login response has TSIH 0".to_owned());
@@ -213,25 +219,67 @@ impl Initiator {
             |key: &str, default: u32| get(key).and_then(|value| value.parse().ok()).unwrap_or(default);
         let is = |key: &str, default: bool| get(key).map_or(default, |value| value == "Yes");
         let crc = |key: &str| get(key).is_some_and(|value| value == "CRC32C");
-        let max_burst = number("MaxBurstLength", 262_144);
-        self.link.digests = Digests { header: crc("HeaderDigest"), data: crc("DataDigest") };
-        if self.link.digests.header && !offer.header_digest || self.link.digests.data && !offer.data_digest {
+        let joins = self.group.tsih != 0;
+        let tsih = u16::from_be_bytes([pdu.bhs[14], pdu.bhs[15]]);
+        if joins && tsih != self.group.tsih {
+            return Err("a connection joined another session than it asked for".to_owned());
+        }
+        let max_burst = number("MaxBurstLength", if joins { self.group.max_burst } else { 262_144 });
+        self.line.link.digests = Digests { header: crc("HeaderDigest"), data: crc("DataDigest") };
+        if self.line.link.digests.header && !offer.header_digest
+            || self.line.link.digests.data && !offer.data_digest
+        {
             return Err("a digest was chosen that we did not offer".to_owned());
         }
-        self.link.limits = DataLimits { segment: offer.segment, burst: max_burst };
-        self.link.send_segment = number("MaxRecvDataSegmentLength", 8192);
-        self.link.first_burst = number("FirstBurstLength", 65_536).min(max_burst);
-        self.link.initial_r2t = is("InitialR2T", true);
-        self.link.immediate_data = is("ImmediateData", true);
+        self.line.link.limits = DataLimits { segment: offer.segment, burst: max_burst };
+        self.line.link.send_segment = number("MaxRecvDataSegmentLength", 8192);
+        if joins {
+            self.joined(board);
+            return Ok(());
+        }
+        self.line.link.first_burst = number("FirstBurstLength", 65_536).min(max_burst);
+        self.line.link.initial_r2t = is("InitialR2T", true);
+        self.line.link.immediate_data = is("ImmediateData", true);
         if self.role == Role::Worker
-            && (max_burst > offer.max_burst || !self.link.initial_r2t && offer.initial_r2t)
+            && (max_burst > offer.max_burst || !self.line.link.initial_r2t && offer.initial_r2t)
         {
             return Err("the target chose what we did not offer".to_owned());
         }
         board.counts.logins += 1;
         let _ = world;
-        self.phase = Phase::Full;
+        self.group.began(tsih, &self.line.link, number("MaxConnections", 1).min(self.group.wanted));
+        self.line.phase = Phase::Full;
         Ok(())
+    }
+
+    /// A connection that joins settles what is its own.
+    fn operational(&self, offer: &Offer) -> Vec<(&'static str, String)> {
+        let mut pairs = vec![
+            ("HeaderDigest", digest(offer.header_digest)),
+            ("DataDigest", digest(offer.data_digest)),
+            ("MaxRecvDataSegmentLength", offer.segment.to_string()),
+        ];
+        if self.group.tsih != 0 {
+            return pairs;
+        }
+        pairs.extend([
+            ("DefaultTime2Wait", "0".to_owned()),
+            ("DefaultTime2Retain", "0".to_owned()),
+            ("ErrorRecoveryLevel", "0".to_owned()),
+        ]);
+        if self.role != Role::Discoverer {
+            pairs.extend([
+                ("InitialR2T", yes(offer.initial_r2t)),
+                ("ImmediateData", yes(offer.immediate_data)),
+                ("MaxBurstLength", offer.max_burst.to_string()),
+                ("FirstBurstLength", offer.first_burst.to_string()),
+                ("MaxConnections", self.group.wanted.to_string()),
+                ("MaxOutstandingR2T", "1".to_owned()),
+                ("DataPDUInOrder", "Yes".to_owned()),
+                ("DataSequenceInOrder", "Yes".to_owned()),
+            ]);
+        }
+        pairs
     }
 
     /// A discovery session: lists, then leaves.
@@ -245,7 +293,7 @@ impl Initiator {
             .put32(16, tag)
             .put32(20, NO_TAG)
             .put32(24, self.cmd_sn)
-            .put32(28, self.numbers.exp_stat_sn())
+            .put32(28, self.line.numbers.exp_stat_sn())
             .with_data(b"SendTargets=All\0");
         self.tasks.insert(tag, crate::workload::Task::text());
         self.queue(NO_TAG, &pdu);
@@ -268,28 +316,4 @@ fn verify_target(
         return Err("the target did not prove itself".to_owned());
     }
     Ok(())
-}
-
-fn operational(offer: &Offer, discovery: bool) -> Vec<(&'static str, String)> {
-    let mut pairs = vec![
-        ("HeaderDigest", digest(offer.header_digest)),
-        ("DataDigest", digest(offer.data_digest)),
-        ("MaxRecvDataSegmentLength", offer.segment.to_string()),
-        ("DefaultTime2Wait", "0".to_owned()),
-        ("DefaultTime2Retain", "0".to_owned()),
-        ("ErrorRecoveryLevel", "0".to_owned()),
-    ];
-    if !discovery {
-        pairs.extend([
-            ("InitialR2T", yes(offer.initial_r2t)),
-            ("ImmediateData", yes(offer.immediate_data)),
-            ("MaxBurstLength", offer.max_burst.to_string()),
-            ("FirstBurstLength", offer.first_burst.to_string()),
-            ("MaxConnections", "1".to_owned()),
-            ("MaxOutstandingR2T", "1".to_owned()),
-            ("DataPDUInOrder", "Yes".to_owned()),
-            ("DataSequenceInOrder", "Yes".to_owned()),
-        ]);
-    }
-    pairs
 }

@@ -8,6 +8,7 @@
 mod board;
 mod checks;
 mod disk;
+mod group;
 mod images;
 mod initiator;
 mod login;
@@ -73,6 +74,7 @@ fn every_seed_keeps_every_rule() {
     if count >= SEEDS {
         // A simulator that does nothing finds nothing.
         assert!(counts.reads > 1000 && counts.writes > 1000 && counts.flushes > 100, "{counts:?}");
+        assert!(counts.joined > 100 && counts.lines_lost > 10 && counts.lines_reinstated > 5, "{counts:?}");
         assert!(
             counts.management > 20 && counts.refused_logins > 20 && counts.restarts > count,
             "{counts:?}"

@@ -16,7 +16,10 @@ type Write = (u64, Vec<u64>);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Task {
     pub(crate) sent: u64,
-    name: &'static str,
+    /// The connection it was sent on, and its number unless it was immediate.
+    pub(crate) cid: u16,
+    pub(crate) cmd_sn: Option<u32>,
+    pub(crate) name: &'static str,
     /// The length the CDB asks for; `None`: whatever the target has.
     wanted: Option<u32>,
     expected: u32,
@@ -39,7 +42,7 @@ impl Task {
         Self { is_text: true, sent: u64::MAX / 2, name: "text", ..Self::default() }
     }
 
-    fn overlaps_write(&self, start: u64, count: u64) -> bool {
+    pub(crate) fn overlaps_write(&self, start: u64, count: u64) -> bool {
         self.writes.iter().any(|(at, tags)| *at < start + count && start < at + tags.len() as u64)
     }
 }
@@ -52,6 +55,8 @@ pub(crate) struct Management {
     function: u8,
     /// Ours, sent before it, that it ends.
     victims: Vec<u32>,
+    /// The connection that waits for the answer.
+    pub(crate) cid: u16,
 }
 
 impl Management {
@@ -70,7 +75,7 @@ const TARGET_COLD_RESET: u8 = 7;
 impl Initiator {
     /// One step of a worker: true when something was sent.
     pub(crate) fn work(&mut self, world: &mut World, board: &mut Board) -> Result<bool, String> {
-        if self.excused && world.now >= self.stalled_until && board.stopping {
+        if self.line.excused && world.now >= self.line.stalled_until && board.stopping {
             self.log_out();
             return Ok(true);
         }
@@ -89,7 +94,7 @@ impl Initiator {
             }
             return Ok(false);
         }
-        let open = !before(self.numbers.max_cmd_sn(), self.cmd_sn);
+        let open = !before(self.line.numbers.max_cmd_sn(), self.cmd_sn);
         if !open || self.tasks.len() >= self.depth {
             return Ok(false);
         }
@@ -99,19 +104,22 @@ impl Initiator {
     }
 
     fn misbehave(&mut self, world: &mut World) {
+        let alone = self.parked.is_empty();
         match self.rng.below(10) {
+            // The fault of one connection; those of sessions come to all of them.
             0..3 => self.reset(world),
             3..5 => self.half_close(world),
             5..7 => self.wait_a_while(world),
             7..9 => self.abandon(world),
-            _ => {
-                self.excused = true;
+            _ if alone => {
+                self.line.excused = true;
                 self.log_out();
             }
+            _ => {}
         }
     }
 
-    fn tag(&mut self) -> u32 {
+    pub(crate) fn tag(&mut self) -> u32 {
         let tag = self.next_tag;
         self.next_tag = self.next_tag.wrapping_add(1);
         if self.next_tag == NO_TAG {
@@ -154,7 +162,8 @@ impl Initiator {
     fn free_range(&mut self, board: &Board, longest: u64) -> Option<(u64, u64)> {
         (0..5).find_map(|_| {
             let (at, len) = self.range(board, longest);
-            let free = !self.tasks.values().any(|task| task.overlaps_write(at, len));
+            let free = !self.tasks.values().any(|task| task.overlaps_write(at, len))
+                && !self.group.in_doubt(at, len);
             free.then_some((at, len))
         })
     }
@@ -349,25 +358,28 @@ impl Initiator {
 
     fn ping(&mut self, world: &World) {
         let tag = self.tag();
-        let len = self.rng.below(self.link.limits.segment.min(2000).into());
+        let len = self.rng.below(self.line.link.limits.segment.min(2000).into());
         let data: Vec<u8> = (0..len).map(|_| self.rng.next() as u8).collect();
         let immediate = self.rng.chance(500);
         let pdu = Pdu::new(if immediate { 0x40 } else { 0 }, 0x80)
             .put32(16, tag)
             .put32(20, NO_TAG)
             .put32(24, self.cmd_sn)
-            .put32(28, self.numbers.exp_stat_sn())
+            .put32(28, self.line.numbers.exp_stat_sn())
             .with_data(&data);
         if !immediate {
             self.cmd_sn = self.cmd_sn.wrapping_add(1);
         }
         self.queue(tag, &pdu);
-        self.tasks.insert(tag, Task { sent: world.now, name: "NOP-Out", ping: data, ..Task::default() });
+        let cmd_sn = (!immediate).then_some(pdu.u32_at(24));
+        let cid = self.line.cid;
+        let task = Task { sent: world.now, cid, cmd_sn, name: "NOP-Out", ping: data, ..Task::default() };
+        self.tasks.insert(tag, task);
     }
 
     fn send_command(&mut self, world: &World, cdb: [u8; 16], flags: u8, mut task: Task) {
         let tag = self.tag();
-        task.sent = world.now;
+        (task.sent, task.cid, task.cmd_sn) = (world.now, self.line.cid, Some(self.cmd_sn));
         let pdu = self.command_pdu(tag, cdb, flags | 1, &task);
         self.queue(tag, &pdu);
         self.tasks.insert(tag, task);
@@ -380,7 +392,7 @@ impl Initiator {
             .put32(16, tag)
             .put32(20, task.expected)
             .put32(24, self.cmd_sn)
-            .put32(28, self.numbers.exp_stat_sn())
+            .put32(28, self.line.numbers.exp_stat_sn())
             .put(32, &cdb);
         self.cmd_sn = self.cmd_sn.wrapping_add(1);
         pdu
@@ -389,7 +401,7 @@ impl Initiator {
     /// A command with data-out: immediate, unsolicited, or on request.
     fn send_write(&mut self, world: &World, board: &mut Board, cdb: [u8; 16], mut task: Task) {
         let tag = self.tag();
-        task.sent = world.now;
+        (task.sent, task.cid, task.cmd_sn) = (world.now, self.line.cid, Some(self.cmd_sn));
         for (at, tags) in &task.writes {
             board.models[self.target].sent(*at, tags);
         }
@@ -404,14 +416,14 @@ impl Initiator {
                 }
             }
         }
-        let burst = task.expected.min(self.link.first_burst);
+        let burst = task.expected.min(self.line.link.first_burst);
         let immediate = match self.rng.below(3) {
-            _ if !self.link.immediate_data => 0,
+            _ if !self.line.link.immediate_data => 0,
             0 => 0,
-            1 => self.rng.below(u64::from(burst.min(self.link.send_segment)) + 1) as u32,
-            _ => burst.min(self.link.send_segment),
+            1 => self.rng.below(u64::from(burst.min(self.line.link.send_segment)) + 1) as u32,
+            _ => burst.min(self.line.link.send_segment),
         };
-        let more = !self.link.initial_r2t && immediate < burst && self.rng.chance(700);
+        let more = !self.line.link.initial_r2t && immediate < burst && self.rng.chance(700);
         let flags = 0x21 | if more { 0 } else { 0x80 };
         let data = task.data_out[..immediate as usize].to_vec();
         let pdu = self.command_pdu(tag, cdb, flags, &task).with_data(&data);
@@ -427,14 +439,14 @@ impl Initiator {
     fn send_data(&mut self, tag: u32, transfer: u32, data: &[u8], start: u32, end: u32, lun: [u8; 8]) {
         let (mut at, mut sn) = (start, 0);
         while at < end {
-            let most = (end - at).min(self.link.send_segment);
+            let most = (end - at).min(self.line.link.send_segment);
             let len = if self.rng.chance(700) { most } else { self.rng.between(1, u64::from(most)) as u32 };
             let flags = if at + len == end { 0x80 } else { 0 };
             let pdu = Pdu::new(0x05, flags)
                 .put(8, &lun)
                 .put32(16, tag)
                 .put32(20, transfer)
-                .put32(28, self.numbers.exp_stat_sn())
+                .put32(28, self.line.numbers.exp_stat_sn())
                 .put32(36, sn)
                 .put32(40, at)
                 .with_data(&data[at as usize..(at + len) as usize]);
@@ -448,6 +460,8 @@ impl Initiator {
 
     fn manage(&mut self, world: &World, board: &mut Board) {
         let function = match self.rng.below(20) {
+            // The answers of other connections are not ordered with that of the function.
+            _ if !self.parked.is_empty() => ABORT_TASK,
             0..10 => ABORT_TASK,
             10..14 => ABORT_TASK_SET,
             14..16 => CLEAR_TASK_SET,
@@ -458,12 +472,15 @@ impl Initiator {
         // Pings are no tasks of a unit: nothing aborts them.
         let mut victims: Vec<u32> =
             self.tasks.iter().filter(|(_, task)| task.name != "NOP-Out").map(|(tag, _)| *tag).collect();
-        let mut referenced = NO_TAG;
+        let (mut referenced, mut ref_cmd_sn) = (NO_TAG, 0);
         if function == ABORT_TASK {
+            // On the connection of the task (RFC 7143, 11.5.1).
+            victims.retain(|tag| self.tasks[tag].cid == self.line.cid);
             let Some(tag) = victims.get(self.rng.below(victims.len() as u64) as usize).copied() else {
                 return;
             };
             referenced = tag;
+            ref_cmd_sn = self.tasks[&tag].cmd_sn.unwrap_or(self.cmd_sn);
             victims = vec![tag];
         }
         board.counts.management += 1;
@@ -475,16 +492,16 @@ impl Initiator {
             .put32(16, tag)
             .put32(20, referenced)
             .put32(24, self.cmd_sn)
-            .put32(28, self.numbers.exp_stat_sn())
-            .put32(32, self.cmd_sn.wrapping_sub(1));
+            .put32(28, self.line.numbers.exp_stat_sn())
+            .put32(32, ref_cmd_sn);
         self.queue(NO_TAG, &pdu);
-        let management = Management { sent: world.now, tag, function, victims };
+        let management = Management { sent: world.now, tag, function, victims, cid: self.line.cid };
         if management.concerns_others() {
             board.reset_until[self.target] = u64::MAX;
         }
         if function == TARGET_COLD_RESET {
             board.cold_until[self.target] = u64::MAX;
-            self.excused = true;
+            self.line.excused = true;
         }
         self.management = Some(management);
     }
@@ -519,6 +536,11 @@ impl Initiator {
     // ---- answers
 
     pub(crate) fn answer(&mut self, pdu: &Pdu, world: &mut World, board: &mut Board) -> Result<(), String> {
+        if let Some(task) = self.tasks.get(&pdu.tag())
+            && task.cid != self.line.cid
+        {
+            return Err(format!("an answer on connection {}, its task came on {}", self.line.cid, task.cid));
+        }
         match pdu.opcode() {
             0x21 => self.scsi_response(pdu, board),
             0x22 => self.management_response(pdu, world, board),
@@ -546,7 +568,7 @@ impl Initiator {
     }
 
     fn data_in(&mut self, pdu: &Pdu, board: &mut Board) -> Result<(), String> {
-        let limits = self.link.limits;
+        let limits = self.line.link.limits;
         let task = self.tasks.get_mut(&pdu.tag()).ok_or("Data-In for no task")?;
         task.transfer.data_in(pdu, task.expected, limits)?;
         task.data_in.extend(&pdu.data);
@@ -560,7 +582,7 @@ impl Initiator {
     }
 
     fn ready_to_transfer(&mut self, pdu: &Pdu) -> Result<(), String> {
-        let limits = self.link.limits;
+        let limits = self.line.link.limits;
         let tag = pdu.tag();
         let task = self.tasks.get_mut(&tag).ok_or("R2T for no task")?;
         let start = task.transfer.solicited;
@@ -629,8 +651,8 @@ impl Initiator {
                     _ => Err(format!("{} failed: sense key {key:x}, code {code:02x}: {task:.0?}", task.name)),
                 }
             }
-            // TASK SET FULL: the pool of a simulated server is small.
-            0x28 => {
+            // TASK SET FULL: the pool of a simulated server is small. BUSY: its data came long before its turn.
+            0x28 | 0x08 => {
                 self.tasks.remove(&pdu.tag()).ok_or("an answer for no task")?;
                 self.unqueue_data(pdu.tag());
                 board.counts.refused_commands += 1;

@@ -291,7 +291,7 @@ impl Session {
 
     /// Something waits to be sent.
     pub fn has_output(&self, on: ConnectionId) -> bool {
-        !self.connections[on].output.is_empty()
+        !self.is_closed(on) && !self.connections[on].output.is_empty()
     }
 
     /// When `handle_timeout` is due.
