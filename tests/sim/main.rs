@@ -92,9 +92,10 @@ fn a_seed_decides_everything() {
 
 /// The canary: a server (or world) that does wrong must be found out, or the checkers are dead.
 fn is_found_out(sabotage: Sabotage, word: &str) {
-    let found = (0..40).find_map(|seed| judge(seed, sabotage).err());
-    let error = found.unwrap_or_else(|| panic!("{sabotage:?} went unnoticed in 40 seeds"));
-    assert!(error.contains(word), "{sabotage:?} was noticed as: {error}");
+    // What it breaks first depends on the seed.
+    let errors: Vec<String> = (0..40).filter_map(|seed| judge(seed, sabotage).err()).take(12).collect();
+    assert!(!errors.is_empty(), "{sabotage:?} went unnoticed in 40 seeds");
+    assert!(errors.iter().any(|error| error.contains(word)), "{sabotage:?} was noticed as: {errors:?}");
 }
 
 #[test]
