@@ -72,6 +72,35 @@ impl ChainReader {
         Ok(())
     }
 
+    /// Fills `bytes`, whole sectors, with the disk's content from `sector` on; zeros beyond its end.
+    pub(super) fn read(&mut self, sector: u64, bytes: &mut [u8]) -> Result<(), OpenError> {
+        bytes.fill(0);
+        let mut at = 0;
+        while at < bytes.len() {
+            let start = sector + at as u64 / SECTOR_BYTES;
+            let left = (bytes.len() - at) as u64 / SECTOR_BYTES;
+            let inside = self.sectors().0.saturating_sub(start).min(left);
+            let range = SectorRange::new(Sector(start), SectorCount(inside));
+            let Some(range) = range.filter(|range| !range.is_empty()) else { return Ok(()) };
+            self.resolve(range)?;
+            for extent in &self.plan.extents {
+                let len = extent.len as usize;
+                if let Source::File { file, offset, .. } = extent.source {
+                    let file = self.file(file);
+                    let failed = |source| OpenError::Read {
+                        path: file.path().to_owned(),
+                        offset: offset.0,
+                        len,
+                        source,
+                    };
+                    file.read_at(offset.0, &mut bytes[at..at + len]).map_err(failed)?;
+                }
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
     fn file(&self, slot: FileSlot) -> &Arc<OpenedFile> {
         &self.table.files[slot.0 as usize]
     }

@@ -184,6 +184,20 @@ pub enum ImageCommand {
     /// would read counts.
     #[command(after_long_help = cli_help_chain::DIFF)]
     Diff(DiffArgs),
+    /// Make an image's file smaller; its content stays as it is
+    ///
+    /// A dynamic VHD gives up blocks that are all zero, a child those that read as its parent does: a child's zeros
+    /// stay as long as the parent has something else there. Blocks from the end of the file move into the room, and the
+    /// file is cut. In every kind of image, raw ones too, ranges of zeros become holes of the file.
+    #[command(after_long_help = cli_help::COMPACT)]
+    Compact(CompactArgs),
+    /// Give a disk another size
+    ///
+    /// What a larger disk has more reads as zeros; partitions and file systems are the guest's to grow. A disk becomes
+    /// smaller only with --shrink, and only when all it gives up is zero. A differencing child has the size of its
+    /// parent and cannot be resized, nor can an image that has children in its folder.
+    #[command(after_long_help = cli_help::RESIZE)]
+    Resize(ResizeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -234,6 +248,31 @@ pub struct CheckArgs {
     /// Undo a repair: put back what this file kept, as long as the image was not used since
     #[arg(long, value_name = "FILE", conflicts_with = "repair")]
     pub restore_backup: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompactArgs {
+    pub path: PathBuf,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ResizeArgs {
+    pub path: PathBuf,
+    /// The new size of the disk, a multiple of 512 bytes
+    #[arg(long)]
+    pub size: Size,
+    /// Allow a smaller size, as long as all that is given up is zero
+    #[arg(long)]
+    pub shrink: bool,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

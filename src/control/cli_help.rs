@@ -86,3 +86,40 @@ Exit codes:
   1  failed: no destination was left, and an existing one is as it was
   2  wrong usage
   3  the source is being written, or the destination used, by another process";
+
+pub(super) const COMPACT: &str = "\
+Examples:
+  goldrush image compact node-001.vhd
+  goldrush image compact golden.vhd --dry-run
+  goldrush image compact disk.raw --json
+
+JSON:
+  {path, done, freed_blocks, moved_blocks, file_size_before, file_size_after, disk_usage_before, disk_usage_after}. With
+  --dry-run, done is false and the sizes after are those that would be; disk_usage_after is null.
+
+After a crash:
+  The image has the content it had, and opens. Running the command again finishes it.
+
+Exit codes:
+  0  done, or nothing to do
+  1  failed: the content is as it was
+  2  wrong usage
+  3  the image is in use by another process";
+
+pub(super) const RESIZE: &str = "\
+Examples:
+  goldrush image resize disk.vhd --size 60G
+  goldrush image resize disk.raw --size 8G --shrink
+
+JSON:
+  {path, virtual_size_before, virtual_size, file_size}
+
+After a crash:
+  The disk has the old size or the new one. Where the two footers of a VHD differ then, the one at the end rules, and
+  \"image check --repair\" writes the other.
+
+Exit codes:
+  0  the disk has the size
+  1  failed: the disk has the size it had
+  2  wrong usage
+  3  the image is in use by another process";

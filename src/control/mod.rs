@@ -5,6 +5,7 @@
 mod block_io;
 pub mod catalog;
 mod chain_runs;
+mod children;
 pub mod cli;
 pub mod cli_chain;
 mod cli_help;
@@ -12,9 +13,11 @@ mod cli_help_chain;
 mod compare;
 pub mod config;
 mod copy;
+mod edit_file;
 mod error;
 pub mod file;
 mod image_check;
+mod image_compact;
 mod image_convert;
 mod image_create;
 mod image_diff;
@@ -22,6 +25,7 @@ mod image_format;
 mod image_info;
 mod image_map;
 mod image_repair;
+mod image_resize;
 mod json_stream;
 mod keeper;
 pub mod launch;
@@ -80,6 +84,8 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Compact(args)) => image_compact::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Resize(args)) => image_resize::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Info(args)) => image_info::run(&args),
         Command::Image(ImageCommand::Check(args)) => image_check::run(&args),
         Command::Image(ImageCommand::Map(args)) => image_map::run(&args).map(|()| ExitCode::SUCCESS),

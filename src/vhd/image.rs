@@ -94,6 +94,8 @@ pub(super) struct Sparse {
     pub(super) differencing: bool,
     /// Footer copy, header, table and the locators we understand.
     pub(super) metadata: Vec<FileRange>,
+    /// The end of all that, and of the locators we do not understand.
+    pub(super) metadata_end: u64,
     /// Of a writable image.
     pub(super) writer: Option<Writer>,
 }
@@ -164,6 +166,17 @@ impl VhdImage {
             Body::Fixed => Statistics { blocks: 0, allocated_blocks: 0 },
             Body::Sparse(sparse) => {
                 Statistics { blocks: u64::from(sparse.layout.blocks), allocated_blocks: sparse.allocated }
+            }
+        }
+    }
+
+    /// The blocks in the table, and where the data of each lies.
+    pub fn allocated_blocks(&self) -> Vec<(BlockIndex, ByteOffset)> {
+        match &self.body {
+            Body::Fixed => Vec::new(),
+            Body::Sparse(sparse) => {
+                let place = |(block, entry)| (block, sparse.layout.data_offset(entry, 0));
+                sparse.bat.allocated().map(place).collect()
             }
         }
     }

@@ -11,8 +11,10 @@ pub mod block_bitmap;
 pub mod build;
 pub mod check;
 mod commit;
+pub mod compact;
 pub mod create;
 pub mod dynamic_header;
+pub mod edit;
 pub mod error;
 pub mod footer;
 pub mod fuzz;
@@ -23,6 +25,7 @@ pub mod layout;
 pub mod open;
 pub mod parent_locator;
 pub mod repair;
+pub mod resize;
 mod space;
 
 pub use allocate::WriteRun;

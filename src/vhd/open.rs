@@ -187,9 +187,9 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     let bat = Bat::from_bytes(&entries);
     bat.validate(&layout, FileRange { start: FOOTER_BYTES as u64, end: data_end }, &metadata)?;
     let differencing = parent.is_some();
-    let writer = (mode == OpenMode::Writable).then(|| {
-        Writer::new(Space::new(data_end, floor(&footer, &header, &layout, &bat, &metadata, data_end)))
-    });
+    let metadata_end = metadata_end(&header, &metadata, data_end);
+    let writer = (mode == OpenMode::Writable)
+        .then(|| Writer::new(Space::new(data_end, floor(&footer, &layout, &bat, metadata_end, data_end))));
     let sparse = Sparse {
         layout,
         full: BlockSet::new(layout.blocks),
@@ -198,6 +198,7 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
         bat,
         differencing,
         metadata,
+        metadata_end,
         writer,
     };
     Ok(VhdImage {
@@ -215,25 +216,23 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
 ///
 /// In a file of another creator that has no block yet, all that lies before the footer: vhd-util keeps a map there
 /// that nothing refers to.
-fn floor(
-    footer: &Footer,
-    header: &DynamicHeader,
-    layout: &Layout,
-    bat: &Bat,
-    metadata: &[FileRange],
-    data_end: u64,
-) -> u64 {
+fn floor(footer: &Footer, layout: &Layout, bat: &Bat, metadata_end: u64, data_end: u64) -> u64 {
     let blocks = bat.end(layout) * SECTOR_BYTES;
     if blocks == 0 && footer.creator_app != CREATOR {
         return data_end;
     }
+    metadata_end.max(blocks)
+}
+
+/// The end of everything but the blocks.
+fn metadata_end(header: &DynamicHeader, metadata: &[FileRange], data_end: u64) -> u64 {
     let locators = header.locators.iter().filter(|entry| entry.code != [0; 4]);
     let locator_ends = locators.map(|entry| {
         let space = u64::from(entry.data_len.max(entry.data_space));
         entry.data_offset.saturating_add(space).min(data_end)
     });
-    let metadata_end = metadata.iter().map(|range| range.end).chain(locator_ends).max().unwrap_or(0);
-    metadata_end.next_multiple_of(SECTOR_BYTES).max(blocks)
+    let ends = metadata.iter().map(|range| range.end).chain(locator_ends);
+    ends.max().unwrap_or(0).next_multiple_of(SECTOR_BYTES)
 }
 
 pub(super) fn header_place(footer: &Footer, data_end: u64) -> Result<FileRange, VhdError> {

@@ -13,9 +13,9 @@ use goldrush::vhd::repair::{RepairPlan, plan};
 use std::io;
 use uuid::Uuid;
 
-const BLOCK: u64 = 512 << 10;
+pub const BLOCK: u64 = 512 << 10;
 /// Nine blocks and a part of a tenth.
-const SECTORS: u64 = 9 * (BLOCK / 512) + 100;
+pub const SECTORS: u64 = 9 * (BLOCK / 512) + 100;
 /// Blocks with data in every image here.
 const WRITTEN: [u64; 6] = [7, 0, 3, 9, 4, 1];
 
@@ -57,7 +57,7 @@ impl Store for Bytes {
     }
 }
 
-fn new(kind: NewKind, id: u128) -> Bytes {
+pub fn new(kind: NewKind, id: u128) -> Bytes {
     let mut file = Bytes(Vec::new());
     let disk = NewDisk { kind, sectors: SectorCount(SECTORS), unique_id: Uuid::from_u128(id), timestamp: 7 };
     write_new(&mut file, &create(&disk).unwrap());
@@ -65,7 +65,7 @@ fn new(kind: NewKind, id: u128) -> Bytes {
 }
 
 /// Writes here and there into the blocks of `WRITTEN`.
-fn filled(files: Vec<Bytes>, salt: u8) -> Bytes {
+pub fn filled(files: Vec<Bytes>, salt: u8) -> Bytes {
     let mut disk = Disk::open(files, OpenMode::Writable).unwrap();
     for (index, block) in WRITTEN.into_iter().enumerate() {
         let start = block * (BLOCK / 512) + 5 + index as u64 * 3;
@@ -82,9 +82,10 @@ struct Good {
     sparse: bool,
 }
 
-fn content(files: Vec<Bytes>) -> Result<Vec<u8>, String> {
+pub fn content(files: Vec<Bytes>) -> Result<Vec<u8>, String> {
     let mut disk = Disk::open(files, OpenMode::ReadOnly)?;
-    Ok(disk.read(range(0, SECTORS)))
+    let sectors = disk.sectors();
+    Ok(disk.read(range(0, sectors)))
 }
 
 fn good_images() -> Vec<Good> {
@@ -117,11 +118,11 @@ struct Damage {
     blocks: Vec<u64>,
 }
 
-fn be32(file: &[u8], at: usize) -> u32 {
+pub fn be32(file: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(file[at..at + 4].try_into().unwrap())
 }
 
-fn table_of(file: &[u8]) -> usize {
+pub fn table_of(file: &[u8]) -> usize {
     be32(file, 512 + 20) as usize
 }
 
@@ -209,19 +210,19 @@ fn damage_bitmap(file: &mut [u8], rng: &mut Rng) -> Damage {
     Damage { what: format!("bitmap of block {block}"), blocks: Vec::new() }
 }
 
-fn plan_of(file: &Bytes) -> RepairPlan {
+pub fn plan_of(file: &Bytes) -> RepairPlan {
     let parent_is = |parent: &goldrush::vhd::ParentInfo| {
         parent.unique_id == Uuid::from_u128(1) && !parent.candidates.is_empty()
     };
     plan(file.len(), |offset, bytes: &mut [u8]| file.read_at(offset, bytes), parent_is).unwrap()
 }
 
-fn is_clean(file: &Bytes) -> bool {
+pub fn is_clean(file: &Bytes) -> bool {
     check(file.len(), |offset, bytes| file.read_at(offset, bytes)).unwrap().is_clean()
 }
 
 /// Applies the first `writes` writes of a plan; the copies come before all of them.
-fn apply(file: &Bytes, plan: &RepairPlan, writes: usize) -> Bytes {
+pub fn apply(file: &Bytes, plan: &RepairPlan, writes: usize) -> Bytes {
     let mut file = file.clone();
     for copy in &plan.copies {
         let from = copy.from as usize;

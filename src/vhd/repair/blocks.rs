@@ -5,12 +5,13 @@
 
 use super::footers::Ruler;
 use super::header::Header;
-use super::{Copy, Read, RepairPlan, Step, Write, fill, table_writes};
+use super::{Read, RepairPlan, Step, fill, table_writes};
 use crate::limits::VHD_FILE_BYTES_MAX;
 use crate::units::{BlockIndex, SECTOR_BYTES};
 use crate::vhd::bat::{Bat, ENTRY_BYTES, FileRange, UNALLOCATED};
 use crate::vhd::block_bitmap::BlockBitmap;
 use crate::vhd::check::{BitmapFault, bitmap_fault};
+use crate::vhd::edit::{Copy, Write};
 use crate::vhd::error::Structure;
 use crate::vhd::gaps::{ALIGN, gaps, slots};
 use crate::vhd::layout::Layout;

@@ -3,8 +3,9 @@
 //! Knows the two copies, and which bytes of a damaged one can be restored for certain: those that are the same in every
 //! file, and any single field that can be derived, when the checksum then agrees.
 
-use super::{Read, RepairPlan, Step, Write, fill};
+use super::{Read, RepairPlan, Step, fill};
 use crate::units::SECTOR_BYTES;
+use crate::vhd::edit::Write;
 use crate::vhd::error::Structure;
 use crate::vhd::footer::{self, Footer, NO_OFFSET};
 use crate::vhd::geometry::Geometry;

@@ -3,10 +3,11 @@
 //! Knows which bytes of a damaged header can be restored for certain, and asks the parent where only it can tell.
 
 use super::footers::Ruler;
-use super::{Read, RepairPlan, Step, Write, fill};
+use super::{Read, RepairPlan, Step, fill};
 use crate::units::SECTOR_BYTES;
 use crate::vhd::bat::{Bat, ENTRY_BYTES, FileRange};
 use crate::vhd::dynamic_header::{self, DynamicHeader};
+use crate::vhd::edit::Write;
 use crate::vhd::error::Structure;
 use crate::vhd::footer::{NO_OFFSET, VERSION, checksum};
 use crate::vhd::image::ParentInfo;

@@ -11,6 +11,7 @@ mod header;
 
 use super::bat::{ENTRY_BYTES, FileRange};
 use super::check::{Finding, check};
+use super::edit::{Copy, Write};
 use super::error::Structure;
 use super::image::ParentInfo;
 use crate::units::SECTOR_BYTES;
@@ -33,21 +34,6 @@ pub struct Step {
     pub action: String,
     /// What the repaired disk no longer shows; `None` when every sector reads as it did, or can be read again.
     pub loss: Option<String>,
-}
-
-/// Bytes for a place in the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
-    pub offset: u64,
-    pub bytes: Vec<u8>,
-}
-
-/// A part of the file that is wanted a second time, behind everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Copy {
-    pub from: u64,
-    pub to: u64,
-    pub len: u64,
 }
 
 /// What to do, in an order that a crash may interrupt anywhere without making the image worse.

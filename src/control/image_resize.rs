@@ -1,0 +1,145 @@
+//! `goldrush image resize`: a larger disk, or a smaller one where nothing is lost.
+//!
+//! Knows who may be resized and that what is given up is zero. Does not know the order of the steps (`vhd::resize`).
+
+use serde::Serialize;
+
+use super::children::refuse_with_children;
+use super::cli::ResizeArgs;
+use super::edit_file::{is_zero, run_stages};
+use super::error::{Error, print};
+use super::file::{Access, Locking, OpenedFile};
+use super::open_image::{Format, OpenError, detect};
+use super::size::human;
+use crate::units::{SECTOR_BYTES, SectorCount};
+use crate::vhd::edit::Stage;
+use crate::vhd::{self, HEADER_BYTES, OpenMode, VhdImage};
+
+#[derive(Debug, Serialize)]
+struct ResizeReport {
+    path: String,
+    virtual_size_before: u64,
+    virtual_size: u64,
+    file_size: u64,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &ResizeArgs) -> Result<(), Error> {
+    let size = args.size.0;
+    if size == 0 || !size.is_multiple_of(SECTOR_BYTES) {
+        return Err(Error::Usage(format!("size {size} is no multiple of 512 bytes, or 0")));
+    }
+    let file = OpenedFile::open(&args.path, Access::Writable, Locking::Hold).map_err(OpenError::from)?;
+    if file.is_block_device() {
+        return refuse(args, "is a block device: resize the device instead");
+    }
+    let before = match detect(&file)? {
+        Format::Raw => resize_raw(args, &file)?,
+        Format::Vhd => resize_vhd(args, &file)?,
+    };
+    let file_size = file.file().metadata().map_err(Error::io(&args.path, "looking at it"))?.len();
+    let path = args.path.display().to_string();
+    let report = ResizeReport { path, virtual_size_before: before, virtual_size: size, file_size };
+    print(|out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut *out, &report)?;
+            return writeln!(out);
+        }
+        writeln!(out, "{}: {}, was {}", report.path, human(size), human(before))
+    })
+}
+
+fn refuse<T>(args: &ResizeArgs, why: &str) -> Result<T, Error> {
+    Err(Error::Failed(format!("{} {why}", args.path.display())))
+}
+
+/// Refuses to make a disk smaller unasked.
+fn consent(args: &ResizeArgs, before: u64) -> Result<(), Error> {
+    if args.size.0 >= before || args.shrink {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{} has {} already: --shrink makes it smaller, if all that it gives up is zero",
+        args.path.display(),
+        human(before)
+    )))
+}
+
+/// Refuses to give up anything but zeros.
+fn all_zero(args: &ResizeArgs, file: &OpenedFile, ranges: &[(u64, u64)]) -> Result<(), Error> {
+    for (start, end) in ranges {
+        if !is_zero(file, *start, *end).map_err(Error::io(&args.path, "reading"))? {
+            return refuse(
+                args,
+                &format!(
+                    "has data between bytes {start} and {end} of the file, which the smaller disk would not have: \
+                     shrink its partitions first, and let the guest discard what it does not use"
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn resize_raw(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {
+    let before = file.len();
+    consent(args, before)?;
+    if args.size.0 < before {
+        all_zero(args, file, &[(args.size.0, before)])?;
+    }
+    run_stages(file.file(), &[Stage { set_len: Some(args.size.0), ..Stage::default() }], &|_| {})
+        .map_err(Error::io(&args.path, "resizing"))?;
+    Ok(before)
+}
+
+fn resize_vhd(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {
+    let image = vhd::open_with(file.len(), OpenMode::ReadOnly, |offset, bytes| file.read_at(offset, bytes));
+    let image = image.map_err(|error| Error::Failed(format!("{}: {error}", args.path.display())))?;
+    let before = image.sectors().bytes().0;
+    if image.needs_repair() {
+        return refuse(args, "needs repair first: run goldrush image check --repair");
+    }
+    consent(args, before)?;
+    refuse_with_children(&args.path, image.unique_id())?;
+    let (header, behind) = header_and_behind(args, file, &image)?;
+    let refused = |why: vhd::resize::ResizeRefused| Error::Failed(format!("{} {why}", args.path.display()));
+    let sectors = SectorCount(args.size.0 / SECTOR_BYTES);
+    if args.size.0 == before {
+        return Ok(before);
+    }
+    let stages = image.resize(sectors, &header, behind).map_err(refused)?;
+    if args.size.0 < before {
+        all_zero(args, file, &given_up(&image, args.size.0))?;
+    }
+    run_stages(file.file(), &stages, &|_| {}).map_err(Error::io(&args.path, "resizing"))?;
+    Ok(before)
+}
+
+/// The dynamic disk header, and what begins behind the table.
+fn header_and_behind(
+    args: &ResizeArgs,
+    file: &OpenedFile,
+    image: &VhdImage,
+) -> Result<([u8; HEADER_BYTES], [u8; 8]), Error> {
+    let (mut header, mut behind) = ([0; HEADER_BYTES], [0; 8]);
+    if let Some((at, table_end)) = image.header_and_table_end() {
+        let read = file.read_at(at, &mut header).and_then(|()| file.read_at(table_end, &mut behind));
+        read.map_err(Error::io(&args.path, "reading"))?;
+    }
+    Ok((header, behind))
+}
+
+/// The ranges of the file that hold what a disk of `size` bytes no longer has.
+fn given_up(image: &VhdImage, size: u64) -> Vec<(u64, u64)> {
+    let before = image.sectors().bytes().0;
+    let Some(block_size) = image.block_size().map(u64::from) else { return vec![(size, before)] };
+    let mut ranges = Vec::new();
+    for (block, data) in image.allocated_blocks() {
+        let start = u64::from(block.0) * block_size;
+        let end = (start + block_size).min(before);
+        if end > size {
+            ranges.push((data.0 + size.saturating_sub(start), data.0 + (end - start)));
+        }
+    }
+    ranges
+}
