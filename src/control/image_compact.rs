@@ -13,6 +13,7 @@ use super::cli::CompactArgs;
 use super::edit_file::{dig_holes, is_zero, run_stages};
 use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile};
+use super::image_format::Format;
 use super::open_image::{OpenedChain, Opener};
 use super::progress::Progress;
 use super::size::human;
@@ -45,6 +46,12 @@ pub(super) fn run(args: &CompactArgs) -> Result<(), Error> {
     if file.is_block_device() {
         return Err(Error::Failed(format!(
             "{} is a block device: only files become smaller",
+            path.display()
+        )));
+    }
+    if chain.leaf().format() == Format::Vhdx {
+        return Err(Error::Failed(format!(
+            "{} is a VHDX, which is not compacted yet: convert it, which leaves zeros out",
             path.display()
         )));
     }

@@ -36,6 +36,9 @@ pub(super) fn run(args: &ResizeArgs) -> Result<(), Error> {
     let before = match detect(&file)? {
         Format::Raw => resize_raw(args, &file)?,
         Format::Vhd => resize_vhd(args, &file)?,
+        Format::Vhdx => {
+            return refuse(args, "is a VHDX, which is not resized yet: convert it to a VHD first");
+        }
     };
     let file_size = file.file().metadata().map_err(Error::io(&args.path, "looking at it"))?.len();
     let path = args.path.display().to_string();
