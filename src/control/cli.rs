@@ -10,7 +10,7 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::cli_chain::{DiffArgs, MapArgs};
+use super::cli_chain::{DiffArgs, MapArgs, SealArgs, UnsealArgs};
 use super::cli_help;
 use super::cli_help_chain;
 use super::size::Size;
@@ -198,6 +198,12 @@ pub enum ImageCommand {
     /// parent and cannot be resized, nor can an image that has children in its folder.
     #[command(after_long_help = cli_help::RESIZE)]
     Resize(ResizeArgs),
+    /// Make a golden image read-only and fingerprint it, so that no change goes unnoticed
+    #[command(after_long_help = cli_help_chain::SEAL)]
+    Seal(SealArgs),
+    /// Let a sealed image be written again
+    #[command(after_long_help = cli_help_chain::UNSEAL)]
+    Unseal(UnsealArgs),
 }
 
 #[derive(Debug, Args)]
@@ -211,6 +217,9 @@ pub struct CreateArgs {
     /// Create a differencing child of this VHD, which is opened read-only and never written
     #[arg(long, value_name = "VHD", conflicts_with = "kind")]
     pub parent: Option<PathBuf>,
+    /// Seal the parent first, if it is not sealed
+    #[arg(long, requires = "parent")]
+    pub seal: bool,
     /// Whether blocks are allocated when they are written, or all of them now [default: dynamic]
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     pub kind: Option<DiskKind>,

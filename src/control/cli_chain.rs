@@ -28,3 +28,24 @@ pub struct DiffArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+#[derive(Debug, Args)]
+pub struct SealArgs {
+    /// The image: a regular file
+    pub path: PathBuf,
+    /// Read all of a sealed image and compare, whatever its time stamps say
+    #[arg(long)]
+    pub verify: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct UnsealArgs {
+    /// The image
+    pub path: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}

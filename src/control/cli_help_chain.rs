@@ -40,3 +40,37 @@ Exit codes:
   1  they differ
   2  could not be compared, or wrong usage
   3  an image is in use by another process";
+
+pub(super) const SEAL: &str = "\
+What a seal is:
+  A file NAME.seal beside the image: the BLAKE3 fingerprint of all bytes of the image's file (b3sum gives the same), and
+  its length, times and inode. While it is there, no goldrush command and no server writes the image, and each open of
+  it, above all as a parent, compares length, times and inode. Where they differ, as after a copy, all bytes are read:
+  when they are the same the seal is renewed; otherwise the image, and every child of it, is refused.
+  Seal every image that others are children of. Copy NAME.seal along with the image.
+
+Examples:
+  goldrush image seal golden.vhd
+  goldrush image seal golden.vhd --verify
+
+JSON:
+  {path, sealed, seal: the seal's file, blake3}
+
+Exit codes:
+  0  sealed, or sealed already and unchanged
+  1  failed, or changed since it was sealed
+  2  wrong usage
+  3  the image is being written by another process";
+
+pub(super) const UNSEAL: &str = "\
+Examples:
+  goldrush image unseal golden.vhd
+
+JSON:
+  {path, sealed: false, seal, blake3: null}
+
+Exit codes:
+  0  not sealed any more
+  1  failed: the seal is where it was
+  2  wrong usage
+  3  the image is being written by another process";

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 
 use super::lock_holder::{LockHolder, holder_of};
+use super::seal;
 
 /// What a file is, whatever its name: two paths with one identity are one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +48,11 @@ pub enum FileError {
         path = .path.display(), by = .holder.as_ref().map_or(String::new(), |holder| format!(" ({holder})"))
     )]
     InUse { path: PathBuf, holder: Option<LockHolder> },
+    #[error(
+        "{path} is sealed, which makes it read-only: write to a child of it, or run goldrush image unseal {path}",
+        path = .path.display()
+    )]
+    Sealed { path: PathBuf },
     #[error("{path} cannot be locked: {source}", path = .path.display())]
     Lock { path: PathBuf, source: io::Error },
 }
@@ -75,10 +81,13 @@ pub struct OpenedFile {
 }
 
 impl OpenedFile {
-    /// Opens `path`, following symbolic links, and locks it. A FIFO is refused without waiting for its other end.
+    /// Opens `path`, following symbolic links, and locks it. A sealed image is never opened for writing. A FIFO is refused without waiting for its other end.
     pub fn open(path: &Path, access: Access, locking: Locking) -> Result<Self, FileError> {
         let failed = |source| FileError::Open { path: path.to_owned(), source };
         refuse_kind(path, std::fs::metadata(path).map_err(failed)?.file_type())?;
+        if access == Access::Writable && seal::is_sealed(path) {
+            return Err(FileError::Sealed { path: path.to_owned() });
+        }
         let mut file = OpenOptions::new()
             .read(true)
             .write(access == Access::Writable)

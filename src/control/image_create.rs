@@ -11,10 +11,13 @@ use uuid::Uuid;
 use super::cli::{CreateArgs, DiskKind};
 use super::error::{Error, print};
 use super::file::{Access, Locking, folder_of};
-use super::open_image::{Format, OpenedChain, Opener};
+use super::image_seal::seal_layer;
+use super::open_image::{Format, OpenedChain, OpenedLayer, Opener};
+use super::seal;
 use super::size::{Size, human};
 use super::staged::StagedFile;
 use crate::units::{SECTOR_BYTES, SectorCount};
+use crate::vhd::VhdImage;
 use crate::vhd::create::{
     BLOCK_BYTES_DEFAULT, NewDisk, NewImage, NewKind, ParentRef, create, timestamp_from_unix,
 };
@@ -23,7 +26,12 @@ use crate::vhd::create::{
 pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     if let Some(parent) = &args.parent {
         let block_size = args.block_size.map(block_bytes).transpose()?;
-        let sectors = create_child(&args.path, parent, block_size)?;
+        let chain = Opener::anywhere(Locking::Hold).open_chain(parent, Access::ReadOnly)?;
+        if args.seal && !seal::is_sealed(parent) {
+            seal_layer(chain.leaf())?;
+        }
+        let sectors = create_child_of(&args.path, &chain, block_size)?;
+        seal::suggest(parent);
         let (child, parent) = (args.path.display(), parent.display());
         return print(|out| writeln!(out, "{child}: child of {parent}, {}", human(sectors.bytes().0)));
     }
@@ -70,37 +78,15 @@ pub(super) fn now() -> u32 {
 }
 
 /// Creates an empty child of `parent` at `path` and returns the size of its disk.
-pub(super) fn create_child(
-    path: &Path,
-    parent: &Path,
-    block_size: Option<u32>,
-) -> Result<SectorCount, Error> {
-    let chain = Opener::anywhere(Locking::Hold).open_chain(parent, Access::ReadOnly)?;
-    create_child_of(path, &chain, block_size)
-}
-
-/// As [`create_child`], of a parent that is open already.
 pub(super) fn create_child_of(
     path: &Path,
     parent: &OpenedChain,
     block_size: Option<u32>,
 ) -> Result<SectorCount, Error> {
     let leaf = parent.leaf();
-    let (Format::Vhd, Some(image)) = (leaf.format(), leaf.image()) else {
-        let path = leaf.file().path().display();
-        return Err(Error::Failed(format!(
-            "{path} is a {}, and only a VHD can be a parent: run goldrush image convert {path} golden.vhd",
-            leaf.format().title()
-        )));
-    };
-    let parent_path = leaf.file().path();
-    let reference = ParentRef {
-        unique_id: image.unique_id(),
-        timestamp: timestamp_from_unix(leaf.file().modified()),
-        relative: relative_path(path, parent_path)?,
-        absolute: None,
-    };
-    let block_size = block_size.or(image.block_size()).unwrap_or(BLOCK_BYTES_DEFAULT);
+    let reference = parent_ref(path, leaf)?;
+    let own = leaf.image().and_then(VhdImage::block_size);
+    let block_size = block_size.or(own).unwrap_or(BLOCK_BYTES_DEFAULT);
     let disk = NewDisk {
         kind: NewKind::Differencing { block_size, parent: reference },
         sectors: leaf.sectors(),
@@ -110,6 +96,23 @@ pub(super) fn create_child_of(
     let image = create(&disk).map_err(|error| Error::Usage(error.to_string()))?;
     write_new(path, &image)?;
     Ok(disk.sectors)
+}
+
+/// What a child at `path` says of its parent.
+pub(super) fn parent_ref(path: &Path, parent: &OpenedLayer) -> Result<ParentRef, Error> {
+    let (Format::Vhd, Some(image)) = (parent.format(), parent.image()) else {
+        let path = parent.file().path().display();
+        return Err(Error::Failed(format!(
+            "{path} is a {}, and only a VHD can be a parent: run goldrush image convert {path} golden.vhd",
+            parent.format().title()
+        )));
+    };
+    Ok(ParentRef {
+        unique_id: image.unique_id(),
+        timestamp: timestamp_from_unix(parent.file().modified()),
+        relative: relative_path(path, parent.file().path())?,
+        absolute: None,
+    })
 }
 
 /// From the folder of `child`, which need not exist itself, to `parent`, over real folders.

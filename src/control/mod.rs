@@ -26,6 +26,7 @@ mod image_info;
 mod image_map;
 mod image_repair;
 mod image_resize;
+mod image_seal;
 mod json_stream;
 mod keeper;
 pub mod launch;
@@ -36,6 +37,7 @@ pub mod name;
 pub mod open_image;
 mod overlay;
 mod progress;
+mod seal;
 pub mod secrets;
 mod serve;
 pub mod size;
@@ -90,5 +92,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Image(ImageCommand::Check(args)) => image_check::run(&args),
         Command::Image(ImageCommand::Map(args)) => image_map::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Diff(args)) => image_diff::run(&args),
+        Command::Image(ImageCommand::Seal(args)) => image_seal::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Unseal(args)) => image_seal::unseal(&args).map(|()| ExitCode::SUCCESS),
     }
 }

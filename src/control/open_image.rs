@@ -14,6 +14,7 @@ use super::file::{Access, FileError, FileIdentity, Locking, OpenedFile, identity
 pub use super::image_format::Format;
 use super::image_format::{Content, KnownLink, LinkOf, parse};
 pub(super) use super::image_format::{detect, type_name};
+use super::seal::{self, SealError};
 use crate::image::{Chain, ChainError, Images, Layer};
 use crate::limits::CHAIN_DEPTH_MAX;
 use crate::parent_path::{ParentCandidate, PathShape};
@@ -78,6 +79,14 @@ pub enum OpenError {
     TwoFormats { path: PathBuf },
     #[error("{path} is a VHDX, which is read and not written: serve it read-only, or convert it to VHD", path = .path.display())]
     VhdxWritable { path: PathBuf },
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(
+        "{path}: its parent {parent} was changed after it was sealed, so that what the child relies on is gone: \
+         restore the parent from a copy; where the change is meant, run goldrush image unseal {parent} and make \
+         new children", path = .path.display(), parent = .parent.display()
+    )]
+    ParentSeal { path: PathBuf, parent: PathBuf },
     #[error("{path}: {source}", path = .path.display())]
     Chain { path: PathBuf, source: ChainError },
     #[error("image root {path} cannot be resolved: {source}", path = .path.display())]
@@ -121,6 +130,16 @@ impl OpenedLayer {
     /// The VHDX, as [`OpenedLayer::image`].
     pub fn vhdx(&self) -> Option<&VhdxImage> {
         self.content.as_ref().and_then(Content::as_vhdx)
+    }
+
+    /// The unique id of this image, where its format has one.
+    pub fn unique_id(&self) -> Option<Uuid> {
+        self.image().map(VhdImage::unique_id)
+    }
+
+    /// The unique id of the parent it names.
+    pub fn parent_id(&self) -> Option<Uuid> {
+        Some(self.image()?.parent()?.unique_id)
     }
 
     fn into_layer(self, slot: FileSlot) -> Result<Layer, OpenError> {
@@ -284,6 +303,10 @@ impl Opener {
         format: Option<Format>,
     ) -> Result<OpenedLayer, OpenError> {
         let file = Arc::new(OpenedFile::open(path, access, self.locking)?);
+        // Without a lock it may be changing under our eyes, and is only looked at.
+        if self.locking == Locking::Hold {
+            seal::verify(&file, false)?;
+        }
         let layer = parse(file, format)?;
         let link = layer.content.as_ref().map_or_else(KnownLink::default, Content::link);
         for warning in layer.content.iter().flat_map(Content::warnings) {
@@ -345,7 +368,12 @@ impl Opener {
         if layers.iter().any(|layer| layer.file.identity() == identity) {
             return Err(OpenError::Cycle { path: layers[0].file.path().to_owned(), parent });
         }
-        let layer = self.open_leaf(&resolved, Access::ReadOnly)?;
+        let layer = self.open_leaf(&resolved, Access::ReadOnly).map_err(|error| match error {
+            OpenError::Seal(SealError::Broken { .. }) => {
+                OpenError::ParentSeal { path: path(), parent: parent.clone() }
+            }
+            other => other,
+        })?;
         let format = layers[layers.len() - 1].format;
         let found = self.open.get(&layer.file.identity());
         let id = found.and_then(|known| known.link.id).filter(|_| layer.format == format);

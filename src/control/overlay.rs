@@ -10,6 +10,7 @@ use super::error::Error;
 use super::file::{Access, Locking, folder_of};
 use super::image_create::create_child_of;
 use super::open_image::{Format, Opener};
+use super::seal;
 use crate::units::BlockSize;
 
 /// What target names begin with when the command line makes them.
@@ -47,6 +48,7 @@ pub(super) fn prepare(
         let origin = Origin::CommandLine;
         targets.push(TargetConfig { name, origin, initiators: None, chap: None, units: vec![unit] });
     }
+    seal::suggest(golden);
     if created > 0 {
         tracing::info!(created, folder = %overlays.display(), "created children of the golden image");
     }

@@ -11,6 +11,7 @@ mod cli_image;
 mod cli_repair;
 mod cli_reservations;
 mod cli_reshape;
+mod cli_seal;
 mod cli_serve;
 mod hostile;
 mod oracles;
