@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 
-use crate::buf::{Buf, BufRef};
+use crate::buf::{Buf, BufRef, Fill};
 use crate::clock::Instant;
 use crate::plan::FileSlot;
 use crate::units::ByteOffset;
@@ -58,6 +58,8 @@ pub enum Op {
     Close { socket: SocketSlot },
     /// Fills `buf[start..start + len]`. May complete short (end of file).
     Read { file: FileSlot, offset: ByteOffset, buf: Buf, start: u32, len: u32 },
+    /// Reads into the pages of a shared frame, as many bytes as the fill lacks. May complete short (end of file).
+    Fill { file: FileSlot, offset: ByteOffset, fill: Fill },
     /// Writes one part. May complete short.
     Write { file: FileSlot, offset: ByteOffset, part: Part },
     /// fdatasync.
@@ -98,6 +100,11 @@ pub enum Outcome {
     Read {
         result: Result<u32, Errno>,
         buf: Buf,
+    },
+    /// As `Read`; the fill does not know yet how many bytes came.
+    Filled {
+        result: Result<u32, Errno>,
+        fill: Fill,
     },
     Wrote {
         result: Result<u32, Errno>,

@@ -25,6 +25,8 @@ pub const ADMIT_CHUNKS: u32 = TASK_CHUNKS_MAX as u32 + TASK_RESERVE_CHUNKS + SEN
 pub const ADMIT_SMALLS: u32 = 1 + TASK_RESERVE_SMALLS + SEND_RESERVE_SMALLS + IN_PLACE_EXTENTS_MAX as u32;
 /// Extents of one resolved read or write; a longer answer is given in parts.
 pub const PLAN_EXTENTS_MAX: usize = 256;
+/// Files whose content the golden cache knows: a room has few golden images, and chains add some.
+pub const GOLDEN_FILES_MAX: usize = 4096;
 /// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT).
 pub const PARAMETER_BYTES_MAX: usize = 8 * 1024;
 /// Data one non-READ command may return (INQUIRY, REPORT LUNS of 256 units, READ FULL STATUS of all registrants):

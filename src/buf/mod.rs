@@ -1,4 +1,5 @@
-//! Buffers: one mapping per shard, cut into chunks and small buffers that the kernel reads and writes in place.
+//! Buffers: one mapping per shard, cut into chunks and small buffers that the kernel reads and writes in place; and one
+//! mapping of frames that all shards share.
 //!
 //! Knows memory, who holds which piece of it, and when a piece is free. Does not know operations, rings or files.
 //!
@@ -14,11 +15,16 @@
 //!    reads only from `BufRef`s (or a `Buf`) that an operation holds; the ring keeps the handle until the terminal
 //!    completion (`uring::inflight`). So no Rust reference to a piece exists while the kernel writes it.
 //!
-//! Handles are `!Send`: counts are plain cells. Anonymous memory starts as zeros, so every byte is initialised.
+//! 5. **A page of a shared frame has either one [`Fill`] or readers** ([`frames`]): a fill is claimed only for pages that are
+//!    neither valid nor being filled, and a valid page loses its validity only when no shard holds its frame.
+//!
+//! Handles are `!Send`, but for a `Fill`: counts are plain cells. Anonymous memory starts as zeros, so every byte is initialised.
 
 mod arena;
+mod frames;
 mod pool;
 
 pub(crate) use arena::Mapping;
+pub use frames::{FRAME_BYTES, Fill, FrameHold, FrameView, Frames, PAGE_BYTES, PAGES, PageSet, Victim};
 pub(crate) use pool::RawRange;
 pub use pool::{Buf, BufRef, Pool, PoolConfig};

@@ -11,6 +11,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::arena::Mapping;
+use super::frames::{FrameBytes, FrameHold};
 use crate::limits::{CHUNK_BYTES, SMALL_BYTES};
 
 /// How much memory a pool has.
@@ -126,7 +127,7 @@ impl Pool {
     /// `CHUNK_BYTES` of zeros that nobody can write.
     pub fn zero_chunk(&self) -> BufRef {
         let piece = self.inner.zero_piece();
-        BufRef { hold: self.hold_again(piece) }
+        BufRef { held: Held::Piece(self.hold_again(piece)) }
     }
 
     /// Chunks that [`Pool::take_chunk`] can still give.
@@ -203,6 +204,12 @@ impl Hold {
     }
 }
 
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        self.pool.hold_again(self.piece)
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         let inner = &*self.pool.inner;
@@ -248,7 +255,7 @@ impl Buf {
 
     /// Gives up writing for sharing.
     pub fn share(self) -> BufRef {
-        BufRef { hold: self.hold }
+        BufRef { held: Held::Piece(self.hold) }
     }
 
     /// `None` when the range is not inside the buffer.
@@ -263,45 +270,73 @@ impl fmt::Debug for Buf {
     }
 }
 
-/// One of any number of read-only handles of a piece. The last one to drop gives it back to the pool.
+/// One of any number of read-only handles: of a piece, which the last one to drop gives back to the pool, or of valid
+/// bytes of a shared frame.
+#[derive(Clone)]
 pub struct BufRef {
-    hold: Hold,
+    held: Held,
+}
+
+#[derive(Clone)]
+enum Held {
+    Piece(Hold),
+    Frame(FrameBytes),
 }
 
 impl BufRef {
+    /// `len` bytes at `start` of a frame.
+    ///
+    /// # Errors
+    /// The hold again: not all their pages are valid.
+    pub fn of_frame(hold: FrameHold, start: u32, len: u32) -> Result<Self, FrameHold> {
+        hold.into_bytes(start, len).map(|bytes| Self { held: Held::Frame(bytes) })
+    }
+
     pub fn capacity(&self) -> usize {
-        self.hold.capacity()
+        match &self.held {
+            Held::Piece(hold) => hold.capacity(),
+            Held::Frame(bytes) => bytes.len(),
+        }
     }
 
     pub fn as_slice(&self) -> &[u8] {
-        self.hold.as_slice()
+        match &self.held {
+            Held::Piece(hold) => hold.as_slice(),
+            Held::Frame(bytes) => bytes.as_slice(),
+        }
     }
 
-    /// True when this is the only handle.
+    /// True when this is the only handle of a piece; frames are never given back to be written.
     pub fn is_unique(&self) -> bool {
-        self.hold.pool.inner.holders(self.hold.piece).get() == 1
+        match &self.held {
+            Held::Piece(hold) => hold.pool.inner.holders(hold.piece).get() == 1,
+            Held::Frame(_) => false,
+        }
     }
 
     /// The writable handle, when this is the only one; otherwise itself again.
     pub fn try_unique(self) -> Result<Buf, BufRef> {
-        if self.is_unique() { Ok(Buf { hold: self.hold }) } else { Err(self) }
+        match self.held {
+            Held::Piece(hold) if hold.pool.inner.holders(hold.piece).get() == 1 => Ok(Buf { hold }),
+            held => Err(Self { held }),
+        }
     }
 
     /// `None` when the range is not inside the buffer. The kernel may only read from it.
     pub(crate) fn raw(&self, start: u32, len: u32) -> Option<RawRange> {
-        self.hold.raw(start, len)
-    }
-}
-
-impl Clone for BufRef {
-    fn clone(&self) -> Self {
-        Self { hold: self.hold.pool.hold_again(self.hold.piece) }
+        match &self.held {
+            Held::Piece(hold) => hold.raw(start, len),
+            Held::Frame(bytes) => bytes.raw(start, len),
+        }
     }
 }
 
 impl fmt::Debug for BufRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.hold.fmt("BufRef", f)
+        match &self.held {
+            Held::Piece(hold) => hold.fmt("BufRef", f),
+            Held::Frame(bytes) => bytes.fmt(f),
+        }
     }
 }
 

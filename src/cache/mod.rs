@@ -1,20 +1,25 @@
-//! The golden cache: chunks of immutable files kept in memory, found by (file, chunk).
+//! The golden cache: pages of immutable files kept in memory, one cache for all shards.
 //!
-//! Knows which chunk lies in which slot, who waits for it, and which slot goes next. Does not know formats,
-//! sockets or the ring: the shard reads a missing chunk and hands it in.
+//! Knows which frame stands for which chunk of a file, who waits for a page, and which frame goes next. Does not know
+//! formats, sockets or the ring: the shard reads missing pages and hands them in.
 //!
 //! A chunk is [`CHUNK_BYTES`] of a *file*, so that one cache serves raw, dynamic and differencing parents alike:
-//! translation happens before the lookup. A filled chunk is never changed; a send that still reads it holds a
-//! reference, and a referenced chunk is never evicted.
+//! translation happens before the lookup. Memory is given out by chunks and filled by pages of 4 KiB: a boot touches
+//! small places all over an image, and what nobody asked for is not read.
 //!
-//! | state of a slot | meaning                                              | leaves by                       |
-//! |-----------------|------------------------------------------------------|---------------------------------|
-//! | empty           | its buffer is in the slot, nothing cached            | `claim`                         |
-//! | filling         | the buffer is with the ring; tasks wait (one read)   | `filled`, `fill_failed`         |
-//! | ready           | cached; lookups share it                             | eviction in `claim`             |
+//! * A lookup of what is there takes no lock, and no atomic write while this shard sends from the frame already.
+//! * Whoever finds pages missing claims them; a page is claimed by one shard at a time, so it is read once, whoever
+//!   asks. Others mark the frame and are told by message.
+//! * A failed read tells the waiters of the shard that read; other shards find the pages missing and read themselves.
+//!   Nothing of it is kept.
+//! * A frame held by any shard (a send, a waiter, a fill) is never taken. Of the others a clock takes the one that was
+//!   not used for longest; each use, up to three, saves it once. One pass over a large image uses each frame once, and
+//!   so pushes out its own frames first.
 
-mod index;
+mod golden_cache;
+mod shared;
 
-pub use index::{ChunkKey, GoldenCache, Lookup, SlotId, Waiter};
+pub use golden_cache::{CacheCounts, Claim, GoldenCache, Lookup, Told, Waiter};
+pub use shared::{Chunk, Golden, GoldenFile};
 
 pub use crate::limits::CHUNK_BYTES;

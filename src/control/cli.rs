@@ -116,10 +116,13 @@ pub struct DataPlaneArgs {
     /// The most connections one session may have (1 to 8); 1: none may join
     #[arg(long, value_name = "N", default_value_t = crate::limits::SESSION_CONNECTIONS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=crate::limits::SESSION_CONNECTIONS_MAX as i64))]
     pub max_connections: u32,
-    /// Memory for golden data over all cores; 0 leaves caching to the kernel [default: a quarter of the
-    /// available memory, at most 1G]
+    /// Memory for golden data, shared by all cores and taken as it is filled; 0 leaves caching to the kernel
+    /// [default: half of the available memory]
     #[arg(long, value_name = "SIZE")]
     pub golden_cache: Option<Size>,
+    /// Read golden data past the kernel's page cache, which then keeps no second copy of it
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub direct_reads: bool,
     /// Register the buffers of each core with the kernel: cheaper I/O, but all of them take real memory at once
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub register_buffers: bool,

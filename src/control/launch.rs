@@ -3,6 +3,7 @@
 //! Knows threads, signals and the ring; the only place that names both `shard` and `uring`. Does not know where the
 //! catalog came from.
 
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -14,12 +15,13 @@ use std::time::Duration;
 use super::catalog::{Catalog, TargetSpec};
 use super::config::{ChapConfig, Credential};
 use super::error::Error;
+use super::golden::{GoldenFiles, ShardGolden};
 use super::keeper::{self, QueueKeeper, StateFolder};
 use super::open_image::LayerTable;
-use crate::buf::{Pool, PoolConfig};
+use crate::buf::{FRAME_BYTES, Pool, PoolConfig};
+use crate::cache::Golden;
 use crate::io::{ListenerSlot, Waker};
 use crate::iscsi::chap::{AuthPolicy, Credentials, Secret};
-use crate::limits;
 use crate::plan::FileSlot;
 use crate::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use crate::shard::{
@@ -52,6 +54,8 @@ pub struct DataPlane {
     pub max_connections: u32,
     /// Golden data kept in memory, over all cores.
     pub golden_cache_bytes: u64,
+    /// Read golden data past the page cache, where the file system takes it.
+    pub direct_reads: bool,
     /// Register the buffers with the kernel.
     pub register_buffers: bool,
     /// Where LUNs keep what outlives the server.
@@ -64,7 +68,8 @@ struct Seed {
     core: usize,
     ring: UringConfig,
     pool: PoolConfig,
-    cache_chunks: u32,
+    golden: Arc<Golden>,
+    shard_golden: ShardGolden,
     table: LayerTable,
     targets: Vec<TargetSeed>,
     listeners: Vec<TcpListener>,
@@ -158,28 +163,29 @@ fn seeds(
         targets[owner].push(target(spec, &mut tables[owner], state)?);
     }
     let directory = Arc::new(directory);
-    let cache_chunks = plane.golden_cache_bytes / (cores.len() * limits::CHUNK_BYTES) as u64;
-    let cache_chunks = u32::try_from(cache_chunks).unwrap_or(u32::MAX / 2);
+    let mut golden = GoldenFiles::new(golden_cache(plane), plane.direct_reads);
     let mut listeners = Some(listeners);
     let mut seeds = Vec::new();
     for (index, ((core, table), targets)) in cores.iter().zip(tables).zip(targets).enumerate() {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("asking the kernel for random bytes", &error))?;
         let mut config = ShardConfig::new(ShardId(index as u16), seed);
+        let shard_golden = golden.of_shard(&table);
         config.send_batch_bytes = plane.send_batch_bytes;
         config.max_connections = plane.max_connections;
         let ring = UringConfig {
             spin: Duration::from_micros(u64::from(plane.spin_us)),
             register_buffers: plane.register_buffers,
-            files_max: (table.files.len() as u32).max(64),
+            files_max: ((table.files.len() + shard_golden.sources.len()) as u32).max(64),
             ..UringConfig::default()
         };
         seeds.push(Seed {
             config,
             core: *core,
             ring,
-            pool: PoolConfig { chunks: TASK_CHUNKS + cache_chunks, smalls: SMALLS, huge_pages: true },
-            cache_chunks,
+            pool: PoolConfig { chunks: TASK_CHUNKS, smalls: SMALLS, huge_pages: true },
+            golden: Arc::clone(golden.golden()),
+            shard_golden,
             table,
             targets,
             // The first core accepts; a connection moves to its target's core at login.
@@ -190,6 +196,20 @@ fn seeds(
         });
     }
     Ok(seeds)
+}
+
+/// The memory for golden data. Pages are taken as they are filled.
+fn golden_cache(plane: &DataPlane) -> Arc<Golden> {
+    let frames = u32::try_from(plane.golden_cache_bytes / FRAME_BYTES as u64).unwrap_or(u32::MAX);
+    let golden = Golden::new(frames, true).or_else(|error| {
+        tracing::warn!(bytes = plane.golden_cache_bytes, %error, "no memory for a golden cache of this size: serving without (--golden-cache)");
+        Golden::new(0, false)
+    });
+    match golden {
+        Ok(golden) => Arc::new(golden),
+        // Of no frames: an empty mapping, which always fits.
+        Err(error) => unreachable!("{error}"),
+    }
 }
 
 fn auth(chap: Option<&ChapConfig>) -> AuthPolicy {
@@ -297,7 +317,8 @@ fn serve(seed: Seed, ready: &Sender<Ready>, may_go: &Receiver<Wakers>) {
         config: seed.config,
         io,
         pool,
-        cache_chunks: seed.cache_chunks,
+        golden: seed.golden,
+        golden_files: seed.shard_golden.files,
         images: seed.table.images,
         layer_files,
         targets: seed.targets,
@@ -319,7 +340,9 @@ fn ring(seed: &Seed) -> Result<(UringIo, Arc<dyn Waker>, Pool), String> {
         format!("no memory for the buffers of core {}: {error}; lower --golden-cache", seed.core)
     })?;
     let duplicate = |what: &str, error: &std::io::Error| format!("{what} cannot be duplicated: {error}");
-    let files = seed.table.files.iter().map(|file| file.file().try_clone()).collect::<Result<_, _>>();
+    let images = seed.table.files.iter().map(|file| file.file());
+    let sources = seed.shard_golden.sources.iter().map(Arc::as_ref);
+    let files = images.chain(sources).map(File::try_clone).collect::<Result<_, _>>();
     let files = files.map_err(|error| duplicate("an image file", &error))?;
     let listeners = seed.listeners.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
     let listeners = listeners.map_err(|error| duplicate("a listening socket", &error))?;

@@ -13,9 +13,8 @@ use super::launch::{self, DataPlane};
 use super::open_image::OpenedChain;
 use super::overlay;
 
-/// Of the available memory, the share golden data may take by default, and the most of it.
-const GOLDEN_CACHE_SHARE: u64 = 4;
-const GOLDEN_CACHE_BYTES_MAX: u64 = 1 << 30;
+/// Of the available memory, the share golden data may take by default.
+const GOLDEN_CACHE_SHARE: u64 = 2;
 
 /// Runs the command until the server is told to stop.
 pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
@@ -72,14 +71,32 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         max_connections: args.max_connections,
         send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
         register_buffers: args.register_buffers,
+        direct_reads: args.direct_reads,
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),
-        golden_cache_bytes: args.golden_cache.map_or_else(golden_cache_default, |size| size.0),
+        golden_cache_bytes: golden_cache_bytes(args.golden_cache.map(|size| size.0), memory_available()),
     }
 }
 
-fn golden_cache_default() -> u64 {
-    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_bytes(&text));
-    available.map_or(256 << 20, |bytes| (bytes / GOLDEN_CACHE_SHARE).min(GOLDEN_CACHE_BYTES_MAX))
+/// As asked for, but never more than there is: the kernel would promise it, and kill the server later.
+fn golden_cache_bytes(asked: Option<u64>, available: Option<u64>) -> u64 {
+    let share = available.map_or(256 << 20, |bytes| bytes / GOLDEN_CACHE_SHARE);
+    match (asked, available) {
+        (None, _) => share,
+        (Some(asked), Some(available)) if asked > available => {
+            tracing::warn!(
+                asked,
+                available,
+                taken = share,
+                "--golden-cache is more than the available memory"
+            );
+            share
+        }
+        (Some(asked), _) => asked,
+    }
+}
+
+fn memory_available() -> Option<u64> {
+    std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_bytes(&text))
 }
 
 /// `MemAvailable` of /proc/meminfo, in bytes.
@@ -97,6 +114,13 @@ mod tests {
         let text = "MemTotal:       24000000 kB\nMemAvailable:   20000000 kB\n";
         assert_eq!(available_bytes(text), Some(20_000_000 * 1024));
         assert_eq!(available_bytes("MemTotal: 1 kB\n"), None);
-        assert!(golden_cache_default() <= GOLDEN_CACHE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_cache_larger_than_memory_becomes_half_of_it() {
+        assert_eq!(golden_cache_bytes(None, Some(8 << 30)), 4 << 30);
+        assert_eq!(golden_cache_bytes(Some(5), Some(8 << 30)), 5);
+        assert_eq!(golden_cache_bytes(Some(9 << 30), Some(8 << 30)), 4 << 30);
+        assert_eq!(golden_cache_bytes(Some(9 << 30), None), 9 << 30);
     }
 }

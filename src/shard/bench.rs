@@ -2,8 +2,10 @@
 //!
 //! Knows the operations of files. Does not know sessions or sockets: data-out is filled in at once.
 
+use std::sync::Arc;
+
 use crate::buf::{Pool, PoolConfig};
-use crate::cache::GoldenCache;
+use crate::cache::{Golden, GoldenCache};
 use crate::image::{Chain, Images, Layer};
 use crate::io::{Op, OpToken};
 use crate::iscsi::pdu::scsi_command::TaskAttribute;
@@ -31,7 +33,7 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new() -> Self {
         let pool = Pool::new(PoolConfig { chunks: 300, smalls: 64, huge_pages: false }).unwrap();
-        let cache = GoldenCache::new(&pool, 1);
+        let cache = GoldenCache::new(Arc::new(Golden::new(1, false).unwrap()), 0);
         let mut images = Images::new();
         let leaf = images.add(Layer::raw(FileSlot(0), SectorCount(SECTORS), true));
         let chain = Chain::new(&images, vec![leaf]).unwrap();

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::buf::Pool;
-use crate::cache::{GoldenCache, Waiter};
+use crate::cache::{Claim, GoldenCache, Told};
 use crate::clock::Instant;
 use crate::image::{Chain, Images};
 use crate::io::{Op, OpToken};
@@ -95,8 +95,13 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     pub(super) images: Images,
     pub(super) cache: GoldenCache,
-    /// Those of the chunk that came in last; kept for its memory.
-    pub(super) waiters: Vec<Waiter>,
+    /// Reads of golden files to begin, and those whose end is told; kept for their memory.
+    pub(super) claims: Vec<Claim>,
+    pub(super) told: Vec<Told>,
+    /// Reads of golden files with the ring.
+    pub(super) fills: u32,
+    /// Frames other shards wait for, and these shards as bits.
+    pub(super) golden_news: Vec<(u32, u64)>,
     pub(super) targets: Vec<Target>,
     pub(super) luns: Vec<LunState>,
     pub(super) tasks: Slab<Box<Task>>,
@@ -136,7 +141,10 @@ impl Core {
             pool,
             images,
             cache,
-            waiters: Vec::with_capacity(256),
+            claims: Vec::with_capacity(64),
+            told: Vec::with_capacity(256),
+            golden_news: Vec::new(),
+            fills: 0,
             targets: Vec::new(),
             luns: Vec::new(),
             tasks: Slab::with_capacity(limits::SHARD_TASKS_MAX),

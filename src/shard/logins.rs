@@ -344,10 +344,26 @@ impl<I: Io> Shard<I> {
         while let Some(message) = self.mailbox.take() {
             match message {
                 Message::Handoff(handoff) => self.take_over(*handoff),
+                Message::Golden { frame } => self.core.golden_filled(frame),
                 Message::Kept { ticket, stable } => self.kept(ticket, stable),
                 Message::Stop => self.begin_stop(),
             }
         }
+    }
+
+    /// Tells other shards of golden pages they wait for.
+    pub(super) fn pass_golden_news(&mut self) {
+        if self.core.golden_news.is_empty() {
+            return;
+        }
+        for (frame, shards) in self.core.golden_news.drain(..) {
+            for to in 0..self.peers.len() as u16 {
+                if to != self.config.id.0 && shards & 1 << (to % 64) != 0 {
+                    self.outbox.push((ShardId(to), Message::Golden { frame }));
+                }
+            }
+        }
+        self.post();
     }
 
     fn take_over(&mut self, handoff: Handoff<I::Socket>) {

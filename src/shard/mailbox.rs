@@ -41,6 +41,10 @@ pub struct Handoff<S> {
 #[derive(Debug)]
 pub enum Message<S> {
     Handoff(Box<Handoff<S>>),
+    /// Pages of this frame of the golden cache were read (or could not be), and the reader waits for some.
+    Golden {
+        frame: u32,
+    },
     /// A [`super::KeepRequest`] has ended; `stable`: it is safe.
     Kept {
         ticket: u64,

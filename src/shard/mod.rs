@@ -50,7 +50,7 @@ mod write_path;
 use std::sync::Arc;
 
 use crate::buf::Pool;
-use crate::cache::GoldenCache;
+use crate::cache::{Golden, GoldenCache, GoldenFile};
 use crate::clock::Duration;
 use crate::image::{Chain, Images};
 use crate::io::{Completion, Io, ListenerSlot, Part};
@@ -132,7 +132,9 @@ pub struct ShardSeed<I: Io> {
     pub config: ShardConfig,
     pub io: I,
     pub pool: Pool,
-    pub cache_chunks: u32,
+    pub golden: Arc<Golden>,
+    /// Files nobody writes, their names in the golden cache, and the slots whole pages of them are read from.
+    pub golden_files: Vec<(FileSlot, GoldenFile, FileSlot)>,
     pub images: Images,
     pub layer_files: Vec<FileSlot>,
     pub targets: Vec<TargetSeed>,
@@ -184,7 +186,10 @@ pub struct Shard<I: Io> {
 
 impl<I: Io> Shard<I> {
     pub fn new(seed: ShardSeed<I>) -> Self {
-        let cache = GoldenCache::new(&seed.pool, seed.cache_chunks);
+        let mut cache = GoldenCache::new(seed.golden, u32::from(seed.config.id.0));
+        for (slot, golden, source) in seed.golden_files {
+            cache.set_file(slot, golden, source);
+        }
         let mut core = executor::Core::new(seed.pool, cache, seed.images);
         core.layers = seed.layer_files.iter().map(|file| commit::LayerWork::new(*file)).collect();
         for target in seed.targets {

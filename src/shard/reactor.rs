@@ -119,7 +119,7 @@ impl<I: Io> Shard<I> {
                     self.core.control_done(key, token.part, result);
                 }
             }
-            (Kind::Fill, Outcome::Read { result, buf }) => self.core.fill_done(token, result, buf),
+            (Kind::Fill, Outcome::Filled { result, fill }) => self.core.fill_done(token, result, fill),
             (Kind::Bitmap, Outcome::Read { result, buf }) => self.core.bitmap_read(token, result, buf),
             (Kind::Meta, Outcome::Wrote { result, part }) => self.core.meta_written(token, result, part),
             (Kind::Meta, Outcome::Done { result }) => self.core.meta_done(token, result),
@@ -375,6 +375,7 @@ impl<I: Io> Shard<I> {
             self.core.run_ready();
             self.end_preempted();
             self.hand_to_keeper();
+            self.pass_golden_news();
             let progressed =
                 self.deliver() | self.resume_drained() | self.resume_turns() | self.retry_stalled();
             if !progressed && self.core.ready.is_empty() {

@@ -5,8 +5,8 @@
 //! A read of few extents is sent from where its bytes lie. A fragmented one is copied together portion by
 //! portion ("assembly"), so that neither buffers nor iovecs grow with the number of fragments.
 
-use crate::buf::Buf;
-use crate::cache::{CHUNK_BYTES, ChunkKey, Lookup, SlotId, Waiter};
+use crate::buf::{Buf, Fill};
+use crate::cache::{CHUNK_BYTES, Claim, Lookup, Told, Waiter};
 use crate::io::{Errno, Op};
 use crate::limits;
 use crate::plan::{FileSlot, ReadExtent, ReadPlan, ReadStep, Source};
@@ -81,7 +81,7 @@ impl Core {
                     let start = (offset.0 % CHUNK_BYTES as u64) as u32;
                     let len = if immutable {
                         let len = left.min(CHUNK_BYTES as u32 - start);
-                        self.read_cached(key, file, offset, start, len);
+                        self.read_cached(key, file, offset, len);
                         len
                     } else {
                         let len = left.min(CHUNK_BYTES as u32);
@@ -95,25 +95,20 @@ impl Core {
         }
     }
 
-    fn read_cached(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, start: u32, len: u32) {
+    fn read_cached(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, len: u32) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        let chunk = ChunkKey::containing(file, offset);
         let waiter =
             Waiter { task: Token::of(Kind::Task, key, 0).encode().0, segment: task.segments.len() as u32 };
-        match self.cache.lookup(chunk, waiter) {
+        match self.cache.lookup(file, offset, len, waiter) {
             Lookup::Hit(buf) => {
-                task.push_segment(start, len, Some(buf));
+                task.push_segment(0, len, Some(buf));
             }
-            Lookup::Joined => {
-                task.push_segment(start, len, None);
+            Lookup::Waits => {
+                task.push_segment(0, len, None);
                 task.pending += 1;
+                self.fill_claims();
             }
-            Lookup::Miss(slot, buf) => {
-                task.push_segment(start, len, None);
-                task.pending += 1;
-                self.fill(slot, file, chunk.offset(), buf, 0);
-            }
-            Lookup::NoSlot => self.read_file(key, file, offset, len),
+            Lookup::NoFrame => self.read_file(key, file, offset, len),
         }
     }
 
@@ -165,63 +160,77 @@ impl Core {
         }
     }
 
-    /// Reads the rest of a chunk into the cache.
-    fn fill(&mut self, slot: SlotId, file: FileSlot, offset: ByteOffset, buf: Buf, have: u32) {
-        let op = Op::Read {
-            file,
-            offset: ByteOffset(offset.0 + u64::from(have)),
-            buf,
-            start: have,
-            len: CHUNK_BYTES as u32 - have,
-        };
-        // The generation field carries how much is there already: it holds any count up to a chunk.
-        self.submit(Token { kind: Kind::Fill, index: slot.0, generation: have, part: 0 }, op);
-    }
-
-    /// A chunk of the cache came in (or did not).
-    pub(super) fn fill_done(&mut self, token: Token, result: Result<u32, Errno>, mut buf: Buf) {
-        let slot = SlotId(token.index);
-        let have = token.generation;
-        let Some(chunk) = self.cache.key_of(slot) else { return };
-        let mut waiters = core::mem::take(&mut self.waiters);
-        match result {
-            Ok(moved @ 1..) if have + moved < CHUNK_BYTES as u32 => {
-                self.fill(slot, chunk.file, chunk.offset(), buf, have + moved);
-            }
-            Ok(0) if have == 0 => {
-                // Nothing at all there: the file was cut under us.
-                self.cache.fill_failed(slot, buf, &mut waiters);
-                self.wake_waiters(&waiters, None);
-            }
-            Ok(moved) => {
-                // The end of the file: nobody is ever sent what lies behind it.
-                buf.as_mut_slice()[(have + moved) as usize..].fill(0);
-                let filled = self.cache.filled(slot, buf, &mut waiters);
-                self.wake_waiters(&waiters, Some(&filled));
-            }
-            Err(error) => {
-                tracing::warn!(file = chunk.file.0, offset = chunk.offset().0, %error, "a read of a parent failed");
-                self.cache.fill_failed(slot, buf, &mut waiters);
-                self.wake_waiters(&waiters, None);
-            }
+    /// Reads what this shard has claimed of golden files.
+    fn fill_claims(&mut self) {
+        let mut claims = core::mem::take(&mut self.claims);
+        self.cache.take_claims(&mut claims);
+        for claim in claims.drain(..) {
+            self.fill(claim);
         }
-        waiters.clear();
-        self.waiters = waiters;
+        self.claims = claims;
     }
 
-    fn wake_waiters(&mut self, waiters: &[Waiter], buf: Option<&crate::buf::BufRef>) {
-        for waiter in waiters {
+    fn fill(&mut self, Claim { file, offset, fill }: Claim) {
+        self.fills += 1;
+        self.submit(Token::new(Kind::Fill, file.0, 0), Op::Fill { file, offset, fill });
+    }
+
+    /// Pages of a golden file came in (or did not).
+    pub(super) fn fill_done(&mut self, token: Token, result: Result<u32, Errno>, mut fill: Fill) {
+        self.fills -= 1;
+        let read = match result {
+            Ok(moved @ 1..) => {
+                fill.advance(moved);
+                match self.cache.go_on(fill) {
+                    Ok(rest) => {
+                        self.fill(rest);
+                        return;
+                    }
+                    Err(complete) => {
+                        fill = complete;
+                        true
+                    }
+                }
+            }
+            // The file was cut under us.
+            Ok(_) => false,
+            Err(error) => {
+                tracing::warn!(file = token.index, start = fill.start(), %error, "a read of a parent failed");
+                false
+            }
+        };
+        let frame = fill.frame();
+        let mut told = core::mem::take(&mut self.told);
+        let shards = self.cache.fill_ended(fill, read, &mut told);
+        if shards != 0 {
+            self.golden_news.push((frame, shards));
+        }
+        self.tell(&mut told);
+    }
+
+    /// Another shard has read pages of a frame.
+    pub(super) fn golden_filled(&mut self, frame: u32) {
+        let mut told = core::mem::take(&mut self.told);
+        self.cache.look_again(frame, &mut told);
+        self.tell(&mut told);
+    }
+
+    /// Wakes the tasks; and reads what they lack still.
+    fn tell(&mut self, told: &mut Vec<Told>) {
+        for Told { waiter, bytes } in told.drain(..) {
             let Some(token) = Token::decode(crate::io::OpToken(waiter.task)) else { continue };
             let Some(key) = token.key(&self.tasks) else { continue };
             let Some(task) = self.tasks.get_mut(key) else { continue };
             if let Some(segment) = task.segments.get_mut(waiter.segment as usize) {
-                segment.buf = buf.cloned();
+                segment.buf = bytes;
             }
             task.pending -= 1;
             if task.pending == 0 {
                 self.ready.push_back(key);
             }
         }
+        self.told = core::mem::take(told);
+        self.fill_claims();
     }
 
     pub(super) fn read_portion_done(&mut self, key: TaskKey) -> bool {

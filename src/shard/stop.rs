@@ -2,6 +2,7 @@
 //!
 //! Knows the order of these steps. Does not know what a clean image is (`image` gives the batches).
 
+use crate::cache::CacheCounts;
 use crate::clock::Instant;
 use crate::io::{Errno, Io, Op};
 
@@ -81,7 +82,8 @@ impl<I: Io> Shard<I> {
                         self.close(key, "the server stops");
                     }
                 }
-                if self.connections.is_empty() && self.core.tasks.is_empty() {
+                // Other shards may wait for what this one reads.
+                if self.connections.is_empty() && self.core.tasks.is_empty() && self.core.fills == 0 {
                     self.flush_images();
                 }
             }
@@ -96,9 +98,15 @@ impl<I: Io> Shard<I> {
             Stop::Flushing { .. } => {}
             Stop::Closing => {
                 if !self.core.layers.iter().any(|layer| layer.is_running()) {
-                    let cache = &self.core.cache;
-                    let (hits, misses, joins) = (cache.hits, cache.misses, cache.joins);
-                    tracing::info!(hits, misses, joins, "golden cache: lookups of this core");
+                    let CacheCounts { hits, misses, joins, around, filled_bytes } = self.core.cache.counts;
+                    tracing::info!(
+                        hits,
+                        misses,
+                        joins,
+                        around,
+                        filled_bytes,
+                        "golden cache: lookups of this core"
+                    );
                     self.stop = Stop::Stopped;
                 }
             }

@@ -89,6 +89,10 @@ impl State {
                 self.files.end(file.0);
                 Outcome::Read { result: answer.result, buf }
             }
+            Held::Fill { file, fill } => {
+                self.files.end(file.0);
+                Outcome::Filled { result: answer.result, fill }
+            }
             Held::Write { file, part } => {
                 self.files.end(file.0);
                 Outcome::Wrote { result: answer.result, part }

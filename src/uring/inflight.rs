@@ -18,7 +18,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::buf::Buf;
+use crate::buf::{Buf, Fill};
 use crate::io::{ListenerSlot, OpToken, Part, SocketSlot};
 use crate::plan::FileSlot;
 use crate::slab::{Key, Slab};
@@ -56,6 +56,10 @@ pub(super) enum Held {
     Read {
         file: FileSlot,
         buf: Buf,
+    },
+    Fill {
+        file: FileSlot,
+        fill: Fill,
     },
     Write {
         file: FileSlot,

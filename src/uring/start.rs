@@ -34,6 +34,7 @@ pub(super) fn refuse(op: Op, error: Errno) -> Outcome {
         Op::Recv { .. } => Outcome::RecvEnded { error: Some(error) },
         Op::Send { parts, .. } => Outcome::Sent { result: Err(error), parts },
         Op::Read { buf, .. } => Outcome::Read { result: Err(error), buf },
+        Op::Fill { fill, .. } => Outcome::Filled { result: Err(error), fill },
         Op::Write { part, .. } => Outcome::Wrote { result: Err(error), part },
         Op::AwaitWake => Outcome::Woken,
         Op::Shutdown { .. }
@@ -67,6 +68,7 @@ impl State {
             Op::Cancel { token: target } => self.start_cancel(ring, token, target),
             Op::AwaitWake => Started::Queued,
             op @ (Op::Read { .. }
+            | Op::Fill { .. }
             | Op::Write { .. }
             | Op::Sync { .. }
             | Op::PunchHole { .. }
@@ -156,6 +158,7 @@ impl State {
     fn start_file(&mut self, ring: &mut Ring, token: OpToken, op: Op) -> Started {
         let slot = match &op {
             Op::Read { file, .. }
+            | Op::Fill { file, .. }
             | Op::Write { file, .. }
             | Op::Sync { file }
             | Op::PunchHole { file, .. }
@@ -213,6 +216,10 @@ fn file_entry(ring: &Ring, slot: FileSlot, fd: RawFd, op: Op) -> Result<(Held, E
                 return Err(Outcome::Read { result: Err(BAD_RANGE), buf });
             };
             (Held::Read { file, buf }, read_entry(ring, fd, offset.0, &range))
+        }
+        Op::Fill { file, offset, mut fill } => {
+            let range = fill.raw_rest();
+            (Held::Fill { file, fill }, read_entry(ring, fd, offset.0, &range))
         }
         Op::Write { file, offset, part } => {
             let Some(range) = part.buf.raw(part.start, part.len) else {

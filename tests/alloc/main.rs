@@ -124,12 +124,15 @@ fn shard(
     let mut directory = Directory::default();
     let entry = DirectoryEntry { owner: ShardId(0), index: 0, initiators: None, auth: AuthPolicy::None };
     directory.targets.insert(TARGET.to_owned(), entry);
+    // Fewer frames than the golden image has: hits, misses and evictions.
+    let cache = Arc::new(goldrush::cache::Golden::new(64, false).unwrap());
+    let number = cache.register(SECTORS * 512).unwrap();
     Shard::new(ShardSeed {
         config: ShardConfig::new(ShardId(0), [7; 32]),
         io,
         pool,
-        // Fewer chunks than the golden image has: hits, misses and evictions.
-        cache_chunks: 64,
+        golden: cache,
+        golden_files: vec![(FileSlot(1), number, FileSlot(1))],
         layer_files: images.files().collect(),
         images,
         targets: vec![TargetSeed { name: TARGET.to_owned(), device: device.unwrap(), units: vec![unit] }],

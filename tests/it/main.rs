@@ -13,6 +13,7 @@ mod cli_reservations;
 mod cli_reshape;
 mod cli_seal;
 mod cli_serve;
+mod golden_threads;
 mod hostile;
 mod oracles;
 mod raw_initiator;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use goldrush::buf::{Pool, PoolConfig};
+use goldrush::cache::{Golden, GoldenFile};
 use goldrush::image::{Chain, Images, Layer};
 use goldrush::io::ListenerSlot;
 use goldrush::iscsi::chap::{AuthPolicy, Credentials, Secret};
@@ -40,6 +41,8 @@ struct Table {
     images: Images,
     layers: Vec<(usize, LayerId)>,
     files: Vec<usize>,
+    /// Those nobody writes.
+    golden: Vec<(FileSlot, usize)>,
 }
 
 impl Table {
@@ -52,6 +55,9 @@ impl Table {
             .map_err(|error| format!("disk {disk} does not open: {error}"))?;
         let file = FileSlot(self.files.len() as u32);
         self.files.push(disk);
+        if !leaf {
+            self.golden.push((file, disk));
+        }
         let layer = self.images.add(Layer::vhd(file, image));
         self.layers.push((disk, layer));
         Ok(layer)
@@ -124,6 +130,11 @@ impl Server {
             peers.push(Peer::new(Arc::clone(mailbox), port.waker.clone()));
             world.borrow_mut().ports.push(port);
         }
+        // Few frames: evictions, and reads around the cache.
+        let golden = Golden::new(rng.pick(&[0, 1, 3, 64]), false).map_err(|error| error.to_string())?;
+        let golden = Arc::new(golden);
+        let numbers: Vec<_> =
+            world.borrow().disks.iter().map(|disk| golden.register(disk.visible.len() as u64)).collect();
         let mut shards = Vec::new();
         for (shard, (table, targets)) in tables.into_iter().zip(targets).enumerate() {
             shards.push(Self::shard(
@@ -134,6 +145,7 @@ impl Server {
                 &directory,
                 &mailboxes[shard],
                 &peers,
+                (&golden, &numbers),
                 rng,
             )?);
         }
@@ -153,22 +165,25 @@ impl Server {
         directory: &Arc<Directory>,
         mailbox: &Arc<Mailbox<SimSocket>>,
         peers: &[Peer<SimSocket>],
+        (golden, numbers): (&Arc<Golden>, &[Option<GoldenFile>]),
         rng: &mut Rng,
     ) -> Result<Shard<SimIo>, String> {
-        let cache_chunks = rng.pick(&[0, 1, 3, 64]);
         // The fewest with which a shard begins a command, and little more: waiting for buffers is the rule.
-        let chunks = cache_chunks + limits::ADMIT_CHUNKS + rng.pick(&[0, 3, 100]);
+        let chunks = limits::ADMIT_CHUNKS + rng.pick(&[0, 3, 100]);
         let smalls = limits::ADMIT_SMALLS + rng.pick(&[20, 40, 300]);
         let config = PoolConfig { chunks, smalls, huge_pages: false };
         let pool = Pool::new(config).map_err(|error| error.to_string())?;
         let mut config = ShardConfig::new(ShardId(shard as u16), [shard as u8; 32]);
         config.send_batch_bytes = rng.pick(&[1, 10_000, 1 << 20]);
         let layer_files = table.images.files().collect();
+        let golden_files =
+            table.golden.iter().filter_map(|(slot, disk)| Some((*slot, numbers[*disk]?, *slot))).collect();
         Ok(Shard::new(ShardSeed {
             config,
             io: SimIo::new(world.clone(), shard),
             pool,
-            cache_chunks,
+            golden: Arc::clone(golden),
+            golden_files,
             images: table.images,
             layer_files,
             targets,

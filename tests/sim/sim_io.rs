@@ -183,7 +183,7 @@ impl World {
         let Some(pending) = self.ports[shard].ops.get_mut(&id) else { return };
         let Some(op) = pending.op.take() else { return };
         let mark = pending.mark();
-        let is_file_op = matches!(op, Op::Read { .. } | Op::Write { .. } | Op::Sync { .. });
+        let is_file_op = matches!(op, Op::Read { .. } | Op::Fill { .. } | Op::Write { .. } | Op::Sync { .. });
         let done = |result| Outcome::Done { result };
         let outcome = match op {
             Op::Send { socket, parts } => match self.send(shard, socket, &parts) {
@@ -206,6 +206,10 @@ impl World {
                 let range = start as usize..(start + len) as usize;
                 let result = self.read(shard, file, offset.0, &mut buf.as_mut_slice()[range]);
                 Outcome::Read { result, buf }
+            }
+            Op::Fill { file, offset, mut fill } => {
+                let result = self.read(shard, file, offset.0, fill.rest_mut());
+                Outcome::Filled { result, fill }
             }
             Op::Write { file, offset, part } => {
                 let bytes = &part.buf.as_slice()[part.start as usize..(part.start + part.len) as usize];
