@@ -79,6 +79,8 @@ pub(super) struct Connection {
     /// When a PDU or a send last ended, and when a send last began or went on.
     pub(super) last_progress: Instant,
     pub(super) last_sent: Instant,
+    /// When nothing was left to send.
+    pub(super) all_sent: Instant,
     pub(super) dirty: bool,
 }
 
@@ -108,6 +110,7 @@ impl Connection {
             since: now,
             last_progress: now,
             last_sent: now,
+            all_sent: now,
             dirty: false,
         }
     }

@@ -505,8 +505,10 @@ impl<I: Io> Shard<I> {
                 }
                 Phase::Full(Member { session: key, on }) => {
                     let (key, on) = (*key, *on);
+                    // What it does not answer (an R2T, a ping) may lie behind what it has not taken yet.
+                    let untaken = !connection.tx.is_empty() && now.since(connection.all_sent) >= TICK;
                     let Some(session) = self.sessions.get_mut(key) else { continue };
-                    if blocked {
+                    if blocked || untaken {
                         session.machine.postpone_timeouts(on, now);
                         self.after_session(key);
                     } else if session.machine.poll_timeout(on).is_some_and(|due| due <= now) {

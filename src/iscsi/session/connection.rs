@@ -327,7 +327,8 @@ impl Session {
         }
     }
 
-    /// In place of [`Self::handle_timeout`] while our side does not read: the initiator's silence says nothing then.
+    /// In place of [`Self::handle_timeout`] while our side does not read, or the initiator does not take what we send: its
+    /// silence says nothing then.
     pub fn postpone_timeouts(&mut self, on: ConnectionId, now: Instant) {
         let connection = &mut self.connections[on];
         connection.last_tick = now;
