@@ -44,11 +44,7 @@ fn desk() -> Desk {
 const BAD: &[(&str, &str, &str)] = &[
     ("listen =", "listen", "goldrush: c.toml:1: key with no value, expected `=`"),
     ("[[target]]", "[[target]", "goldrush: c.toml:3: unclosed array table, expected `]`"),
-    (
-        "listen =",
-        "lisen =",
-        "goldrush: c.toml:1: unknown field `lisen`, expected one of `listen`, `image_roots`, `strict`, `target`",
-    ),
+    ("listen =", "lisen =", "goldrush: c.toml:1: unknown field `lisen`, expected one of …"),
     ("lun = 0", "lun = \"zero\"", "goldrush: c.toml:9: invalid type: string \"zero\", expected i64"),
     ("  path = \"disk.raw\"\n", "", "goldrush: c.toml:8: missing field `path`"),
     (
@@ -166,7 +162,12 @@ fn every_bad_configuration_is_refused_with_file_line_and_reason() {
         assert!(GOOD.contains(from), "{from}");
         desk.write("c.toml", GOOD.replacen(from, to, 1));
         let said = desk.goldrush("serve --config c.toml");
-        if (said.code, said.out.as_str(), said.err.trim_end()) != (2, "", *expected) {
+        // The keys there are, all of them, are nobody's business here.
+        let told = match expected.strip_suffix('…') {
+            Some(beginning) => said.err.starts_with(beginning) && said.err.lines().count() == 1,
+            None => said.err.trim_end() == *expected,
+        };
+        if (said.code, said.out.as_str(), told) != (2, "", true) {
             wrong.push(format!("{to}\n  expected {expected}\n  but {said:?}"));
         }
     }

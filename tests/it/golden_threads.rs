@@ -19,16 +19,16 @@ const LOOKUPS: u64 = 2_000;
 
 /// The byte of the file at `offset`.
 fn byte(offset: u64) -> u8 {
-    (offset / 7 ^ offset >> 13) as u8
+    ((offset / 7) ^ (offset >> 13)) as u8
 }
 
 /// SplitMix64.
 fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;
-    z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ z >> 31
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 struct Shard {

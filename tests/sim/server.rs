@@ -134,7 +134,7 @@ impl Server {
         let golden = Golden::new(rng.pick(&[0, 1, 3, 64]), false).map_err(|error| error.to_string())?;
         let golden = Arc::new(golden);
         let numbers: Vec<_> =
-            world.borrow().disks.iter().map(|disk| golden.register(disk.visible.len() as u64)).collect();
+            world.borrow().disks.iter().map(|disk| golden.register(disk.visible.len())).collect();
         let mut shards = Vec::new();
         for (shard, (table, targets)) in tables.into_iter().zip(targets).enumerate() {
             shards.push(Self::shard(
