@@ -13,6 +13,7 @@ use clap_complete::Shell;
 use super::cli_chain::{DiffArgs, MapArgs, SealArgs, UnsealArgs};
 use super::cli_help;
 use super::cli_help_chain;
+use super::image_format::{ForeignFormat, Format};
 use super::size::Size;
 
 /// The port IANA gave to iSCSI.
@@ -176,6 +177,9 @@ pub enum ImageCommand {
     ///
     /// Holes and zeros of the source are holes of the destination. The destination appears under its name only when
     /// it is complete and stable: a killed convert leaves nothing that looks whole.
+    ///
+    /// QCOW2, VMDK and VDI files, told by their names or by --source-format, are read through qemu-img, which must be
+    /// installed.
     #[command(after_long_help = cli_help::CONVERT)]
     Convert(ConvertArgs),
     /// Show which layer of a chain holds which range of the disk
@@ -292,10 +296,13 @@ pub struct ResizeArgs {
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// The image to read: a VHD by its footer, a VHDX by its name, otherwise raw
+    /// The image to read: a VHD by its footer, a VHDX or a file of another program by its name, otherwise raw
     pub source: PathBuf,
     /// The file to write; it appears under this name only when it is complete
     pub destination: PathBuf,
+    /// The format of the source, when its name does not tell; qcow2, vmdk and vdi are read through qemu-img
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub source_format: Option<SourceFormat>,
     /// The format to write [default: by the destination's ending: .vhd is vhd, all else raw]
     #[arg(long, value_enum)]
     pub format: Option<ImageFormat>,
@@ -314,6 +321,39 @@ pub struct ConvertArgs {
 pub enum ImageFormat {
     Raw,
     Vhd,
+}
+
+/// What `image convert` reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SourceFormat {
+    Raw,
+    Vhd,
+    Vhdx,
+    Qcow2,
+    Vmdk,
+    Vdi,
+}
+
+impl SourceFormat {
+    /// One that goldrush reads itself.
+    pub(super) fn known(self) -> Option<Format> {
+        match self {
+            Self::Raw => Some(Format::Raw),
+            Self::Vhd => Some(Format::Vhd),
+            Self::Vhdx => Some(Format::Vhdx),
+            Self::Qcow2 | Self::Vmdk | Self::Vdi => None,
+        }
+    }
+
+    /// One that another program reads.
+    pub(super) fn foreign(self) -> Option<ForeignFormat> {
+        match self {
+            Self::Qcow2 => Some(ForeignFormat::Qcow2),
+            Self::Vmdk => Some(ForeignFormat::Vmdk),
+            Self::Vdi => Some(ForeignFormat::Vdi),
+            Self::Raw | Self::Vhd | Self::Vhdx => None,
+        }
+    }
 }
 
 /// A set of processor cores: `0-3`, `0,2`, `0-1,6`.

@@ -80,6 +80,7 @@ Examples:
   goldrush image convert debian.raw golden.vhd
   goldrush image convert golden.vhd fixed.vhd --type fixed
   goldrush image convert node-001.vhd flat.raw
+  goldrush image convert debian.qcow2 golden.vhd
 
 Exit codes:
   0  the destination is complete

@@ -7,12 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::block_io::{ChainReader, Pieces};
-use super::cli::{ConvertArgs, DiskKind, ImageFormat};
+use super::cli::{ConvertArgs, DiskKind, ImageFormat, SourceFormat};
 use super::copy::{self, Sink};
 use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile, identity_of};
+use super::foreign::read_into;
 use super::image_create::{new_disk, write_image};
-use super::open_image::{OpenedChain, Opener};
+use super::image_format::{ForeignFormat, Format};
+use super::open_image::{OpenError, OpenedChain, Opener};
 use super::progress::Progress;
 use super::size::{Size, human};
 use super::staged::{StagedFile, exists};
@@ -22,10 +24,24 @@ use crate::vhd::create::{NewKind, create};
 /// Runs the command.
 pub(super) fn run(args: &ConvertArgs) -> Result<(), Error> {
     let format = format(args)?;
-    let chain = Opener::anywhere(Locking::Hold).open_chain(&args.source, Access::ReadOnly)?;
+    if let Some(foreign) = foreign(args) {
+        return run_foreign(args, format, foreign);
+    }
+    let known = args.source_format.and_then(SourceFormat::known);
+    let chain = Opener::anywhere(Locking::Hold).open_chain_as(&args.source, Access::ReadOnly, known)?;
     check_destination(&args.destination, args.force, &chain)?;
-    let size = chain.sectors().bytes().0;
     let staged = StagedFile::create(&args.destination)?;
+    copy_chain(args, format, chain, staged)
+}
+
+/// Copies the disk of `chain` into the staged file, and gives it its name.
+fn copy_chain(
+    args: &ConvertArgs,
+    format: ImageFormat,
+    chain: OpenedChain,
+    staged: StagedFile,
+) -> Result<(), Error> {
+    let size = chain.sectors().bytes().0;
     let mut sink = sink(&staged, args, format, size)?;
     let progress = Progress::new("converting", &args.source, size);
     let mut pieces = Pieces::new(ChainReader::new(chain)?);
@@ -33,11 +49,48 @@ pub(super) fn run(args: &ConvertArgs) -> Result<(), Error> {
     finish(&staged, sink, &args.destination)?;
     staged.publish(args.force)?;
     progress.finish();
+    say_done(args, format, size)
+}
+
+fn say_done(args: &ConvertArgs, format: ImageFormat, size: u64) -> Result<(), Error> {
     let name = match format {
         ImageFormat::Raw => "raw",
         ImageFormat::Vhd => "vhd",
     };
     print(|out| writeln!(out, "{}: {name}, {}", args.destination.display(), human(size)))
+}
+
+/// The format of another program's image: as told, or by the name.
+fn foreign(args: &ConvertArgs) -> Option<ForeignFormat> {
+    match args.source_format {
+        Some(format) => format.foreign(),
+        None => ForeignFormat::of_name(&args.source),
+    }
+}
+
+/// Through a raw file beside the destination, which has no name when it has served.
+fn run_foreign(args: &ConvertArgs, format: ImageFormat, foreign: ForeignFormat) -> Result<(), Error> {
+    let path = &args.destination;
+    if path.try_exists().map_err(Error::io(path, "looking at the destination"))? {
+        if !args.force {
+            return Err(exists(path));
+        }
+        refuse_what_is_used(path)?;
+    }
+    let raw = StagedFile::create(path)?;
+    let size = read_into(&raw, &args.source, foreign)?;
+    if format == ImageFormat::Raw {
+        raw.publish(args.force)?;
+        return say_done(args, format, size);
+    }
+    // The lock is our own: it tells others that the file is being written.
+    let chain = Opener::anywhere(Locking::Ignore).open_chain_as(
+        raw.temporary(),
+        Access::ReadOnly,
+        Some(Format::Raw),
+    )?;
+    let staged = StagedFile::create(path)?;
+    copy_chain(args, format, chain, staged)
 }
 
 /// The format asked for; a name that ends in `.vhd` asks for a VHD.
@@ -48,6 +101,14 @@ fn format(args: &ConvertArgs) -> Result<ImageFormat, Error> {
         _ => ImageFormat::Raw,
     };
     let format = args.format.unwrap_or(by_name);
+    let unwritten = ending.filter(|ending| ending.eq_ignore_ascii_case("vhdx")).map(|_| "VHDX");
+    let unwritten = unwritten.or(ForeignFormat::of_name(&args.destination).map(ForeignFormat::name));
+    if let Some(name) = unwritten {
+        return Err(Error::Usage(format!(
+            "{} would be taken for a {name} file by its name, and those are not written: end the name in .vhd or .raw",
+            args.destination.display()
+        )));
+    }
     if format == ImageFormat::Raw && (args.kind.is_some() || args.block_size.is_some()) {
         return Err(Error::Usage("--type and --block-size are for VHDs: add --format vhd".to_owned()));
     }
@@ -76,8 +137,12 @@ fn check_destination(path: &Path, force: bool, source: &OpenedChain) -> Result<(
             path.display()
         )));
     }
-    let old = OpenedFile::open(path, Access::Writable, Locking::Hold)
-        .map_err(super::open_image::OpenError::from)?;
+    refuse_what_is_used(path)
+}
+
+/// A file that is to be replaced is a regular one that nobody uses.
+fn refuse_what_is_used(path: &Path) -> Result<(), Error> {
+    let old = OpenedFile::open(path, Access::Writable, Locking::Hold).map_err(OpenError::from)?;
     if old.is_block_device() {
         return Err(Error::Failed(format!(
             "{} is a block device: choose the name of a file",

@@ -43,6 +43,32 @@ impl Format {
     }
 }
 
+/// A format that only `image convert` reads, through another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForeignFormat {
+    Qcow2,
+    Vmdk,
+    Vdi,
+}
+
+impl ForeignFormat {
+    /// As it is written on command lines, ours and the other program's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vdi => "vdi",
+        }
+    }
+
+    /// By the ending of a name. What is in the file proves nothing: a raw disk's guest writes what it likes.
+    pub fn of_name(path: &std::path::Path) -> Option<Self> {
+        let ending = path.extension()?;
+        let all = [Self::Qcow2, Self::Vmdk, Self::Vdi];
+        all.into_iter().find(|format| ending.eq_ignore_ascii_case(format.name()))
+    }
+}
+
 /// What was read of a file.
 #[derive(Debug)]
 pub(super) enum Content {
@@ -152,6 +178,9 @@ pub(super) fn detect(file: &OpenedFile) -> Result<Format, OpenError> {
     }
     if named("vhdx") || named("avhdx") {
         return Ok(Format::Vhdx);
+    }
+    if let Some(format) = ForeignFormat::of_name(file.path()) {
+        return Err(OpenError::Foreign { path: file.path().to_owned(), format });
     }
     let is_vhd = named("vhd") || ends_in_footer(file)?;
     if !is_vhd && begins_like_vhdx(file) {

@@ -16,6 +16,7 @@ mod copy;
 mod edit_file;
 mod error;
 pub mod file;
+mod foreign;
 mod golden;
 mod image_check;
 mod image_compact;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::file::{Access, FileError, FileIdentity, Locking, OpenedFile, identity_of};
 pub use super::image_format::Format;
-use super::image_format::{Content, KnownLink, LinkOf, parse};
+use super::image_format::{Content, ForeignFormat, KnownLink, LinkOf, parse};
 pub(super) use super::image_format::{detect, type_name};
 use super::seal::{self, SealError};
 use crate::image::{Chain, ChainError, Images, Layer};
@@ -87,6 +87,11 @@ pub enum OpenError {
          new children", path = .path.display(), parent = .parent.display()
     )]
     ParentSeal { path: PathBuf, parent: PathBuf },
+    #[error(
+        "{path} is a {name} file by its name, which only convert reads: run goldrush image convert {path} NEW.vhd",
+        path = .path.display(), name = .format.name()
+    )]
+    Foreign { path: PathBuf, format: ForeignFormat },
     #[error("{path}: {source}", path = .path.display())]
     Chain { path: PathBuf, source: ChainError },
     #[error("image root {path} cannot be resolved: {source}", path = .path.display())]

@@ -50,7 +50,6 @@ impl StagedFile {
     }
 
     /// What it is called until it is published.
-    #[cfg(test)]
     pub(super) fn temporary(&self) -> &Path {
         &self.temporary
     }

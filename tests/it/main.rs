@@ -7,6 +7,7 @@ mod cli;
 mod cli_chain_look;
 mod cli_config;
 mod cli_corpus;
+mod cli_foreign;
 mod cli_image;
 mod cli_repair;
 mod cli_reservations;
