@@ -6,7 +6,7 @@ use std::fs::{File, FileType, OpenOptions, TryLockError};
 use std::io::{self, Seek};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -70,7 +70,7 @@ fn may_wait_for_locks() -> bool {
 /// An image file, open until this is dropped; so is its lock.
 #[derive(Debug)]
 pub struct OpenedFile {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     identity: FileIdentity,
     len: u64,
@@ -102,7 +102,7 @@ impl OpenedFile {
             if block_device { file.seek(io::SeekFrom::End(0)).map_err(failed)? } else { metadata.len() };
         let identity = FileIdentity { device: metadata.dev(), inode: metadata.ino() };
         let opened = Self {
-            file,
+            file: Arc::new(file),
             path: path.to_owned(),
             identity,
             len,
@@ -157,6 +157,11 @@ impl OpenedFile {
 
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The same open file, for a ring: one descriptor, one lock.
+    pub fn shared(&self) -> Arc<File> {
+        Arc::clone(&self.file)
     }
 
     /// The path by which it was opened.

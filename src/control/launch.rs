@@ -3,7 +3,6 @@
 //! Knows threads, signals and the ring; the only place that names both `shard` and `uring`. Does not know where the
 //! catalog came from.
 
-use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -339,13 +338,10 @@ fn ring(seed: &Seed) -> Result<(UringIo, Arc<dyn Waker>, Pool), String> {
     let pool = Pool::new(seed.pool).map_err(|error| {
         format!("no memory for the buffers of core {}: {error}; lower --golden-cache", seed.core)
     })?;
-    let duplicate = |what: &str, error: &std::io::Error| format!("{what} cannot be duplicated: {error}");
-    let images = seed.table.files.iter().map(|file| file.file());
-    let sources = seed.shard_golden.sources.iter().map(Arc::as_ref);
-    let files = images.chain(sources).map(File::try_clone).collect::<Result<_, _>>();
-    let files = files.map_err(|error| duplicate("an image file", &error))?;
+    let images = seed.table.files.iter().map(|file| file.shared());
+    let files = images.chain(seed.shard_golden.sources.iter().cloned()).collect();
     let listeners = seed.listeners.iter().map(TcpListener::try_clone).collect::<Result<_, _>>();
-    let listeners = listeners.map_err(|error| duplicate("a listening socket", &error))?;
+    let listeners = listeners.map_err(|error| format!("a listening socket cannot be duplicated: {error}"))?;
     let (io, waker) = UringIo::new(&seed.ring, &pool, files, listeners).map_err(|error| error.to_string())?;
     tracing::info!(core = seed.core, "{}", io.report());
     Ok((io, Arc::new(waker), pool))

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 #[derive(Debug)]
 enum Place<T> {
@@ -32,7 +33,8 @@ pub(super) struct Table<T> {
 }
 
 pub(super) type Sockets = Table<OwnedFd>;
-pub(super) type Files = Table<File>;
+/// Shared with whoever opened them: tens of thousands of images are one descriptor each.
+pub(super) type Files = Table<Arc<File>>;
 pub(super) type Listeners = Table<TcpListener>;
 
 impl<T: AsRawFd> Table<T> {
@@ -120,8 +122,8 @@ impl<T: AsRawFd> Table<T> {
 mod tests {
     use super::*;
 
-    fn file() -> File {
-        tempfile::tempfile().unwrap()
+    fn file() -> Arc<File> {
+        Arc::new(tempfile::tempfile().unwrap())
     }
 
     #[test]

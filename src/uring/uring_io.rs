@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use io_uring::opcode;
 use io_uring::types::{CancelBuilder, Fd};
@@ -74,7 +75,7 @@ impl UringIo {
     pub fn new(
         config: &UringConfig,
         pool: &Pool,
-        files: Vec<File>,
+        files: Vec<Arc<File>>,
         listeners: Vec<TcpListener>,
     ) -> Result<(Self, UringWaker), UringError> {
         config.check()?;
@@ -123,7 +124,7 @@ impl UringIo {
     }
 
     /// Takes a file in; gives it back when the table is full.
-    pub fn register_file(&mut self, file: File) -> Result<FileSlot, File> {
+    pub fn register_file(&mut self, file: Arc<File>) -> Result<FileSlot, Arc<File>> {
         let fd = file.as_raw_fd();
         let slot = self.state.files.insert(file)?;
         self.ring.set_fixed_file(slot, fd);
@@ -131,7 +132,7 @@ impl UringIo {
     }
 
     /// Takes a file out. `None` for an empty slot and for a file with operations pending.
-    pub fn release_file(&mut self, file: FileSlot) -> Option<File> {
+    pub fn release_file(&mut self, file: FileSlot) -> Option<Arc<File>> {
         let released = self.state.files.remove(file.0)?;
         self.ring.set_fixed_file(file.0, -1);
         Some(released)

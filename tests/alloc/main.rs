@@ -76,13 +76,14 @@ fn serve(files: Vec<File>, listener: TcpListener) -> Option<Control> {
         let child = open(&files[0], OpenMode::Writable);
         let golden = open(&files[1], OpenMode::ReadOnly);
         let config = UringConfig { files_max: 64, sockets_max: 64, ..UringConfig::default() };
-        let (io, waker) = match UringIo::new(&config, &pool, files, vec![listener]) {
-            Ok(made) => made,
-            Err(error) => {
-                eprintln!("SKIPPED: no ring here: {error}");
-                return;
-            }
-        };
+        let (io, waker) =
+            match UringIo::new(&config, &pool, files.into_iter().map(Arc::new).collect(), vec![listener]) {
+                Ok(made) => made,
+                Err(error) => {
+                    eprintln!("SKIPPED: no ring here: {error}");
+                    return;
+                }
+            };
         let mailbox = Arc::new(Mailbox::new(8));
         let waker: Arc<dyn Waker> = Arc::new(waker);
         let peer = Peer::new(Arc::clone(&mailbox), waker);

@@ -165,7 +165,7 @@ fn files_come_and_go_while_the_ring_runs() {
         let file = tempfile::tempfile().unwrap();
         let other = file.try_clone().unwrap();
         other.write_all_at(&[round; 64], 0).unwrap();
-        let slot = bench.io.register_file(file).unwrap();
+        let slot = bench.io.register_file(file.into()).unwrap();
         assert_eq!(slot, FileSlot(1));
         let buf = bench.pool.take_small().unwrap();
         let token = bench.submit(Op::Read { file: slot, offset: ByteOffset(0), buf, start: 0, len: 64 });
@@ -197,7 +197,7 @@ fn a_small_memlock_limit_costs_registration_and_nothing_else() {
             let pool = Pool::new(PoolConfig { chunks, smalls: 8, huge_pages: false }).unwrap();
             let file = tempfile::tempfile().unwrap();
             let ours = file.try_clone().unwrap();
-            let made = UringIo::new(&config, &pool, vec![file], vec![]);
+            let made = UringIo::new(&config, &pool, vec![file.into()], vec![]);
             let (io, waker) = match made {
                 Ok(made) => made,
                 Err(error) => {

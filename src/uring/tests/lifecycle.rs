@@ -200,7 +200,7 @@ fn a_ring_without_deferred_task_work_does_the_same() {
 fn a_new_ring_has_the_slots_it_was_given_in_order() {
     let config = UringConfig { files_max: 1, ..small_config() };
     let files = || vec![tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
-    match UringIo::new(&config, &small_pool(), files(), vec![]) {
+    match UringIo::new(&config, &small_pool(), files().into_iter().map(Into::into).collect(), vec![]) {
         Err(UringError::TooMany { what: "files", max: 1, given: 2 }) => {}
         Err(UringError::Probe(error)) => println!("SKIPPED, no ring here: {error}"),
         other => panic!("{other:?}"),

@@ -45,6 +45,7 @@ fn small_pool() -> Pool {
 /// `None` where the kernel has no ring for us.
 fn bench(config: &UringConfig, files: Vec<File>, listeners: Vec<TcpListener>) -> Option<Bench> {
     let pool = small_pool();
+    let files = files.into_iter().map(std::sync::Arc::new).collect();
     match UringIo::new(config, &pool, files, listeners) {
         Ok((io, waker)) => Some(Bench { io, waker, pool, done: Vec::new(), next_token: 0 }),
         // Rings and their receive buffers count against a tiny RLIMIT_MEMLOCK.
