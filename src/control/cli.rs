@@ -15,6 +15,7 @@ use super::cli_help;
 use super::cli_help_chain;
 use super::image_format::{ForeignFormat, Format};
 use super::size::Size;
+use crate::units::BlockSize;
 
 /// The port IANA gave to iSCSI.
 pub const ISCSI_PORT: u16 = 3260;
@@ -147,7 +148,7 @@ fn send_batch(text: &str) -> Result<Size, String> {
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Create an empty VHD, or the child of a parent VHD
+    /// Create an empty VHD or VHDX, or the child of a parent
     ///
     /// A child holds what is written to it and takes everything else from its parent, which it names by a relative
     /// path: both may be moved together. The parent is opened read-only and is never written; once it has children it
@@ -218,11 +219,11 @@ pub enum ImageCommand {
 pub struct CreateArgs {
     /// The file to create; it must not exist
     pub path: PathBuf,
-    /// The size of the disk, a multiple of 512 bytes, at most 2040G
+    /// The size of the disk, a multiple of its sectors, at most 2040G (VHD) or 64T (VHDX)
     #[arg(long)]
     pub size: Option<Size>,
-    /// Create a differencing child of this VHD, which is opened read-only and never written
-    #[arg(long, value_name = "VHD", conflicts_with = "kind")]
+    /// Create a differencing child of this image, which is opened read-only and never written
+    #[arg(long, value_name = "IMAGE", conflicts_with = "kind")]
     pub parent: Option<PathBuf>,
     /// Seal the parent first, if it is not sealed
     #[arg(long, requires = "parent")]
@@ -230,9 +231,30 @@ pub struct CreateArgs {
     /// Whether blocks are allocated when they are written, or all of them now [default: dynamic]
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     pub kind: Option<DiskKind>,
-    /// The unit of allocation, a power of two from 512K to 32M [default: 2M, or the parent's]
+    /// The unit of allocation, a power of two: 512K to 32M in a VHD [default: 2M, or the parent's], 1M to 256M in a
+    /// VHDX [default: 32M, of a child 2M]
     #[arg(long)]
     pub block_size: Option<Size>,
+    /// The format to create [default: by the ending: .vhdx is vhdx, all else vhd; a child's is its parent's]
+    #[arg(long, value_enum)]
+    pub format: Option<ImageFormat>,
+    /// The sector a VHDX shows its users, 512 or 4096 bytes [default: 512, or the parent's]
+    #[arg(long, value_name = "BYTES")]
+    pub logical_sector_size: Option<SectorSize>,
+}
+
+/// A logical sector: 512 or 4096 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SectorSize(pub BlockSize);
+
+impl FromStr for SectorSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = text.parse::<Size>().ok().and_then(|size| u32::try_from(size.0).ok());
+        let size = bytes.and_then(BlockSize::from_bytes);
+        size.map(Self).ok_or_else(|| format!("\"{text}\" is no sector size: write 512 or 4096"))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -303,15 +325,18 @@ pub struct ConvertArgs {
     /// The format of the source, when its name does not tell; qcow2, vmdk and vdi are read through qemu-img
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub source_format: Option<SourceFormat>,
-    /// The format to write [default: by the destination's ending: .vhd is vhd, all else raw]
+    /// The format to write [default: by the destination's ending: .vhd is vhd, .vhdx is vhdx, all else raw]
     #[arg(long, value_enum)]
     pub format: Option<ImageFormat>,
-    /// The kind of VHD to write [default: dynamic]
+    /// The kind of VHD or VHDX to write [default: dynamic]
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     pub kind: Option<DiskKind>,
-    /// The unit of allocation of a dynamic VHD, a power of two from 512K to 32M [default: 2M]
+    /// The unit of allocation, a power of two: 512K to 32M in a VHD [default: 2M], 1M to 256M in a VHDX [default: 32M]
     #[arg(long)]
     pub block_size: Option<Size>,
+    /// The sector a VHDX shows its users, 512 or 4096 bytes [default: the source's]
+    #[arg(long, value_name = "BYTES")]
+    pub logical_sector_size: Option<SectorSize>,
     /// Replace an existing destination
     #[arg(long)]
     pub force: bool,
@@ -321,6 +346,7 @@ pub struct ConvertArgs {
 pub enum ImageFormat {
     Raw,
     Vhd,
+    Vhdx,
 }
 
 /// What `image convert` reads.

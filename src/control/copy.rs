@@ -17,6 +17,7 @@ use super::error::Error;
 use super::file::{FileIdentity, OpenedFile};
 use super::open_image::OpenError;
 use crate::vhd::build::Builder;
+use crate::vhdx;
 
 /// Zeros are left out in steps of this many bytes: a page of the file.
 const GRAIN_BYTES: usize = 4096;
@@ -30,6 +31,8 @@ pub(super) enum Sink {
     Flat,
     /// Into blocks.
     Blocks(Builder),
+    /// Into blocks of a VHDX.
+    VhdxBlocks(vhdx::build::Builder),
 }
 
 /// A write: a range of the piece's bytes, or a bitmap, and its place in the file.
@@ -51,6 +54,10 @@ impl Sink {
                     let placed = builder.place(at).map_err(refused)?;
                     writes.extend(placed.bitmap.map(|(offset, bytes)| Write::Bitmap { bytes, offset }));
                     placed.offset.0
+                }
+                Self::VhdxBlocks(builder) => {
+                    let refused = |error| Error::Failed(format!("{}: {error}", path.display()));
+                    builder.place(at).map_err(refused)?.0
                 }
             };
             writes.push(Write::Data { start, end, offset });

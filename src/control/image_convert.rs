@@ -12,14 +12,16 @@ use super::copy::{self, Sink};
 use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile, identity_of};
 use super::foreign::read_into;
-use super::image_create::{new_disk, write_image};
 use super::image_format::{ForeignFormat, Format};
+use super::new_image::{NewDisk, Wanted, format_of_name};
 use super::open_image::{OpenError, OpenedChain, Opener};
 use super::progress::Progress;
 use super::size::{Size, human};
 use super::staged::{StagedFile, exists};
+use crate::units::BlockSize;
 use crate::vhd::build::Builder;
-use crate::vhd::create::{NewKind, create};
+use crate::vhd::create::NewKind;
+use crate::vhdx;
 
 /// Runs the command.
 pub(super) fn run(args: &ConvertArgs) -> Result<(), Error> {
@@ -42,7 +44,9 @@ fn copy_chain(
     staged: StagedFile,
 ) -> Result<(), Error> {
     let size = chain.sectors().bytes().0;
-    let mut sink = sink(&staged, args, format, size)?;
+    let leaf = chain.leaf();
+    let sector = (leaf.format() == Format::Vhdx).then_some(leaf.logical_sector());
+    let mut sink = sink(&staged, args, format, size, sector)?;
     let progress = Progress::new("converting", &args.source, size);
     let mut pieces = Pieces::new(ChainReader::new(chain)?);
     copy::run(&mut pieces, &mut sink, &staged.file, &args.destination, &|at| progress.set(at))?;
@@ -56,6 +60,7 @@ fn say_done(args: &ConvertArgs, format: ImageFormat, size: u64) -> Result<(), Er
     let name = match format {
         ImageFormat::Raw => "raw",
         ImageFormat::Vhd => "vhd",
+        ImageFormat::Vhdx => "vhdx",
     };
     print(|out| writeln!(out, "{}: {name}, {}", args.destination.display(), human(size)))
 }
@@ -93,32 +98,40 @@ fn run_foreign(args: &ConvertArgs, format: ImageFormat, foreign: ForeignFormat) 
     copy_chain(args, format, chain, staged)
 }
 
-/// The format asked for; a name that ends in `.vhd` asks for a VHD.
+/// The format asked for, else the one the name asks for.
 fn format(args: &ConvertArgs) -> Result<ImageFormat, Error> {
-    let ending = args.destination.extension();
-    let by_name = match ending {
-        Some(ending) if ending.eq_ignore_ascii_case("vhd") => ImageFormat::Vhd,
-        _ => ImageFormat::Raw,
-    };
+    let by_name = format_of_name(&args.destination);
     let format = args.format.unwrap_or(by_name);
-    let unwritten = ending.filter(|ending| ending.eq_ignore_ascii_case("vhdx")).map(|_| "VHDX");
-    let unwritten = unwritten.or(ForeignFormat::of_name(&args.destination).map(ForeignFormat::name));
+    let unwritten = ForeignFormat::of_name(&args.destination).map(ForeignFormat::name);
     if let Some(name) = unwritten {
         return Err(Error::Usage(format!(
-            "{} would be taken for a {name} file by its name, and those are not written: end the name in .vhd or .raw",
+            "{} would be taken for a {name} file by its name, and those are not written: end the name in .vhd, .vhdx or .raw",
             args.destination.display()
         )));
     }
     if format == ImageFormat::Raw && (args.kind.is_some() || args.block_size.is_some()) {
-        return Err(Error::Usage("--type and --block-size are for VHDs: add --format vhd".to_owned()));
+        return Err(Error::Usage(
+            "--type and --block-size are for VHDs: add --format vhd or vhdx".to_owned(),
+        ));
     }
-    if format == ImageFormat::Raw && by_name == ImageFormat::Vhd {
-        return Err(Error::Usage(format!(
-            "{} would be taken for a VHD by its name: give a raw image another ending",
-            args.destination.display()
-        )));
+    if format != ImageFormat::Vhdx && args.logical_sector_size.is_some() {
+        return Err(Error::Usage("--logical-sector-size is for VHDX images: add --format vhdx".to_owned()));
     }
-    Ok(format)
+    let path = args.destination.display();
+    match (format, by_name) {
+        (ImageFormat::Vhdx, ImageFormat::Raw) => {
+            Err(Error::Usage(format!("{path}: a VHDX is told by its name: let it end in .vhdx")))
+        }
+        (_, ImageFormat::Raw) => Ok(format),
+        (ImageFormat::Raw, taken) => Err(Error::Usage(format!(
+            "{path} would be taken for a {} by its name: give a raw image another ending",
+            if taken == ImageFormat::Vhdx { "VHDX" } else { "VHD" }
+        ))),
+        _ if format != by_name => Err(Error::Usage(format!(
+            "{path} would be taken for another format by its name: give it another ending"
+        ))),
+        _ => Ok(format),
+    }
 }
 
 /// A destination is new, or a regular file that nobody uses and that the source does not need.
@@ -153,25 +166,54 @@ fn refuse_what_is_used(path: &Path) -> Result<(), Error> {
 }
 
 /// An empty destination of the right kind, and its writer.
-fn sink(staged: &StagedFile, args: &ConvertArgs, format: ImageFormat, size: u64) -> Result<Sink, Error> {
+///
+/// `sector` is the source's, where it knows one: tables of partitions count in it.
+fn sink(
+    staged: &StagedFile,
+    args: &ConvertArgs,
+    format: ImageFormat,
+    size: u64,
+    sector: Option<BlockSize>,
+) -> Result<Sink, Error> {
     if format == ImageFormat::Raw {
         staged.file.set_len(size).map_err(Error::io(&args.destination, "setting the length"))?;
         return Ok(Sink::Flat);
     }
-    let disk = new_disk(Size(size), args.kind.or(Some(DiskKind::Dynamic)), args.block_size)?;
-    if disk.kind == NewKind::Fixed {
-        let image = create(&disk).map_err(|error| Error::Usage(error.to_string()))?;
-        write_image(staged, &image)?;
-        return Ok(Sink::Flat);
+    let mut wanted = Wanted {
+        size: Size(size),
+        kind: args.kind.unwrap_or(DiskKind::Dynamic),
+        block_size: args.block_size,
+        logical_sector: args.logical_sector_size.map(|sector| sector.0),
+    };
+    let disk = if format == ImageFormat::Vhdx {
+        wanted.logical_sector = wanted.logical_sector.or(sector);
+        NewDisk::vhdx(&wanted)?
+    } else {
+        NewDisk::vhd(&wanted)?
+    };
+    match &disk {
+        NewDisk::Vhd(fixed) if fixed.kind == NewKind::Fixed => {
+            disk.create()?.write(staged)?;
+            Ok(Sink::Flat)
+        }
+        NewDisk::Vhd(dynamic) => {
+            let builder = Builder::new(dynamic).map_err(|error| Error::Usage(error.to_string()))?;
+            Ok(Sink::Blocks(builder))
+        }
+        NewDisk::Vhdx(disk) => {
+            let builder = vhdx::build::Builder::new(disk).map_err(|error| Error::Usage(error.to_string()))?;
+            Ok(Sink::VhdxBlocks(builder))
+        }
     }
-    let builder = Builder::new(&disk).map_err(|error| Error::Usage(error.to_string()))?;
-    Ok(Sink::Blocks(builder))
 }
 
-/// What a dynamic disk still lacks when all its blocks are there.
+/// What a disk in blocks still lacks when all its blocks are there.
 fn finish(staged: &StagedFile, sink: Sink, path: &Path) -> Result<(), Error> {
-    let Sink::Blocks(builder) = sink else { return Ok(()) };
-    let (len, pieces) = builder.finish();
+    let (len, pieces) = match sink {
+        Sink::Flat => return Ok(()),
+        Sink::Blocks(builder) => builder.finish(),
+        Sink::VhdxBlocks(builder) => builder.finish(),
+    };
     staged.file.set_len(len).map_err(Error::io(path, "setting the length"))?;
     for (offset, bytes) in pieces {
         staged.file.write_all_at(&bytes, offset).map_err(Error::io(path, "writing"))?;

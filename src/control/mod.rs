@@ -36,6 +36,7 @@ mod lock_holder;
 mod logging;
 mod man;
 pub mod name;
+mod new_image;
 pub mod open_image;
 mod overlay;
 mod progress;

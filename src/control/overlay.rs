@@ -9,9 +9,8 @@ use super::config::{Config, Origin, TargetConfig, UnitConfig};
 use super::error::Error;
 use super::file::{Access, Locking, folder_of};
 use super::image_create::create_child_of;
-use super::open_image::{Format, Opener};
+use super::open_image::Opener;
 use super::seal;
-use crate::units::BlockSize;
 
 /// What target names begin with when the command line makes them.
 const TARGET_PREFIX: &str = "iqn.2026-11.io.goldrush:";
@@ -32,18 +31,21 @@ pub(super) fn prepare(
     std::fs::create_dir_all(overlays).map_err(Error::io(overlays, "creating the folder"))?;
     // Held to the end of this function: nobody writes the golden image while children of it are made.
     let parent = Opener::anywhere(Locking::Hold).open_chain(golden, Access::ReadOnly)?;
+    let leaf = parent.leaf();
+    // A child has its parent's format and sectors.
+    let (format, block_size) = (leaf.format(), leaf.logical_sector());
     let mut targets = Vec::new();
     let mut created = 0;
     for number in 1..=nodes {
         let node = node_name(number);
-        let path = overlays.join(format!("{node}.vhd"));
+        let path = overlays.join(format!("{node}.{}", format.name()));
         if !path.try_exists().map_err(Error::io(&path, "looking for the file"))? {
             create_child_of(&path, &parent, None)?;
             created += 1;
         }
         let origin = Origin::CommandLine;
-        let (format, block_size) = (Some(Format::Vhd), BlockSize::default());
-        let unit = UnitConfig { lun: 0, path, origin, format, readonly: false, removable: false, block_size };
+        let (format, readonly, removable) = (Some(format), false, false);
+        let unit = UnitConfig { lun: 0, path, origin, format, readonly, removable, block_size };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
         targets.push(TargetConfig { name, origin, initiators: None, chap: None, units: vec![unit] });

@@ -4,7 +4,9 @@
 //! rings, SCSI or chains: it is fed bytes and answers with offsets.
 
 pub mod bat;
+pub mod build;
 pub mod check;
+pub mod create;
 pub mod error;
 pub mod header;
 pub mod image;

@@ -50,7 +50,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "readonly = false",
         "format = \"qcow2\"",
-        "goldrush: c.toml:11: unknown variant `qcow2`, expected `raw` or `vhd`",
+        "goldrush: c.toml:11: unknown variant `qcow2`, expected one of `raw`, `vhd`, `vhdx`",
     ),
     (
         "127.0.0.1:0",

@@ -92,9 +92,8 @@ fn what_qemu_img_cannot_read_leaves_nothing_but_a_sentence() {
         (
             "image convert disk.qcow2 disk.qcow2 --force",
             2,
-            "those are not written: end the name in .vhd or .raw",
+            "those are not written: end the name in .vhd, .vhdx or .raw",
         ),
-        ("image convert disk.qcow2 new.vhdx", 2, "new.vhdx would be taken for a VHDX file by its name"),
     ];
     for (line, code, sentence) in lines {
         let said = desk.goldrush(line);

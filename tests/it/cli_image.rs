@@ -189,12 +189,12 @@ fn nothing_is_replaced_unasked_and_failures_leave_no_file() {
         (
             "image create new.vhd --parent disk.raw",
             1,
-            "disk.raw is a raw image, and only a VHD can be a parent: run goldrush image convert disk.raw golden.vhd",
+            "disk.raw is a raw image, and only a VHD or VHDX can be a parent: run goldrush image convert disk.raw golden.vhd",
         ),
         (
             "image convert disk.raw new.img --type fixed",
             2,
-            "--type and --block-size are for VHDs: add --format vhd",
+            "--type and --block-size are for VHDs: add --format vhd or vhdx",
         ),
         (
             "image convert disk.raw new.vhd --format raw",

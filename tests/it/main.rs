@@ -27,3 +27,4 @@ mod vhd_edit;
 mod vhd_repair;
 mod vhd_world;
 mod vhdx_corpus;
+mod vhdx_tool;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 const SECTORS: u64 = 20_011;
 
-fn installed(program: &str) -> bool {
+pub fn installed(program: &str) -> bool {
     let there = Command::new(program).arg("--help").output().is_ok();
     if !there {
         eprintln!("SKIPPED: {program} is not installed, so nobody else read the images made here");
