@@ -377,6 +377,12 @@ impl Opener {
             OpenError::Seal(SealError::Broken { .. }) => {
                 OpenError::ParentSeal { path: path(), parent: parent.clone() }
             }
+            OpenError::RawSize { .. } => OpenError::ParentFormat {
+                path: path(),
+                parent: parent.clone(),
+                child: layers[layers.len() - 1].format.title(),
+                found: "file of another kind",
+            },
             other => other,
         })?;
         let format = layers[layers.len() - 1].format;

@@ -54,7 +54,7 @@ impl VhdError {
 pub enum VhdErrorKind {
     #[error("ends too early: the file is cut off; fetch it again or restore it from a copy")]
     Truncated,
-    #[error("has no 'conectix' cookie: this is not a VHD file, or its footer is lost (a raw image?)")]
+    #[error("has no 'conectix' cookie: restore the file from a copy, or use it as the raw image it may be")]
     FooterCookie,
     #[error("has a wrong checksum and there is no other copy to use; restore the file from a copy")]
     FooterChecksum,
@@ -65,28 +65,36 @@ pub enum VhdErrorKind {
     #[error("has unknown feature bits {0:#010x}: convert the image with the tool that made it")]
     Features(u32),
     #[error(
-        "says the disk has {0} bytes, which is 0, no multiple of 512 or above 2040 GiB: the file is damaged"
+        "says the disk has {0} bytes, which is 0, no multiple of 512 or above 2040 GiB: restore the file from a copy"
     )]
     Size(u64),
-    #[error("says the disk has {size} bytes but only {present} lie before the footer: the file is cut off")]
+    #[error(
+        "says the disk has {size} bytes but only {present} lie before the footer: the file is cut off; fetch it again or restore it from a copy"
+    )]
     FixedTooShort { size: u64, present: u64 },
-    #[error("has no place for the dynamic disk header, or points outside the file: the file is damaged")]
+    #[error(
+        "has no place for the dynamic disk header, or points outside the file: restore the file from a copy"
+    )]
     DataOffset,
-    #[error("has no 'cxsparse' cookie: the file is damaged")]
+    #[error("has no 'cxsparse' cookie: repair the image, or restore it from a copy")]
     HeaderCookie,
-    #[error("has a wrong checksum: the file is damaged; restore it from a copy")]
+    #[error("has a wrong checksum: repair the image, or restore it from a copy")]
     HeaderChecksum,
     #[error("has block size {0}, which is not a power of two from 512 bytes to 32 MiB: convert the image")]
     BlockSize(u32),
-    #[error("holds {entries} entries where the disk has {blocks} blocks: the file is damaged")]
+    #[error(
+        "holds {entries} entries where the disk has {blocks} blocks: repair the image, or restore it from a copy"
+    )]
     BatTooSmall { entries: u32, blocks: u64 },
     #[error("would hold {0} blocks, more than this server takes: convert the image to larger blocks")]
     TooManyBlocks(u64),
-    #[error("does not fit between the header and the footer: the file is damaged")]
+    #[error("does not fit between the header and the footer: repair the image, or restore it from a copy")]
     BatPlace,
-    #[error("lies outside the file's data area or over its metadata: the file is damaged or cut off")]
+    #[error(
+        "lies outside the file's data area or over its metadata: repair the image, or restore it from a copy"
+    )]
     BlockRange,
-    #[error("overlaps another block: the file is damaged")]
+    #[error("overlaps another block: repair the image, or restore it from a copy")]
     BlockOverlap,
     #[error("cannot be read (bad length, place or UTF-16) and no other one can: repair the parent's name")]
     Locator,

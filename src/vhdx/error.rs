@@ -58,9 +58,9 @@ impl VhdxError {
 pub enum VhdxErrorKind {
     #[error("ends too early: the file is cut off; fetch it again or restore it from a copy")]
     Truncated,
-    #[error("is larger than 128 TiB, which no VHDX needs: the file is damaged")]
+    #[error("is larger than 128 TiB, which no VHDX needs: restore the file from a copy")]
     FileTooLarge,
-    #[error("does not begin with 'vhdxfile': this is not a VHDX file")]
+    #[error("does not begin with 'vhdxfile': this is not a VHDX file, rename it if it is another image")]
     Identifier,
     #[error("has a wrong signature or checksum, and so has its copy: restore the file from a copy")]
     NoHeader,
@@ -73,41 +73,41 @@ pub enum VhdxErrorKind {
     #[error("has log version {0}, not 0, and its log is not empty: open it once with the tool that made it")]
     LogVersion(u16),
     #[error(
-        "says the log lies at byte {offset} with {len} bytes, which is no place for it: the file is damaged"
+        "says the log lies at byte {offset} with {len} bytes, which is no place for it: restore the file from a copy"
     )]
     LogPlace { offset: u64, len: u32 },
     #[error("has a wrong signature or checksum, and so has its copy: restore the file from a copy")]
     NoRegionTable,
-    #[error("holds {0} entries, more than 2047: the file is damaged")]
+    #[error("holds {0} entries, more than 2047: restore the file from a copy")]
     TooManyEntries(u32),
     #[error(
         "needs a region {0} that this program does not know: convert the image with the tool that made it"
     )]
     UnknownRegion(Uuid),
-    #[error("names the {0} region twice or not at all: the file is damaged")]
+    #[error("names the {0} region twice or not at all: restore the file from a copy")]
     RegionCount(&'static str),
     #[error(
-        "puts a region outside the file, off its 1 MiB grid, or over another one: the file is damaged or cut off"
+        "puts a region outside the file, off its 1 MiB grid, or over another one: fetch the file again, or restore it from a copy"
     )]
     RegionPlace,
-    #[error("has no 'metadata' signature: the file is damaged")]
+    #[error("has no 'metadata' signature: restore the file from a copy")]
     MetadataSignature,
     #[error(
         "needs an item {0} that this program does not know: convert the image with the tool that made it"
     )]
     UnknownItem(Uuid),
-    #[error("has an entry that is there twice or lies outside its region: the file is damaged")]
+    #[error("has an entry that is there twice or lies outside its region: restore the file from a copy")]
     ItemPlace,
-    #[error("is missing: the file is damaged")]
+    #[error("is missing: restore the file from a copy")]
     ItemMissing,
-    #[error("has {0} bytes, which is not its size: the file is damaged")]
+    #[error("has {0} bytes, which is not its size: restore the file from a copy")]
     ItemLength(u32),
     #[error("says {0}, which is not a power of two from 1 MiB to 256 MiB: convert the image")]
     BlockSize(u32),
     #[error("has unknown flags {0:#x}: convert the image with the tool that made it")]
     Flags(u32),
     #[error(
-        "says {0} bytes, which is 0, no whole number of logical sectors or above 64 TiB: the file is damaged"
+        "says {0} bytes, which is 0, no whole number of logical sectors or above 64 TiB: restore the file from a copy"
     )]
     DiskSize(u64),
     #[error("says {0}, and sectors have 512 or 4096 bytes: convert the image with the tool that made it")]
@@ -118,17 +118,21 @@ pub enum VhdxErrorKind {
     Locator,
     #[error("names no path that leads to a parent: restore the file from a copy")]
     LocatorPath,
-    #[error("has {room} entries where the disk needs {needed}: the file is damaged")]
+    #[error("has {room} entries where the disk needs {needed}: restore the file from a copy")]
     BatTooSmall { room: u64, needed: u64 },
-    #[error("has state {0}, which this kind of disk cannot have: the file is damaged")]
+    #[error("has state {0}, which this kind of disk cannot have: restore the file from a copy")]
     BlockState(u8),
-    #[error("has bits set that must be clear: the file is damaged")]
+    #[error("has bits set that must be clear: restore the file from a copy")]
     BlockBits,
-    #[error("lies at byte {0}, outside the file or before its data: the file is damaged or cut off")]
+    #[error(
+        "lies at byte {0}, outside the file or before its data: fetch the file again, or restore it from a copy"
+    )]
     BlockRange(u64),
-    #[error("lies at byte {0}, over another block or a table: the file is damaged")]
+    #[error("lies at byte {0}, over another block or a table: restore the file from a copy")]
     BlockOverlap(u64),
-    #[error("is present in part, and the sector bitmap that says which is not there: the file is damaged")]
+    #[error(
+        "is present in part, and the sector bitmap that says which is not there: restore the file from a copy"
+    )]
     NoSectorBitmap,
     #[error("holds no whole sequence of entries although it is not empty: restore the file from a copy")]
     LogNoSequence,
@@ -136,7 +140,9 @@ pub enum VhdxErrorKind {
         "has {0} bytes to be looked at, more than are replayed here: open it once with the tool that made it"
     )]
     LogTooLong(u32),
-    #[error("was written when the file had at least {flushed} bytes, now it has {len}: the file is cut off")]
+    #[error(
+        "was written when the file had at least {flushed} bytes, now it has {len}: fetch it again, or restore it from a copy"
+    )]
     LogFileShort { flushed: u64, len: u64 },
     #[error(
         "holds a change of byte {0}, where the log may not change anything: restore the file from a copy"
