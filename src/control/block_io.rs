@@ -9,8 +9,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{SeekFrom, seek};
 
+use super::edit_file::zero;
 use super::file::OpenedFile;
 use super::open_image::{LayerTable, OpenError, OpenedChain};
 use crate::image::Chain;
@@ -209,9 +210,7 @@ pub(super) fn run_batch(file: &File, batch: &MetaBatch) -> io::Result<()> {
         match op {
             MetaOp::Write { offset, bytes } => file.write_all_at(&batch.bytes[bytes.clone()], offset.0)?,
             MetaOp::Sync => file.sync_data()?,
-            MetaOp::Zero { offset, len } => {
-                fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset.0, *len)?;
-            }
+            MetaOp::Zero { offset, len } => zero(file, offset.0, offset.0.saturating_add(*len))?,
             MetaOp::SetLen { len } => file.set_len(*len)?,
         }
     }

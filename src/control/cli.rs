@@ -170,7 +170,8 @@ pub enum ImageCommand {
     /// bitmaps that contradict the data, table entries that point nowhere or into another block. It tells its plan
     /// first, and only offers a plan under which the image, as it would be, checks clean. What would make sectors read
     /// otherwise than they were written is marked, and done only with --accept-loss. A block that may hold data stays
-    /// in the file: no byte of it is overwritten, and two entries that claim one place both keep what they read.
+    /// in the file: no byte of it is overwritten, and two entries that claim one place both keep what they read. Of a
+    /// VHDX, headers and region tables are written again from their copies, and the log is replayed into the file.
     /// Before anything changes, the metadata concerned is kept in NAME.repair-backup-N.
     #[command(after_long_help = cli_help::CHECK)]
     Check(CheckArgs),

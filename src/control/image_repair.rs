@@ -1,7 +1,7 @@
 //! `goldrush image check --repair`: tells a plan, keeps what it will change, changes it.
 //!
 //! Knows the order: plan, consent, backup, changes, each stable before the next. Does not know what is damaged or what
-//! the answer is (`vhd::repair`).
+//! the answer is (`vhd::repair`, `vhdx::repair`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -12,17 +12,20 @@ use serde::{Deserialize, Serialize};
 
 use super::block_io::run_batch;
 use super::cli::CheckArgs;
+use super::edit_file::{is_zero, run_stages};
 use super::error::Error;
 use super::file::{Access, Locking, OpenedFile};
 use super::open_image::{Format, OpenError, Opener, detect, places};
 use super::staged::sync_folder_of;
 use crate::plan::{MetaBatch, MetaOp};
 use crate::units::ByteOffset;
-use crate::vhd::ParentInfo;
-use crate::vhd::repair::{RepairPlan, plan};
+use crate::vhd::edit::{Copy, Stage};
+use crate::vhd::repair::RepairPlan;
+use crate::vhd::{self, ParentInfo};
+use crate::vhdx;
 
-/// Bytes copied at once.
-const PIECE_BYTES: u64 = 1 << 20;
+/// The most bytes of one zeroed range that a backup holds.
+const ZEROS_KEPT_MAX: u64 = 64 << 20;
 /// The first member of a backup, so that nothing else is taken for one.
 const BACKUP_FORMAT: &str = "goldrush repair backup 1";
 
@@ -66,49 +69,89 @@ struct Range {
     after: String,
 }
 
+/// A plan, whatever the format: what to tell, and what to do in which order.
+struct Work {
+    steps: Vec<StepReport>,
+    unrepairable: Vec<String>,
+    /// Into the space behind everything, before all else.
+    copies: Vec<Copy>,
+    batches: Vec<MetaBatch>,
+}
+
 /// Plans, and does what was consented to.
 pub(super) fn run(args: &CheckArgs) -> Result<RepairReport, Error> {
     let path = &args.path;
     let access = if args.dry_run { Access::ReadOnly } else { Access::Writable };
     let file = OpenedFile::open(path, access, Locking::Hold).map_err(OpenError::from)?;
-    let plan = match detect(&file)? {
-        Format::Raw | Format::Vhdx => RepairPlan { len: file.len(), ..RepairPlan::default() },
-        Format::Vhd => plan(
-            file.len(),
-            |offset, bytes| {
-                let len = bytes.len();
-                let failed = |source| OpenError::Read { path: path.clone(), offset, len, source };
-                file.read_at(offset, bytes).map_err(failed)
-            },
-            |parent| is_there(path, parent),
-        )?,
+    let read = |offset, bytes: &mut [u8]| {
+        let len = bytes.len();
+        let failed = |source| OpenError::Read { path: path.clone(), offset, len, source };
+        file.read_at(offset, bytes).map_err(failed)
     };
-    let mut report = report(path, &plan, args.dry_run);
-    if plan.is_empty() || args.dry_run || (plan.loses_data() && !args.accept_loss) {
+    let work = match detect(&file)? {
+        Format::Raw => of_vhd(RepairPlan::default()),
+        Format::Vhd => of_vhd(vhd::repair::plan(file.len(), read, |parent| is_there(path, parent))?),
+        Format::Vhdx => of_vhdx(vhdx::repair::plan(file.len(), read)?),
+    };
+    let mut report = report(path, work.steps, work.unrepairable, args.dry_run);
+    if report.steps.is_empty() || args.dry_run || (report.loses_data && !args.accept_loss) {
         return Ok(report);
     }
     // Told before it is done: a repair that is cut off can be understood from the log.
-    for step in &plan.steps {
-        tracing::info!(image = %path.display(), offset = step.offset, "{}: {}; {}", step.structure, step.found, step.action);
+    for StepReport { structure, offset, found, action, .. } in &report.steps {
+        tracing::info!(image = %path.display(), offset, "{structure}: {found}; {action}");
     }
-    report.backup = Some(keep(&file, &plan)?.display().to_string());
-    apply(file.file(), &plan).map_err(Error::io(path, "repairing"))?;
+    report.backup = Some(keep(&file, &work.batches)?.display().to_string());
+    apply(file.file(), &work.copies, &work.batches).map_err(Error::io(path, "repairing"))?;
     report.done = true;
     Ok(report)
 }
 
-fn report(path: &Path, plan: &RepairPlan, dry_run: bool) -> RepairReport {
-    let steps = plan.steps.iter().map(|step| StepReport {
+fn of_vhd(plan: RepairPlan) -> Work {
+    let steps = plan.steps.into_iter().map(|step| StepReport {
         structure: step.structure.to_string(),
         offset: step.offset,
-        found: step.found.clone(),
-        action: step.action.clone(),
-        loss: step.loss.clone(),
+        found: step.found,
+        action: step.action,
+        loss: step.loss,
     });
-    RepairReport {
+    let batches = plan.stages.iter().map(|stage| {
+        let mut batch = MetaBatch::default();
+        for write in stage {
+            batch.push_write(ByteOffset(write.offset), &write.bytes);
+        }
+        batch.ops.push(MetaOp::Sync);
+        batch
+    });
+    Work {
         steps: steps.collect(),
-        unrepairable: plan.hopeless.iter().map(|finding| finding.sentence.clone()).collect(),
-        loses_data: plan.loses_data(),
+        unrepairable: plan.hopeless.into_iter().map(|finding| finding.sentence).collect(),
+        batches: batches.collect(),
+        copies: plan.copies,
+    }
+}
+
+fn of_vhdx(plan: vhdx::repair::RepairPlan) -> Work {
+    let steps = plan.steps.into_iter().map(|step| StepReport {
+        structure: step.structure.to_string(),
+        offset: step.offset,
+        found: step.found.to_owned(),
+        action: step.action.to_owned(),
+        loss: None,
+    });
+    Work {
+        steps: steps.collect(),
+        unrepairable: plan.hopeless.into_iter().map(|finding| finding.sentence).collect(),
+        batches: plan.batches,
+        copies: Vec::new(),
+    }
+}
+
+fn report(path: &Path, steps: Vec<StepReport>, unrepairable: Vec<String>, dry_run: bool) -> RepairReport {
+    RepairReport {
+        loses_data: steps.iter().any(|step| step.loss.is_some()),
+        steps,
+        unrepairable,
         done: false,
         backup: None,
         image: path.display().to_string(),
@@ -124,20 +167,39 @@ fn is_there(child: &Path, parent: &ParentInfo) -> bool {
     })
 }
 
-/// Keeps what the plan overwrites in a file of its own, stable before anything is changed.
-fn keep(file: &OpenedFile, plan: &RepairPlan) -> Result<PathBuf, Error> {
+/// Keeps what the batches overwrite in a file of its own, stable before anything is changed.
+fn keep(file: &OpenedFile, batches: &[MetaBatch]) -> Result<PathBuf, Error> {
     let mut ranges = Vec::new();
-    for write in plan.stages.iter().flatten() {
-        let there = file.len().saturating_sub(write.offset).min(write.bytes.len() as u64) as usize;
-        let mut before = vec![0; there];
-        file.read_at(write.offset, &mut before).map_err(Error::io(file.path(), "reading"))?;
-        ranges.push(Range { offset: write.offset, before: hex(&before), after: hex(&write.bytes) });
+    let mut len_after = file.len();
+    for batch in batches {
+        for op in &batch.ops {
+            let (offset, after) = match op {
+                MetaOp::Write { offset, bytes } => (offset.0, batch.bytes[bytes.clone()].to_vec()),
+                MetaOp::Zero { offset, len } => {
+                    let end = offset.0.saturating_add(*len).min(file.len());
+                    if is_zero(file, offset.0, end).map_err(Error::io(file.path(), "reading"))? {
+                        continue;
+                    }
+                    (offset.0, vec![0; kept_zeros(file, offset.0, end)?])
+                }
+                MetaOp::SetLen { len } => {
+                    len_after = len_after.max(*len);
+                    continue;
+                }
+                MetaOp::Sync => continue,
+            };
+            len_after = len_after.max(offset + after.len() as u64);
+            let there = file.len().saturating_sub(offset).min(after.len() as u64) as usize;
+            let mut before = vec![0; there];
+            file.read_at(offset, &mut before).map_err(Error::io(file.path(), "reading"))?;
+            ranges.push(Range { offset, before: hex(&before), after: hex(&after) });
+        }
     }
     let backup = Backup {
         format: BACKUP_FORMAT.to_owned(),
         image: file.path().display().to_string(),
         len_before: file.len(),
-        len_after: plan.len.max(file.len()),
+        len_after,
         ranges,
     };
     let (path, mut out) = new_backup(file.path())?;
@@ -146,6 +208,19 @@ fn keep(file: &OpenedFile, plan: &RepairPlan) -> Result<PathBuf, Error> {
     bytes.and_then(|bytes| out.write_all(&bytes)).and_then(|()| out.sync_all()).map_err(failed)?;
     sync_folder_of(&path)?;
     Ok(path)
+}
+
+/// How many bytes a log makes zero in one place; not more than a backup should hold.
+fn kept_zeros(file: &OpenedFile, start: u64, end: u64) -> Result<usize, Error> {
+    let len = end.saturating_sub(start);
+    if len > ZEROS_KEPT_MAX {
+        return Err(Error::Failed(format!(
+            "{}: its log makes {len} bytes at byte {start} zero, more than a repair keeps: open it once with the tool \
+             that made it",
+            file.path().display()
+        )));
+    }
+    Ok(len as usize)
 }
 
 /// `NAME.repair-backup-1`, or the first number that is free.
@@ -163,27 +238,11 @@ fn new_backup(image: &Path) -> Result<(PathBuf, File), Error> {
     Err(Error::Failed(format!("{}: too many repair backups lie beside it: remove some", image.display())))
 }
 
-/// Copies first, then each stage; every one stable before the next begins.
-fn apply(file: &File, plan: &RepairPlan) -> io::Result<()> {
-    for copy in &plan.copies {
-        let mut bytes = vec![0; PIECE_BYTES.min(copy.len) as usize];
-        let mut done = 0;
-        while done < copy.len {
-            let piece = &mut bytes[..PIECE_BYTES.min(copy.len - done) as usize];
-            file.read_exact_at(piece, copy.from + done)?;
-            file.write_all_at(piece, copy.to + done)?;
-            done += piece.len() as u64;
-        }
-    }
-    for stage in &plan.stages {
-        let mut batch = MetaBatch::default();
-        for write in stage {
-            batch.push_write(ByteOffset(write.offset), &write.bytes);
-        }
-        batch.ops.push(MetaOp::Sync);
-        run_batch(file, &batch)?;
-    }
-    Ok(())
+/// Copies first, then each batch; every one stable before the next begins.
+fn apply(file: &File, copies: &[Copy], batches: &[MetaBatch]) -> io::Result<()> {
+    let copies = Stage { copies: copies.to_vec(), ..Stage::default() };
+    run_stages(file, &[copies], &|_| {})?;
+    batches.iter().try_for_each(|batch| run_batch(file, batch))
 }
 
 /// Undoes a repair, from the backup it kept. Refused when the image has changed since.

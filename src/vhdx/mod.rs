@@ -17,6 +17,7 @@ pub mod open;
 mod overlay;
 pub mod parent_locator;
 pub mod region;
+pub mod repair;
 pub mod sector_bitmap;
 
 pub use error::{Structure, VhdxError, VhdxErrorKind};

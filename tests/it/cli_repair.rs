@@ -2,6 +2,8 @@
 //! read the result.
 
 use crate::cli::Desk;
+use crate::vhd_corpus::{rows, unpack_into};
+use sha2::{Digest, Sha256};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -144,6 +146,35 @@ fn what_cannot_be_repaired_is_said_and_left_alone() {
     );
     assert!(std::fs::read(desk.path("disk.vhd")).unwrap() == before);
     assert_eq!(desk.names(), ["disk.vhd"]);
+}
+
+#[test]
+fn vhdx_files_of_the_corpus_are_repaired_from_their_copies_and_their_logs() {
+    let desk = Desk::new();
+    unpack_into(&desk.path("corpus"));
+    let mut repaired = 0;
+    for row in rows("vhdx").iter().filter(|row| !row.sha.is_empty() && row.verdict != "reject") {
+        let file = format!("corpus/{}", row.file);
+        if row.size.is_none_or(|size| size > 1 << 30)
+            || desk.goldrush(&format!("image check {file}")).code != 1
+        {
+            continue;
+        }
+        let said = desk.goldrush(&format!("image check {file} --repair"));
+        let still = desk.goldrush(&format!("image check {file} --json"));
+        let report: serde_json::Value = serde_json::from_str(&still.out).unwrap();
+        if !report["chain_error"].is_null() || said.out.contains(": no repair: ") {
+            continue;
+        }
+        assert!(said.code == 0 && said.out.contains("repaired; "), "{file}: {said:?}");
+        desk.goldrush_ok(&format!("image convert {file} back.raw --force"));
+        let bytes = Sha256::digest(std::fs::read(desk.path("back.raw")).unwrap());
+        let sha: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(sha == row.sha || sha == row.alt_sha, "{file} reads differently");
+        repaired += 1;
+    }
+    println!("{repaired} VHDX files repaired");
+    assert!(repaired >= 4, "{repaired}");
 }
 
 #[test]
