@@ -185,6 +185,7 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     let mut entries = vec![0; layout.blocks as usize * ENTRY_BYTES as usize];
     file.fill(table.start, &mut entries)?;
     let bat = Bat::from_bytes(&entries);
+    drop(entries);
     bat.validate(&layout, FileRange { start: FOOTER_BYTES as u64, end: data_end }, &metadata)?;
     let differencing = parent.is_some();
     let metadata_end = metadata_end(&header, &metadata, data_end);

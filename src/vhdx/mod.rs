@@ -8,6 +8,7 @@ pub mod build;
 pub mod check;
 pub mod create;
 pub mod error;
+pub mod fuzz;
 pub mod header;
 pub mod image;
 pub mod layout;

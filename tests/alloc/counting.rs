@@ -1,4 +1,4 @@
-//! The system's allocator, counting what watched threads ask of it.
+//! The system's allocator, counting what watched threads ask of it, and the most a measured one holds.
 //!
 //! Knows which threads are watched and when. Does not know what they do.
 
@@ -10,6 +10,10 @@ struct Counting;
 
 thread_local! {
     static WATCHED: Cell<bool> = const { Cell::new(false) };
+    static MEASURED: Cell<bool> = const { Cell::new(false) };
+    /// Bytes this thread holds of what it took since `measure`, and the most it held.
+    static HELD: Cell<i64> = const { Cell::new(0) };
+    static PEAK: Cell<i64> = const { Cell::new(0) };
 }
 static ARMED: AtomicBool = AtomicBool::new(false);
 static TRACE: AtomicBool = AtomicBool::new(false);
@@ -38,6 +42,26 @@ pub(crate) fn stop() -> u64 {
     ALLOCATIONS.load(Ordering::SeqCst)
 }
 
+/// The most bytes `work` held at one time, on this thread.
+pub(crate) fn measure<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    HELD.with(|cell| cell.set(0));
+    PEAK.with(|cell| cell.set(0));
+    MEASURED.with(|cell| cell.set(true));
+    let done = work();
+    MEASURED.with(|cell| cell.set(false));
+    (done, PEAK.with(Cell::get).max(0) as u64)
+}
+
+fn hold(bytes: i64) {
+    if MEASURED.with(Cell::get) {
+        let held = HELD.with(|cell| {
+            cell.set(cell.get() + bytes);
+            cell.get()
+        });
+        PEAK.with(|cell| cell.set(cell.get().max(held)));
+    }
+}
+
 fn count(bytes: usize) {
     if ARMED.load(Ordering::Relaxed) && WATCHED.with(Cell::get) {
         let before = ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
@@ -55,6 +79,7 @@ unsafe impl GlobalAlloc for Counting {
     /// As the trait says: nothing is added.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
+        hold(layout.size() as i64);
         // SAFETY: the caller's promise about `layout` is handed on.
         unsafe { System.alloc(layout) }
     }
@@ -62,6 +87,7 @@ unsafe impl GlobalAlloc for Counting {
     /// # Safety
     /// As the trait says: nothing is added.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        hold(-(layout.size() as i64));
         // SAFETY: the caller's promise that `pointer` came from here, and so from `System`, is handed on.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -70,6 +96,9 @@ unsafe impl GlobalAlloc for Counting {
     /// As the trait says: nothing is added.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
+        // The old place may have to live until the bytes have moved.
+        hold(size as i64);
+        hold(-(layout.size() as i64));
         // SAFETY: as in `dealloc`, and the caller's promise about `size` is handed on.
         unsafe { System.realloc(pointer, layout, size) }
     }

@@ -6,6 +6,7 @@
 
 #[allow(unsafe_code)] // UNSAFETY: an allocator is an unsafe trait.
 mod counting;
+mod refusal;
 
 use std::fs::File;
 use std::io::{Read, Write};
