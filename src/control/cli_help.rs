@@ -32,6 +32,7 @@ Examples:
   goldrush image create disk.vhd --size 40G
   goldrush image create fixed.vhd --size 512M --type fixed
   goldrush image create node-001.vhd --parent golden.vhd
+  goldrush image create large.vhdx --size 20T --logical-sector-size 4096
 
 Exit codes:
   0  the image is there
@@ -47,7 +48,9 @@ Examples:
 JSON:
   {chain: [layer...], chain_error: text or null}, the leaf first. A layer has path, format, virtual_size, file_size,
   disk_usage (bytes on the file system), in_use, in_use_by ({pid, command} or null) and, as far as its format has
-  them, type, block_size, blocks, allocated_blocks, unique_id, creator, creator_host, created, parent, warnings.
+  them, type, block_size, blocks, allocated_blocks, creator, parent, warnings; a VHD's has unique_id, creator_host,
+  created, a VHDX's logical_sector_size, physical_sector_size, disk_id, data_write_guid (what children know it by) and
+  log (true: it holds changes that a crash left).
 
 Exit codes:
   0  the image and all its parents open
@@ -81,6 +84,7 @@ Examples:
   goldrush image convert golden.vhd fixed.vhd --type fixed
   goldrush image convert node-001.vhd flat.raw
   goldrush image convert debian.qcow2 golden.vhd
+  goldrush image convert golden.vhd golden.vhdx --block-size 2M
 
 Exit codes:
   0  the destination is complete

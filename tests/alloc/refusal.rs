@@ -199,3 +199,28 @@ fn a_log_full_of_entries_that_claim_it_all_costs_one_look() {
     cost.check("a log of 16 MiB");
     assert!(cost.bytes > 16 << 20, "the log was looked at: {cost:?}");
 }
+
+#[test]
+fn a_child_is_opened_by_its_head() {
+    let parent = vhdx::create::ParentRef {
+        data_write_guid: Uuid::from_u128(1),
+        disk_id: Uuid::from_u128(2),
+        paths: vhdx::parent_locator::ParentPaths { relative: "golden.vhdx".to_owned(), ..Default::default() },
+    };
+    let disk = vhdx::create::NewDisk {
+        kind: vhdx::create::NewKind::Differencing(parent),
+        sectors: SectorCount((40 << 30) / 512),
+        block_size: vhdx::create::CHILD_BLOCK_BYTES_DEFAULT,
+        logical_sector: BlockSize::B512,
+        physical_sector: BlockSize::B4096,
+        file_write_guid: Uuid::from_u128(3),
+        data_write_guid: Uuid::from_u128(4),
+        disk_id: Uuid::from_u128(2),
+    };
+    let image = vhdx::create::create(&disk).unwrap();
+    // As long as a child that was written to: its blocks are not looked at.
+    let fill = |offset: u64, buffer: &mut [u8]| from_pieces(&image.writes, offset, buffer);
+    let (opened, cost) = cost(true, image.len + (8 << 30), fill);
+    // Both headers, a region table, the metadata, and eight bytes for each of 20,480 blocks.
+    assert!(opened && cost.bytes < 256 << 10 && cost.reads < 24 && cost.memory < 256 << 10, "{cost:?}");
+}
