@@ -1,11 +1,15 @@
 //! VHDX images through the program, read by other programs: `qemu-img` (512-byte sectors, no parents) and `7zz`.
 
+use crate::blocking::write_new;
 use crate::cli::{Desk, Said, said};
 use crate::oracles::installed;
+use goldrush::units::SectorCount;
+use goldrush::vhd::create::{NewDisk, NewKind, ParentRef, create};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use uuid::Uuid;
 
 /// Ends inside a block. 7-Zip 26.02 opens no disk that is an odd number of 4096-byte sectors and has a block.
 const BYTES: u64 = (70 << 20) + 8192;
@@ -149,4 +153,43 @@ fn what_does_not_go_together_is_said_in_one_sentence() {
         let refused = run(&desk, &[&["image"], arguments].concat());
         assert!(refused.code == 2 && refused.err.contains(word), "{arguments:?}: {refused:?}");
     }
+}
+
+#[test]
+fn a_unit_shows_the_sectors_its_disk_was_made_for() {
+    let desk = Desk::new();
+    done(&desk, &["image", "create", "four-k.vhdx", "--size", "1G", "--logical-sector-size", "4096"]);
+    done(&desk, &["image", "create", "usual.vhdx", "--size", "1G"]);
+    for (image, block_size, wanted) in [("four-k", 512, 4096), ("usual", 4096, 512)] {
+        let unit = format!("lun = 0\npath = \"{image}.vhdx\"\nreadonly = true\nblock_size = {block_size}\n");
+        let config = format!(
+            "listen = [\"127.0.0.1:0\"]\n[[target]]\nname = \"iqn.2026-11.a:b\"\n[[target.lun]]\n{unit}"
+        );
+        desk.write("c.toml", config);
+        let refused = run(&desk, &["serve", "--config", "c.toml"]);
+        let sentence = format!("use block_size {wanted}");
+        assert!(refused.code == 2 && refused.err.contains(&sentence), "{image}: {refused:?}");
+    }
+}
+
+#[test]
+fn a_chain_has_one_format() {
+    let desk = Desk::new();
+    done(&desk, &["image", "create", "gold.vhdx", "--size", "1G"]);
+    let parent = ParentRef {
+        unique_id: Uuid::from_u128(1),
+        timestamp: 7,
+        relative: "gold.vhdx".to_owned(),
+        absolute: None,
+    };
+    let kind = NewKind::Differencing { block_size: 2 << 20, parent };
+    let sectors = SectorCount((1 << 30) / 512);
+    let child = create(&NewDisk { kind, sectors, unique_id: Uuid::from_u128(2), timestamp: 7 }).unwrap();
+    write_new(&mut File::create(desk.path("child.vhd")).unwrap(), &child);
+    let refused = run(&desk, &["image", "convert", "child.vhd", "out.raw"]);
+    let sentence = "child.vhd is a VHD and its parent";
+    assert!(
+        refused.code == 1 && refused.err.contains(sentence) && refused.err.contains("a VHDX"),
+        "{refused:?}"
+    );
 }
