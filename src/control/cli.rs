@@ -242,6 +242,9 @@ pub struct CreateArgs {
     /// The sector a VHDX shows its users, 512 or 4096 bytes [default: 512, or the parent's]
     #[arg(long, value_name = "BYTES")]
     pub logical_sector_size: Option<SectorSize>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A logical sector: 512 or 4096 bytes.
@@ -341,6 +344,9 @@ pub struct ConvertArgs {
     /// Replace an existing destination
     #[arg(long)]
     pub force: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -348,6 +354,17 @@ pub enum ImageFormat {
     Raw,
     Vhd,
     Vhdx,
+}
+
+impl ImageFormat {
+    /// As it is written on command lines and in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+        }
+    }
 }
 
 /// What `image convert` reads.

@@ -34,6 +34,9 @@ Examples:
   goldrush image create node-001.vhd --parent golden.vhd
   goldrush image create large.vhdx --size 20T --logical-sector-size 4096
 
+JSON:
+  {path, format, virtual_size, parent: path or null}
+
 Exit codes:
   0  the image is there
   1  failed: no file was left
@@ -85,6 +88,9 @@ Examples:
   goldrush image convert node-001.vhd flat.raw
   goldrush image convert debian.qcow2 golden.vhd
   goldrush image convert golden.vhd golden.vhdx --block-size 2M
+
+JSON:
+  {path, format, virtual_size, file_size, disk_usage (bytes on the file system)}
 
 Exit codes:
   0  the destination is complete

@@ -1,7 +1,8 @@
 //! Moving the data of one disk into a new file, several pieces at a time.
 //!
-//! Knows reads, zeros and writes; runs them on a ring of its own (tokio-uring), or with blocking calls where the
-//! kernel gives no ring. Does not know which piece comes next (`block_io`) nor the format written (`vhd::build`).
+//! Knows reads, zeros and writes. Reads run on a ring of its own (tokio-uring), several at a time, or as blocking calls
+//! where the kernel gives no ring. Writes go to the page cache, which a plain call does sooner than a ring: most file
+//! systems cannot begin such a write without waiting, so that a ring hands each to another thread. Does not know which piece comes next (`block_io`) nor the format written (`vhd::build`).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -100,14 +101,20 @@ fn blocking(
     while let Some(piece) = pieces.next()? {
         let bytes = &mut buffer[..piece.len];
         piece.file.read_at(piece.file_offset, bytes).map_err(read_failed(&piece))?;
-        for write in sink.writes(piece.disk_offset, bytes, path)? {
-            match write {
-                Write::Data { start, end, offset } => into.write_all_at(&bytes[start..end], offset),
-                Write::Bitmap { bytes, offset } => into.write_all_at(&bytes, offset),
-            }
-            .map_err(Error::io(path, "writing"))?;
-        }
+        put(sink, piece.disk_offset, bytes, into, path)?;
         progress(pieces.position());
+    }
+    Ok(())
+}
+
+/// Writes the parts of a piece that are not zero.
+fn put(sink: &mut Sink, disk_offset: u64, bytes: &[u8], into: &File, path: &Path) -> Result<(), Error> {
+    for write in sink.writes(disk_offset, bytes, path)? {
+        let written = match write {
+            Write::Data { start, end, offset } => into.write_all_at(&bytes[start..end], offset),
+            Write::Bitmap { bytes, offset } => into.write_all_at(&bytes, offset),
+        };
+        written.map_err(Error::io(path, "writing"))?;
     }
     Ok(())
 }
@@ -151,10 +158,8 @@ async fn on_a_ring(
     path: &Path,
     progress: &dyn Fn(u64),
 ) -> Result<(), Error> {
-    let own = into.try_clone().map_err(Error::io(path, "opening again"))?;
-    let into = tokio_uring::fs::File::from_std(own);
     let shared = RefCell::new(Shared { pieces, sink, sources: HashMap::new(), progress, failed: false });
-    let workers = (0..IN_FLIGHT).map(|_| Box::pin(worker(&shared, &into, path))).collect();
+    let workers = (0..IN_FLIGHT).map(|_| Box::pin(worker(&shared, into, path))).collect();
     all(workers).await
 }
 
@@ -181,11 +186,7 @@ async fn all<F: Future<Output = Result<(), Error>> + Unpin>(mut workers: Vec<F>)
 }
 
 /// Reads and writes one piece after the other. A worker that fails lets the others finish what they have.
-async fn worker(
-    shared: &RefCell<Shared<'_>>,
-    into: &tokio_uring::fs::File,
-    path: &Path,
-) -> Result<(), Error> {
+async fn worker(shared: &RefCell<Shared<'_>>, into: &File, path: &Path) -> Result<(), Error> {
     let mut buffer = vec![0; PIECE_BYTES as usize];
     loop {
         // Taken on a line of its own: the borrow must end before the wait.
@@ -210,26 +211,14 @@ async fn copy_piece(
     piece: &Piece,
     source: &tokio_uring::fs::File,
     mut buffer: Vec<u8>,
-    into: &tokio_uring::fs::File,
+    into: &File,
     path: &Path,
 ) -> Result<Vec<u8>, Error> {
     let (result, slice) = source.read_exact_at(buffer.slice(..piece.len), piece.file_offset).await;
     buffer = slice.into_inner();
     result.map_err(read_failed(piece))?;
-    let writes = shared.borrow_mut().sink.writes(piece.disk_offset, &buffer[..piece.len], path)?;
-    for write in writes {
-        match write {
-            Write::Data { start, end, offset } => {
-                let (result, slice) = into.write_all_at(buffer.slice(start..end), offset).await;
-                buffer = slice.into_inner();
-                result.map_err(Error::io(path, "writing"))?;
-            }
-            Write::Bitmap { bytes, offset } => {
-                let (result, _) = into.write_all_at(bytes, offset).await;
-                result.map_err(Error::io(path, "writing"))?;
-            }
-        }
-    }
+    // The other reads go on in the kernel meanwhile.
+    put(shared.borrow_mut().sink, piece.disk_offset, &buffer[..piece.len], into, path)?;
     Ok(buffer)
 }
 

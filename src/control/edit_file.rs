@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::block_io::{data_runs, nonzero_runs};
+use super::block_io::{data_runs, is_all_zero, nonzero_runs};
 use super::file::OpenedFile;
 use crate::vhd::edit::{Copy, Stage};
 
@@ -80,7 +80,7 @@ pub(super) fn is_zero(file: &OpenedFile, start: u64, end: u64) -> io::Result<boo
         while at < end {
             let piece = &mut bytes[..PIECE_BYTES.min(end - at) as usize];
             file.read_at(at, piece)?;
-            if piece.iter().any(|byte| *byte != 0) {
+            if !is_all_zero(piece) {
                 return Ok(false);
             }
             at += piece.len() as u64;

@@ -3,8 +3,10 @@
 //! Knows formats by name and when a destination may be replaced. Does not know how bytes are moved (`copy`).
 
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+
+use serde::Serialize;
 
 use super::block_io::{ChainReader, Pieces};
 use super::cli::{ConvertArgs, DiskKind, ImageFormat, SourceFormat};
@@ -56,13 +58,33 @@ fn copy_chain(
     say_done(args, format, size)
 }
 
+#[derive(Debug, Serialize)]
+struct ConvertReport {
+    path: String,
+    format: &'static str,
+    virtual_size: u64,
+    file_size: u64,
+    /// Bytes on the file system.
+    disk_usage: u64,
+}
+
 fn say_done(args: &ConvertArgs, format: ImageFormat, size: u64) -> Result<(), Error> {
-    let name = match format {
-        ImageFormat::Raw => "raw",
-        ImageFormat::Vhd => "vhd",
-        ImageFormat::Vhdx => "vhdx",
+    let path = &args.destination;
+    let metadata = std::fs::metadata(path).map_err(Error::io(path, "looking at it"))?;
+    let report = ConvertReport {
+        path: path.display().to_string(),
+        format: format.name(),
+        virtual_size: size,
+        file_size: metadata.len(),
+        disk_usage: metadata.blocks() * 512,
     };
-    print(|out| writeln!(out, "{}: {name}, {}", args.destination.display(), human(size)))
+    print(|out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut *out, &report)?;
+            return writeln!(out);
+        }
+        writeln!(out, "{}: {}, {}", report.path, report.format, human(size))
+    })
 }
 
 /// The format of another program's image: as told, or by the name.

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::cli::{CreateArgs, DiskKind, ImageFormat};
 use super::error::{Error, print};
 use super::file::{Access, Locking};
@@ -27,8 +29,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         }
         let sectors = create_child_of(&args.path, &chain, block_size)?;
         seal::suggest(parent);
-        let (child, parent) = (args.path.display(), parent.display());
-        return print(|out| writeln!(out, "{child}: child of {parent}, {}", human(sectors.bytes().0)));
+        return say_done(args, chain.leaf().format().name(), sectors.bytes().0);
     }
     let Some(size) = args.size else { return Err(Error::Usage("--size or --parent is needed".to_owned())) };
     let wanted = Wanted {
@@ -42,7 +43,31 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         ImageFormat::Vhd | ImageFormat::Raw => NewDisk::vhd(&wanted)?,
     };
     write_new(&args.path, &disk)?;
-    print(|out| writeln!(out, "{}: {}", args.path.display(), human(size.0)))
+    say_done(args, format.name(), size.0)
+}
+
+#[derive(Debug, Serialize)]
+struct CreateReport {
+    path: String,
+    format: &'static str,
+    virtual_size: u64,
+    parent: Option<String>,
+}
+
+fn say_done(args: &CreateArgs, format: &'static str, size: u64) -> Result<(), Error> {
+    let parent = args.parent.as_ref().map(|parent| parent.display().to_string());
+    let path = args.path.display().to_string();
+    let report = CreateReport { path, format, virtual_size: size, parent };
+    print(|out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut *out, &report)?;
+            return writeln!(out);
+        }
+        match &report.parent {
+            Some(parent) => writeln!(out, "{}: child of {parent}, {}", report.path, human(size)),
+            None => writeln!(out, "{}: {}", report.path, human(size)),
+        }
+    })
 }
 
 /// The format asked for, else the one of the name; a name that asks for none gets a VHD.

@@ -248,6 +248,23 @@ fn check_tells_clean_from_damaged_from_unknown_and_repairs_footers() {
 }
 
 #[test]
+fn results_are_one_json_object_when_asked() {
+    let desk = Desk::new();
+    let json = |line: &str| -> serde_json::Value { serde_json::from_str(&desk.goldrush_ok(line)).unwrap() };
+    let made = json("image create golden.vhd --size 8M --json");
+    assert_eq!(
+        (&made["path"], &made["format"], &made["parent"]),
+        (&"golden.vhd".into(), &"vhd".into(), &().into())
+    );
+    let made = json("image create child.vhd --parent golden.vhd --json");
+    assert_eq!((&made["parent"], &made["virtual_size"]), (&"golden.vhd".into(), &(8 << 20).into()));
+    let copied = json("image convert child.vhd flat.raw --json");
+    assert_eq!((&copied["format"], &copied["file_size"]), (&"raw".into(), &(8 << 20).into()));
+    let resized = json("image resize flat.raw --size 9M --json");
+    assert_eq!(resized["virtual_size"], 9 << 20);
+}
+
+#[test]
 fn completions_name_every_subcommand() {
     let desk = Desk::new();
     for shell in ["bash", "zsh", "fish"] {
