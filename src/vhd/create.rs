@@ -170,13 +170,17 @@ fn create_sparse(
 
 /// Relative with the customary `.\`, then absolute.
 fn locator_paths(parent: &ParentRef) -> impl Iterator<Item = ([u8; 4], String)> {
-    let climbs = parent.relative.starts_with("..");
-    let relative = if climbs { parent.relative.clone() } else { format!(".\\{}", parent.relative) };
+    let relative = relative_locator(&parent.relative);
     let absolute = parent.absolute.clone().map(|path| (W2KU, path));
     core::iter::once((W2RU, relative)).chain(absolute)
 }
 
-fn base_name(path: &str) -> &str {
+/// As a `W2ru` locator says it: with the customary `.\`.
+pub(super) fn relative_locator(relative: &str) -> String {
+    if relative.starts_with("..") { relative.to_owned() } else { format!(".\\{relative}") }
+}
+
+pub(super) fn base_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 

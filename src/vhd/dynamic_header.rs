@@ -74,6 +74,8 @@ pub struct DynamicHeader {
 }
 
 const CHECKSUM_AT: usize = 36;
+const PARENT_TIMESTAMP_AT: usize = core::mem::offset_of!(RawHeader, parent_timestamp);
+const _: () = assert!(PARENT_TIMESTAMP_AT + 4 <= 512);
 
 impl DynamicHeader {
     /// Parses 1024 bytes found at `offset` (for messages).
@@ -137,6 +139,13 @@ impl DynamicHeader {
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
         bytes
     }
+}
+
+/// Writes the parent's time stamp into the bytes of a header; only its first sector changes.
+pub(super) fn set_parent_timestamp(bytes: &mut [u8; HEADER_BYTES], timestamp: u32) {
+    bytes[PARENT_TIMESTAMP_AT..PARENT_TIMESTAMP_AT + 4].copy_from_slice(&timestamp.to_be_bytes());
+    let sum = checksum(bytes, CHECKSUM_AT);
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
 }
 
 fn decode_name(bytes: &[u8; PARENT_NAME_BYTES]) -> Option<String> {

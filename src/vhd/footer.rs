@@ -157,7 +157,8 @@ impl Footer {
     }
 }
 
-const CHECKSUM_AT: usize = 64;
+pub(super) const CHECKSUM_AT: usize = 64;
+pub(super) const DATA_OFFSET_AT: usize = 16;
 
 /// The ones' complement of the byte sum, the four bytes of the checksum itself (at `hole`) taken as zero.
 pub(super) fn checksum(bytes: &[u8], hole: usize) -> u32 {

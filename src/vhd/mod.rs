@@ -24,6 +24,7 @@ pub mod image;
 pub mod layout;
 pub mod open;
 pub mod parent_locator;
+pub mod relink;
 pub mod repair;
 pub mod resize;
 mod space;
