@@ -211,15 +211,17 @@ pub(super) fn nonzero_runs(bytes: &[u8], grain: usize) -> Vec<(usize, usize)> {
 
 /// Runs the operations of a metadata batch one after the other, which is one of the orders it allows.
 pub(super) fn run_batch(file: &File, batch: &MetaBatch) -> io::Result<()> {
-    for op in &batch.ops {
-        match op {
-            MetaOp::Write { offset, bytes } => file.write_all_at(&batch.bytes[bytes.clone()], offset.0)?,
-            MetaOp::Sync => file.sync_data()?,
-            MetaOp::Zero { offset, len } => zero(file, offset.0, offset.0.saturating_add(*len))?,
-            MetaOp::SetLen { len } => file.set_len(*len)?,
-        }
+    batch.ops.iter().try_for_each(|op| run_op(file, op, &batch.bytes))
+}
+
+/// Runs one operation of a batch whose byte store is `bytes`.
+pub(super) fn run_op(file: &File, op: &MetaOp, bytes: &[u8]) -> io::Result<()> {
+    match op {
+        MetaOp::Write { offset, bytes: range } => file.write_all_at(&bytes[range.clone()], offset.0),
+        MetaOp::Sync => file.sync_data(),
+        MetaOp::Zero { offset, len } => zero(file, offset.0, offset.0.saturating_add(*len)),
+        MetaOp::SetLen { len } => file.set_len(*len),
     }
-    Ok(())
 }
 
 #[cfg(test)]

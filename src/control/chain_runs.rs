@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::block_io::data_runs;
 use super::file::OpenedFile;
-use super::open_image::{LayerTable, OpenError, OpenedChain};
+use super::open_image::{LayerTable, OpenError, OpenedChain, OpenedLayer};
 use crate::image::LayerRun;
 use crate::limits::BITMAP_BYTES_MAX;
 use crate::plan::{BitmapRead, LayerId};
@@ -133,6 +133,15 @@ impl ChainRuns {
         let layers = table.add(chain)?.layers().to_vec();
         let bitmap = vec![0; BITMAP_BYTES_MAX];
         Ok(Self { table, layers, files, depths, at: 0, end, queue: VecDeque::new(), bitmap })
+    }
+
+    /// One layer alone, whose parents need not be open.
+    pub(super) fn alone(layer: OpenedLayer) -> Result<Self, OpenError> {
+        let (end, files) = (layer.sectors().0, vec![layer.file().clone()]);
+        let mut table = LayerTable::default();
+        let layers = vec![table.add_alone(layer)?];
+        let bitmap = vec![0; BITMAP_BYTES_MAX];
+        Ok(Self { table, layers, files, depths: 0..1, at: 0, end, queue: VecDeque::new(), bitmap })
     }
 
     /// The length of the disk in bytes.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::error::Error;
-use super::file::folder_of;
+use super::file::{FileIdentity, folder_of, identity_of};
 use crate::vhd::dynamic_header::DynamicHeader;
 use crate::vhd::footer::Footer;
 use crate::vhd::{DiskType, FOOTER_BYTES, HEADER_BYTES, Structure};
@@ -23,6 +23,36 @@ pub(super) fn refuse_with_children(path: &Path, id: Uuid) -> Result<(), Error> {
             path.display(),
             child.display()
         ))),
+    }
+}
+
+/// The children of the image with this id that lie in the folders of `near`, but for `except`.
+pub(super) fn children_near(id: Uuid, near: &[&Path], except: &[FileIdentity]) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for path in near {
+        let real = path.canonicalize().unwrap_or_else(|_| (*path).to_owned());
+        let folder = folder_of(&real).to_owned();
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    let mut children: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| is_vhd(path) && identity_of(path).is_ok_and(|own| !except.contains(&own)))
+        .filter(|path| parent_of(path) == Some(id))
+        .collect();
+    children.sort();
+    children
+}
+
+/// A list for a sentence: the first, and how many more.
+pub(super) fn some_of(paths: &[PathBuf]) -> String {
+    let first = paths.first().map_or_else(String::new, |path| path.display().to_string());
+    match paths.len() {
+        0 | 1 => first,
+        2 => format!("{first} and another one"),
+        more => format!("{first} and {} more", more - 1),
     }
 }
 

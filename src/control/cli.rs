@@ -10,7 +10,9 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::cli_chain::{DiffArgs, MapArgs, SealArgs, UnsealArgs};
+use super::cli_chain::{
+    DiffArgs, FlattenArgs, MapArgs, MergeArgs, RebaseArgs, SealArgs, SnapshotArgs, UnsealArgs,
+};
 use super::cli_help;
 use super::cli_help_chain;
 use super::image_format::{ForeignFormat, Format};
@@ -207,6 +209,18 @@ pub enum ImageCommand {
     /// parent and cannot be resized, nor can an image that has children in its folder.
     #[command(after_long_help = cli_help::RESIZE)]
     Resize(ResizeArgs),
+    /// Move what a child holds into its parent, or merge both into a new image
+    #[command(after_long_help = cli_help_chain::MERGE)]
+    Merge(MergeArgs),
+    /// Make a child independent of its parents
+    #[command(after_long_help = cli_help_chain::FLATTEN)]
+    Flatten(FlattenArgs),
+    /// Give a child another parent; what its disk reads stays
+    #[command(after_long_help = cli_help_chain::REBASE)]
+    Rebase(RebaseArgs),
+    /// Freeze an image and go on in a new child
+    #[command(after_long_help = cli_help_chain::SNAPSHOT)]
+    Snapshot(SnapshotArgs),
     /// Make a golden image read-only and fingerprint it, so that no change goes unnoticed
     #[command(after_long_help = cli_help_chain::SEAL)]
     Seal(SealArgs),

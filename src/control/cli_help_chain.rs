@@ -74,3 +74,76 @@ Exit codes:
   1  failed: the seal is where it was
   2  wrong usage
   3  the image is being written by another process";
+
+pub(super) const MERGE: &str = "\
+What happens:
+  Every sector the child holds is written into the parent, then the parent is flushed. The child is left as it is and
+  reads the same before, meanwhile and after; --remove-child removes it at the end. A merge that was killed is complete
+  after it was run again. A sealed parent is refused, and so is one that has other children in its folder or the
+  child's; children elsewhere cannot be known. Afterwards children of the child can be given the parent with
+  \"image rebase\".
+
+Examples:
+  goldrush image merge node-001.vhd --remove-child
+  goldrush image merge update.vhd --into golden-2.vhd
+
+JSON:
+  {child, into, bytes, removed}
+
+Exit codes:
+  0  done
+  1  failed: the child is as it was
+  2  wrong usage
+  3  an image is in use by another process";
+
+pub(super) const FLATTEN: &str = "\
+What happens:
+  A dynamic VHD with the content, unique id and times of the child takes the child's place in one step when it is
+  complete. Children of the child go on as they are.
+
+Examples:
+  goldrush image flatten node-001.vhd
+  goldrush image flatten node-001.vhd --output standalone.vhd
+
+JSON:
+  {path, virtual_size, changed}
+
+Exit codes:
+  0  done, or the image has no parent
+  1  failed: the child is as it was
+  2  wrong usage
+  3  an image is in use by another process";
+
+pub(super) const REBASE: &str = "\
+What happens:
+  Where the child does not hold a sector itself, both parents must read the same; what they take from the same place of
+  the same file is not read. Where they differ the child is refused, or, with --copy, gets what it had from the old
+  parent. Then the child names the new parent by id, relative path and time stamp. A kill leaves the old parent or the
+  new one. Where the old parent is not found, the new one must have its unique id: it has moved.
+
+Examples:
+  goldrush image rebase node-001.vhd --parent golden-2.vhd --copy
+  goldrush image rebase node-001.vhd --parent /srv/moved/golden.vhd
+
+JSON:
+  {child, parent, how (renewed, moved or compared), copied_bytes}
+
+Exit codes:
+  0  done
+  1  failed: the disk of the child is as it was
+  2  wrong usage
+  3  an image is in use by another process";
+
+pub(super) const SNAPSHOT: &str = "\
+Examples:
+  goldrush image snapshot node-001.vhd --name node-001-monday.vhd
+  goldrush image snapshot node-001.vhd --child node-001-b.vhd --seal
+
+JSON:
+  {frozen, child, sealed}
+
+Exit codes:
+  0  done
+  1  failed: the image is as it was
+  2  wrong usage
+  3  the image is in use by another process, such as a server: stop it first";

@@ -230,7 +230,7 @@ fn sink(
 }
 
 /// What a disk in blocks still lacks when all its blocks are there.
-fn finish(staged: &StagedFile, sink: Sink, path: &Path) -> Result<(), Error> {
+pub(super) fn finish(staged: &StagedFile, sink: Sink, path: &Path) -> Result<(), Error> {
     let (len, pieces) = match sink {
         Sink::Flat => return Ok(()),
         Sink::Blocks(builder) => builder.finish(),

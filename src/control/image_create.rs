@@ -125,13 +125,13 @@ pub(super) fn create_child_of(
     parent: &OpenedChain,
     block_size: Option<u32>,
 ) -> Result<SectorCount, Error> {
-    let disk = NewDisk::child_of(path, parent, block_size)?;
+    let disk = NewDisk::child_of(path, parent.leaf(), block_size)?;
     write_new(path, &disk)?;
     Ok(disk.sectors())
 }
 
 /// Writes a new image under a name that must be free.
-fn write_new(path: &Path, disk: &NewDisk) -> Result<(), Error> {
+pub(super) fn write_new(path: &Path, disk: &NewDisk) -> Result<(), Error> {
     let image = disk.create()?;
     let staged = StagedFile::create(path)?;
     image.write(&staged)?;

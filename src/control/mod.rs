@@ -4,7 +4,9 @@
 
 mod block_io;
 pub mod catalog;
+pub mod chain_fuzz;
 mod chain_runs;
+mod chain_writer;
 mod children;
 pub mod cli;
 pub mod cli_chain;
@@ -23,12 +25,16 @@ mod image_compact;
 mod image_convert;
 mod image_create;
 mod image_diff;
+mod image_flatten;
 mod image_format;
 mod image_info;
 mod image_map;
+mod image_merge;
+mod image_rebase;
 mod image_repair;
 mod image_resize;
 mod image_seal;
+mod image_snapshot;
 mod json_stream;
 mod keeper;
 pub mod launch;
@@ -40,11 +46,13 @@ mod new_image;
 pub mod open_image;
 mod overlay;
 mod progress;
+mod relink;
 mod seal;
 pub mod secrets;
 mod serve;
 pub mod size;
 mod staged;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -95,6 +103,12 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Image(ImageCommand::Check(args)) => image_check::run(&args),
         Command::Image(ImageCommand::Map(args)) => image_map::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Diff(args)) => image_diff::run(&args),
+        Command::Image(ImageCommand::Merge(args)) => image_merge::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Flatten(args)) => image_flatten::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Rebase(args)) => image_rebase::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(ImageCommand::Snapshot(args)) => {
+            image_snapshot::run(&args).map(|()| ExitCode::SUCCESS)
+        }
         Command::Image(ImageCommand::Seal(args)) => image_seal::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Unseal(args)) => image_seal::unseal(&args).map(|()| ExitCode::SUCCESS),
     }

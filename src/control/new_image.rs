@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::cli::{DiskKind, ImageFormat};
 use super::error::Error;
 use super::file::folder_of;
-use super::open_image::{OpenedChain, OpenedLayer};
+use super::open_image::OpenedLayer;
 use super::size::Size;
 use super::staged::StagedFile;
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
@@ -108,13 +108,8 @@ impl NewDisk {
         }))
     }
 
-    /// An empty child of `parent`, to lie at `path`, in the format of its parent.
-    pub(super) fn child_of(
-        path: &Path,
-        parent: &OpenedChain,
-        block_size: Option<u32>,
-    ) -> Result<Self, Error> {
-        let leaf = parent.leaf();
+    /// An empty child of `leaf`, to lie at `path`, in the format of its parent.
+    pub(super) fn child_of(path: &Path, leaf: &OpenedLayer, block_size: Option<u32>) -> Result<Self, Error> {
         let parent_path = leaf.file().path();
         if let Some(image) = leaf.image() {
             let reference = vhd_parent(path, leaf, image)?;

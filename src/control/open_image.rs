@@ -182,21 +182,22 @@ impl LayerTable {
         let path = chain.leaf().file.path().to_owned();
         let mut ids = Vec::with_capacity(chain.layers.len());
         for layer in chain.layers {
-            let identity = layer.file.identity();
-            if let Some(known) = self.parents.get(&identity) {
-                ids.push(*known);
-                continue;
-            }
-            let file = layer.file.clone();
-            let slot = FileSlot(u32::try_from(self.files.len()).unwrap_or(u32::MAX));
-            let id = self.images.add(layer.into_layer(slot)?);
-            if !file.is_writable() {
-                self.parents.insert(identity, id);
-            }
-            self.files.push(file);
-            ids.push(id);
+            let known = self.parents.get(&layer.file.identity()).copied();
+            ids.push(known.map_or_else(|| self.add_alone(layer), Ok)?);
         }
         Chain::new(&self.images, ids).map_err(|source| OpenError::Chain { path, source })
+    }
+
+    /// Takes one layer in, whatever it belongs to.
+    pub(super) fn add_alone(&mut self, layer: OpenedLayer) -> Result<LayerId, OpenError> {
+        let file = layer.file.clone();
+        let slot = FileSlot(u32::try_from(self.files.len()).unwrap_or(u32::MAX));
+        let id = self.images.add(layer.into_layer(slot)?);
+        if !file.is_writable() {
+            self.parents.insert(file.identity(), id);
+        }
+        self.files.push(file);
+        Ok(id)
     }
 }
 

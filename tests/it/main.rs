@@ -4,6 +4,8 @@
 mod blocking;
 mod chain_desk;
 mod cli;
+mod cli_chain_change;
+mod cli_chain_kill;
 mod cli_chain_look;
 mod cli_config;
 mod cli_corpus;

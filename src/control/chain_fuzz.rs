@@ -1,0 +1,355 @@
+//! Fuzz entry point of the commands that change chains: random chains, random commands, each of them stopped before one
+//! of its changes and run again, against a model of sectors.
+//!
+//! Knows files in a folder of its own, in memory where the system has such a folder. A stop is what a kill is: nothing
+//! is changed any more, and the locks are gone. Power cuts are the crash tests' (`tests/it`) and `vhd::relink`'s.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::block_io::ChainReader;
+use super::chain_writer::ChainWriter;
+use super::error::Error;
+use super::file::{Access, Locking};
+use super::image_create::{create_child_of, write_new};
+use super::image_flatten::flatten;
+use super::image_merge::{merge, merge_into_new, renew};
+use super::image_rebase::rebase;
+use super::image_snapshot::{continue_in, freeze_as};
+use super::new_image::{NewDisk, Wanted};
+use super::open_image::Opener;
+use super::size::Size;
+use super::watch::Watch;
+use crate::control::cli::DiskKind;
+
+const SECTORS: u64 = 2100;
+const SECTOR: usize = 512;
+/// Images beyond the first ones.
+const IMAGES_MAX: usize = 12;
+
+/// Lets so many changes happen, and none after.
+struct StopAfter {
+    left: Cell<u64>,
+    stopped: Cell<bool>,
+}
+
+impl StopAfter {
+    fn new(changes: u64) -> Self {
+        Self { left: Cell::new(changes), stopped: Cell::new(false) }
+    }
+}
+
+impl Watch for StopAfter {
+    fn at(&self, _: u64) {}
+
+    fn before_change(&self) -> Result<(), Error> {
+        match self.left.get().checked_sub(1) {
+            Some(left) => {
+                self.left.set(left);
+                Ok(())
+            }
+            None => {
+                self.stopped.set(true);
+                Err(Error::Failed("stopped".to_owned()))
+            }
+        }
+    }
+}
+
+/// An image, its parent's number, and the byte each of its sectors is filled with.
+#[derive(Clone, Debug)]
+struct Image {
+    path: PathBuf,
+    parent: Option<usize>,
+    content: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct World {
+    folder: PathBuf,
+    images: Vec<Image>,
+    leaf: usize,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Makes a chain of one to four images from the first bytes, and runs commands of six bytes each.
+///
+/// # Panics
+/// When a sector of any image reads something else than the model says, also after a stopped command; when a command
+/// that should succeed fails.
+pub fn fuzz_chain_commands(data: &[u8]) {
+    let Some((shape, ops)) = data.split_at_checked(2) else { return };
+    let Ok(mut world) = World::new(shape[0]) else { return };
+    for depth in 0..usize::from(shape[1] % 4) {
+        world.add_child((512 << 10) << ((usize::from(shape[1] >> 2) + depth) % 3));
+        world.write(7 * depth as u64 * 40, 300, 10 + depth as u8);
+        world.write(2000 - 10 * depth as u64, 40, if depth == 1 { 0 } else { 20 });
+    }
+    world.compare_all();
+    for op in ops.chunks_exact(6).take(24) {
+        world.run(op);
+    }
+}
+
+impl World {
+    fn new(shape: u8) -> Result<Self, Error> {
+        let memory = Path::new("/dev/shm");
+        let root = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let folder = root.join(format!("goldrush-fuzz-{}", Uuid::new_v4().simple()));
+        std::fs::create_dir(&folder).map_err(Error::io(&folder, "creating the folder"))?;
+        let path = folder.join("image-0.vhd");
+        let world_image = Image { path: path.clone(), parent: None, content: vec![0; SECTORS as usize] };
+        let mut world = Self { folder, images: vec![world_image], leaf: 0 };
+        let (kind, block) = match shape % 3 {
+            0 => (DiskKind::Fixed, None),
+            1 => (DiskKind::Dynamic, Some(Size(512 << 10))),
+            _ => (DiskKind::Dynamic, None),
+        };
+        let wanted = Wanted { size: Size(SECTORS * 512), kind, block_size: block, logical_sector: None };
+        write_new(&path, &NewDisk::vhd(&wanted)?)?;
+        world.write(u64::from(shape), 500, 1);
+        Ok(world)
+    }
+
+    fn fresh(&self) -> PathBuf {
+        self.folder.join(format!("image-{}.vhd", self.images.len()))
+    }
+
+    /// A new leaf on the present one.
+    fn add_child(&mut self, block_size: u32) {
+        let path = self.fresh();
+        let parent = self.images[self.leaf].clone();
+        let chain = Opener::anywhere(Locking::Hold).open_chain(&parent.path, Access::ReadOnly);
+        create_child_of(&path, &chain.expect("the parent opens"), Some(block_size))
+            .expect("a child is created");
+        self.images.push(Image { path, parent: Some(self.leaf), content: parent.content });
+        self.leaf = self.images.len() - 1;
+    }
+
+    fn write(&mut self, start: u64, sectors: u64, value: u8) {
+        let image = &mut self.images[self.leaf];
+        let sectors = sectors.min(SECTORS - start % SECTORS);
+        let start = start % SECTORS;
+        let watch = StopAfter::new(u64::MAX);
+        let chain = Opener::anywhere(Locking::Hold).open_chain(&image.path, Access::Writable);
+        let mut writer = ChainWriter::new(chain.expect("the leaf opens"), &watch).expect("a chain");
+        let bytes = vec![value; sectors as usize * SECTOR];
+        let bytes = (value != 0).then_some(&bytes[..]);
+        writer.write(start * 512, sectors * 512, bytes).expect("the leaf takes a write");
+        writer.close().expect("the leaf closes");
+        image.content[start as usize..(start + sectors) as usize].fill(value);
+    }
+
+    /// The bytes an image reads, one for each sector.
+    fn read(&self, index: usize) -> Vec<u8> {
+        let path = &self.images[index].path;
+        let chain = Opener::anywhere(Locking::Hold).open_chain(path, Access::ReadOnly);
+        let chain = chain.unwrap_or_else(|error| panic!("{error}"));
+        let mut reader = ChainReader::new(chain).expect("a chain");
+        let mut bytes = vec![0; SECTORS as usize * SECTOR];
+        reader.read(0, &mut bytes).expect("the disk reads");
+        bytes.chunks(SECTOR).map(|sector| sector[0]).collect()
+    }
+
+    fn compare_all(&self) {
+        for index in 0..self.images.len() {
+            self.compare(index);
+        }
+    }
+
+    fn compare(&self, index: usize) {
+        let found = self.read(index);
+        let differs = found.iter().zip(&self.images[index].content).position(|(a, b)| a != b);
+        assert!(differs.is_none(), "image {index} differs at sector {differs:?}: {self:?}");
+    }
+
+    /// Runs a command until it is stopped after `changes` changes, then once more to its end.
+    fn twice(
+        &self,
+        changes: u8,
+        mut command: impl FnMut(&dyn Watch) -> Result<(), Error>,
+        between: impl Fn(&Self),
+    ) {
+        let watch = StopAfter::new(u64::from(changes));
+        let first = command(&watch);
+        assert!(first.is_ok() || watch.stopped.get(), "{first:?}");
+        between(self);
+        if first.is_err() {
+            let again = command(&StopAfter::new(u64::MAX));
+            assert!(again.is_ok(), "{again:?}");
+        }
+    }
+
+    fn run(&mut self, op: &[u8]) {
+        let place = u64::from(u16::from_be_bytes([op[1], op[2]]));
+        match op[0] % 8 {
+            0 | 1 => self.write(place, u64::from(op[3]) * 3 + 1, op[4]),
+            2 => self.merge(op[5]),
+            3 => self.flatten(op[5]),
+            4 => self.rebase(usize::from(op[3]), op[5]),
+            5 if self.images.len() < IMAGES_MAX => self.snapshot(op[3].is_multiple_of(2), op[5]),
+            6 if self.images.len() < IMAGES_MAX => self.merge_into(op[5]),
+            _ => self.compare(self.leaf),
+        }
+    }
+
+    /// The leaf into its parent, when that has no other child.
+    fn merge(&mut self, changes: u8) {
+        let child = self.images[self.leaf].clone();
+        let Some(parent) = child.parent else { return };
+        if self.images.iter().filter(|image| image.parent == Some(parent)).count() > 1 {
+            return;
+        }
+        let parent_path = self.images[parent].path.clone();
+        // A snapshot may have frozen it, which binds all but the superuser.
+        let writable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&parent_path, writable).expect("the parent is ours");
+        let before = self.images[parent].content.clone();
+        let command = |watch: &dyn Watch| {
+            merge(&child.path, &parent_path, watch)?;
+            renew(&child.path, &parent_path, watch)
+        };
+        self.twice(changes, command, |world| {
+            world.compare(world.leaf);
+            let now = world.read(parent);
+            let known = now.iter().enumerate();
+            let mut known = known.map(|(at, byte)| *byte == before[at] || *byte == child.content[at]);
+            assert!(known.all(|known| known), "the parent holds something else: {world:?}");
+        });
+        self.images[parent].content = child.content;
+        self.compare_all();
+    }
+
+    fn flatten(&mut self, changes: u8) {
+        let path = self.images[self.leaf].path.clone();
+        let command = |watch: &dyn Watch| {
+            let chain = Opener::anywhere(Locking::Hold).open_chain(&path, Access::Writable)?;
+            if chain.layers().len() > 1 { flatten(chain, watch) } else { Ok(()) }
+        };
+        self.twice(changes, command, Self::compare_all);
+        self.images[self.leaf].parent = None;
+        self.compare_all();
+    }
+
+    /// The leaf onto any image that is no child of it.
+    fn rebase(&mut self, target: usize, changes: u8) {
+        let target = target % self.images.len();
+        let (leaf, new) = (self.images[self.leaf].clone(), self.images[target].path.clone());
+        if target == self.leaf || leaf.parent.is_none() || self.descends(target, self.leaf) {
+            return;
+        }
+        let command = |watch: &dyn Watch| rebase(&leaf.path, &new, true, watch).map(|_| ());
+        self.twice(changes, command, Self::compare_all);
+        self.images[self.leaf].parent = Some(target);
+        self.compare_all();
+    }
+
+    fn descends(&self, mut image: usize, from: usize) -> bool {
+        while let Some(parent) = self.images[image].parent {
+            if parent == from {
+                return true;
+            }
+            image = parent;
+        }
+        false
+    }
+
+    fn snapshot(&mut self, renames: bool, changes: u8) {
+        let (path, fresh) = (self.images[self.leaf].path.clone(), self.fresh());
+        let watch = StopAfter::new(u64::from(changes));
+        let run = |watch: &dyn Watch| match renames {
+            true => freeze_as(&path, &fresh, watch).map(|_| ()),
+            false => continue_in(&path, &fresh, watch).map(|_| ()),
+        };
+        let has_children = self.images.iter().any(|image| image.parent == Some(self.leaf));
+        let first = run(&watch);
+        self.compare_all();
+        if renames && has_children {
+            assert!(first.is_err());
+            return;
+        }
+        assert!(first.is_ok() || watch.stopped.get(), "{first:?}");
+        // A child that has its name already is not made twice: only the write permission is missing.
+        let made = fresh.exists() && !(renames && Self::is_one_file(&path, &fresh));
+        if first.is_err() && !made {
+            let again = run(&StopAfter::new(u64::MAX));
+            assert!(again.is_ok(), "{again:?}");
+        }
+        let old = self.images[self.leaf].clone();
+        if renames {
+            // The leaf's name is the child's now, and the frozen image is the new one of the two.
+            self.images.push(Image { path: fresh, ..old });
+            self.images[self.leaf].parent = Some(self.images.len() - 1);
+        } else {
+            self.images.push(Image { path: fresh, parent: Some(self.leaf), content: old.content });
+            self.leaf = self.images.len() - 1;
+        }
+        self.compare_all();
+    }
+
+    fn is_one_file(a: &Path, b: &Path) -> bool {
+        super::file::identity_of(a).ok() == super::file::identity_of(b).ok()
+    }
+
+    fn merge_into(&mut self, changes: u8) {
+        let leaf = self.images[self.leaf].clone();
+        let Some(parent) = leaf.parent else { return };
+        let fresh = self.fresh();
+        let command = |watch: &dyn Watch| {
+            let chain = Opener::anywhere(Locking::Hold).open_chain(&leaf.path, Access::ReadOnly)?;
+            merge_into_new(chain, &fresh, watch).map(|_| ())
+        };
+        self.twice(changes, command, |world| {
+            world.compare_all();
+            assert!(!fresh.exists() || world.read_path(&fresh) == leaf.content, "half an image has a name");
+        });
+        let grandparent = self.images[parent].parent;
+        self.images.push(Image { path: fresh, parent: grandparent, content: leaf.content });
+        self.compare_all();
+    }
+
+    fn read_path(&self, path: &Path) -> Vec<u8> {
+        let image = Image { path: path.to_owned(), parent: None, content: Vec::new() };
+        let look = Self { folder: self.folder.join("nothing-to-remove"), images: vec![image], leaf: 0 };
+        look.read(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::Rng;
+    use proptest::test_runner::{RngAlgorithm, TestRng};
+
+    #[test]
+    fn commands_on_random_chains_keep_every_disk_also_when_they_are_stopped() {
+        let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        for _ in 0..60 {
+            let mut data = vec![0; 2 + 6 * (4 + rng.next_u32() % 8) as usize];
+            rng.fill_bytes(&mut data);
+            fuzz_chain_commands(&data);
+        }
+    }
+
+    /// The canary of the test above: a parent that changed under its child is seen by it.
+    #[test]
+    #[should_panic(expected = "differs at sector")]
+    fn a_merge_that_forgot_its_siblings_would_be_noticed() {
+        let mut world = World::new(1).unwrap();
+        world.add_child(512 << 10);
+        let first = world.leaf;
+        world.write(10, 10, 9);
+        world.leaf = 0;
+        world.add_child(512 << 10);
+        let (child, parent) = (world.images[first].path.clone(), world.images[0].path.clone());
+        merge(&child, &parent, &StopAfter::new(u64::MAX)).unwrap();
+        world.compare_all();
+    }
+}
