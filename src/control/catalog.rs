@@ -4,16 +4,19 @@
 //! not know sessions or rings.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
-use super::config::{ChapConfig, Config, ConfigError, Origin, TargetConfig, UnitConfig};
+use super::config::{ChapConfig, Config, ConfigError, DiscoveryConfig, Origin, TargetConfig, UnitConfig};
 use super::file::{Access, FileIdentity};
 use super::open_image::{Format, OpenError, OpenedChain, Opener};
+use crate::shard::{Admission, Redirect};
 use crate::units::BlockSize;
 use crate::uring::host;
 
 /// All targets, in order of the configuration.
 #[derive(Debug)]
 pub struct Catalog {
+    pub discovery: DiscoveryConfig,
     pub targets: Vec<TargetSpec>,
 }
 
@@ -21,8 +24,9 @@ pub struct Catalog {
 pub struct TargetSpec {
     /// Canonical: lower case.
     pub name: String,
-    /// Canonical names; `None` admits every initiator.
-    pub initiators: Option<Vec<String>>,
+    pub access: Admission,
+    pub redirect: Option<Redirect>,
+    pub portals: Option<Vec<SocketAddr>>,
     pub chap: Option<ChapConfig>,
     /// Ascending by LUN.
     pub units: Vec<UnitSpec>,
@@ -47,7 +51,8 @@ impl Catalog {
         let opener = Opener::confined(&config.image_roots, config.strict);
         let mut opener = opener
             .map_err(|error| vec![ConfigError { origin: Origin::CommandLine, reason: error.to_string() }])?;
-        let mut catalog = Self { targets: Vec::with_capacity(config.targets.len()) };
+        let mut catalog =
+            Self { discovery: config.discovery.clone(), targets: Vec::with_capacity(config.targets.len()) };
         let mut users = HashMap::new();
         let mut errors = Vec::new();
         for target in &config.targets {
@@ -70,8 +75,14 @@ fn open_target(
             Err(reason) => errors.push(ConfigError { origin: unit.origin.clone(), reason }),
         }
     }
-    let (name, initiators, chap) = (target.name.clone(), target.initiators.clone(), target.chap.clone());
-    TargetSpec { name, initiators, chap, units }
+    TargetSpec {
+        name: target.name.clone(),
+        access: target.access.clone(),
+        redirect: target.redirect.clone(),
+        portals: target.portals.clone(),
+        chap: target.chap.clone(),
+        units,
+    }
 }
 
 fn open_unit(

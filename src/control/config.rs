@@ -2,6 +2,8 @@
 //!
 //! Knows keys, their bounds and the lines they stand on. Does not know images: files are opened by `catalog`.
 
+mod admission;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +19,7 @@ use super::name;
 use super::open_image::Format;
 use super::secrets::{self, Secret};
 use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
+use crate::shard::{Admission, Redirect};
 use crate::units::BlockSize;
 
 /// The longest configuration file: a room of 65,536 nodes fits.
@@ -36,6 +39,7 @@ pub struct Config {
     pub strict: bool,
     /// Where LUNs keep what outlives the server; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    pub discovery: DiscoveryConfig,
     pub targets: Vec<TargetConfig>,
 }
 
@@ -44,10 +48,28 @@ pub struct TargetConfig {
     /// Canonical: lower case.
     pub name: String,
     pub origin: Origin,
-    /// Who may log in; `None` admits every initiator.
-    pub initiators: Option<Vec<String>>,
+    /// Who may log in.
+    pub access: Admission,
     pub chap: Option<ChapConfig>,
+    /// Whoever may log in is sent there.
+    pub redirect: Option<Redirect>,
+    /// Of the listening addresses, those that lead to it; `None`: all.
+    pub portals: Option<Vec<SocketAddr>>,
     pub units: Vec<UnitConfig>,
+}
+
+impl TargetConfig {
+    /// For everybody, at every address.
+    pub fn open(name: String, origin: Origin, units: Vec<UnitConfig>) -> Self {
+        Self { name, origin, access: Admission::default(), chap: None, redirect: None, portals: None, units }
+    }
+}
+
+/// Who may ask which targets there are.
+#[derive(Clone, Debug, Default)]
+pub struct DiscoveryConfig {
+    pub access: Admission,
+    pub chap: Option<ChapConfig>,
 }
 
 /// How initiators prove themselves, and with `mutual` how the target does in return.
@@ -109,6 +131,7 @@ struct RawConfig {
     #[serde(default)]
     strict: bool,
     state_dir: Option<PathBuf>,
+    discovery: Option<RawDiscovery>,
     #[serde(default)]
     target: Vec<Spanned<RawTarget>>,
 }
@@ -118,10 +141,29 @@ struct RawConfig {
 struct RawTarget {
     name: Spanned<String>,
     initiators: Option<Spanned<Vec<Spanned<String>>>>,
+    addresses: Option<Spanned<Vec<Spanned<String>>>>,
     chap: Option<Spanned<RawChap>>,
+    redirect: Option<RawRedirect>,
+    portals: Option<Spanned<Vec<Spanned<String>>>>,
     block_size: Option<Spanned<i64>>,
     #[serde(default)]
     lun: Vec<Spanned<RawLun>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDiscovery {
+    initiators: Option<Spanned<Vec<Spanned<String>>>>,
+    addresses: Option<Spanned<Vec<Spanned<String>>>>,
+    chap: Option<Spanned<RawChap>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRedirect {
+    to: Spanned<String>,
+    #[serde(default)]
+    permanent: bool,
 }
 
 #[derive(Deserialize)]
@@ -258,7 +300,7 @@ impl<'a> Reader<'a> {
                 lines.insert(name, first);
                 continue;
             }
-            targets.push(self.target(name, target));
+            targets.push(self.target(name, target, &listen));
         }
         if targets.is_empty() && self.errors.is_empty() {
             let origin = self.origin_at(0);
@@ -272,8 +314,9 @@ impl<'a> Reader<'a> {
             folders.dedup();
             image_roots.extend(folders);
         }
+        let discovery = self.discovery(raw.discovery);
         let state_dir = raw.state_dir.map(|path| self.folder.join(path));
-        Config { listen, image_roots, strict: raw.strict, state_dir, targets }
+        Config { listen, image_roots, strict: raw.strict, state_dir, discovery, targets }
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {
@@ -318,13 +361,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn target(&mut self, name: String, raw: Spanned<RawTarget>) -> TargetConfig {
+    fn target(&mut self, name: String, raw: Spanned<RawTarget>, listen: &[SocketAddr]) -> TargetConfig {
         let origin = self.origin(&raw.get_ref().name);
-        if raw.get_ref().lun.is_empty() {
-            self.refuse(&raw.get_ref().name, format!("target {name} has no [[target.lun]]"));
-        }
         let raw = raw.into_inner();
-        let initiators = raw.initiators.map(|list| self.initiators(list));
+        self.check_luns(&name, &raw);
+        let access = self.access(raw.initiators, raw.addresses);
+        let (redirect, portals) = (self.redirect(raw.redirect), self.portals(raw.portals, listen));
         let chap = raw.chap.and_then(|chap| self.chap(chap));
         let block_size = raw.block_size.map(|value| self.block_size(&value)).unwrap_or_default();
         let mut units: Vec<UnitConfig> = Vec::new();
@@ -336,26 +378,7 @@ impl<'a> Reader<'a> {
             units.push(unit);
         }
         units.sort_by_key(|unit| unit.lun);
-        TargetConfig { name, origin, initiators, chap, units }
-    }
-
-    fn initiators(&mut self, raw: Spanned<Vec<Spanned<String>>>) -> Vec<String> {
-        if raw.get_ref().is_empty() {
-            self.refuse(
-                &raw,
-                "initiators is empty and would admit nobody: remove the key to admit all".to_owned(),
-            );
-        }
-        let mut names = Vec::new();
-        for text in raw.into_inner() {
-            match name::initiator_name(text.get_ref()) {
-                Ok(name) => names.push(name),
-                Err(error) => {
-                    self.refuse(&text, format!("\"{}\" is no initiator name: {error}", text.get_ref()));
-                }
-            }
-        }
-        names
+        TargetConfig { name, origin, access, chap, redirect, portals, units }
     }
 
     fn chap(&mut self, raw: Spanned<RawChap>) -> Option<ChapConfig> {
@@ -483,7 +506,9 @@ block_size = 4096
         assert_eq!(config.listen, ["127.0.0.1:0".parse().unwrap(), "[::1]:3260".parse().unwrap()]);
         let target = &config.targets[0];
         assert_eq!(target.name, "iqn.2026-11.io.goldrush:node-001");
-        assert_eq!(target.initiators.as_deref(), Some(&["iqn.2010-04.org.ipxe:node-001".to_owned()][..]));
+        let peer = "192.0.2.7".parse().unwrap();
+        assert!(target.access.admits("iqn.2010-04.org.ipxe:node-001", peer));
+        assert!(!target.access.admits("iqn.2010-04.org.ipxe:node-002", peer));
         let chap = target.chap.as_ref().unwrap();
         assert_eq!(
             (chap.inward.user.as_str(), chap.inward.secret.bytes()),

@@ -147,7 +147,12 @@ fn seeds(
     portals: &[SocketAddr],
     state: Option<&StateFolder>,
 ) -> Result<Vec<Seed>, Error> {
-    let mut directory = Directory { portals: portals.to_vec(), ..Directory::default() };
+    let mut directory = Directory {
+        portals: portals.to_vec(),
+        discovery_auth: auth(catalog.discovery.chap.as_ref()),
+        discovery_access: catalog.discovery.access.clone(),
+        ..Directory::default()
+    };
     let mut tables: Vec<LayerTable> = cores.iter().map(|_| LayerTable::default()).collect();
     let mut targets: Vec<Vec<TargetSeed>> = cores.iter().map(|_| Vec::new()).collect();
     for (place, spec) in catalog.targets.into_iter().enumerate() {
@@ -155,8 +160,10 @@ fn seeds(
         let entry = DirectoryEntry {
             owner: ShardId(owner as u16),
             index: targets[owner].len() as u32,
-            initiators: spec.initiators.clone(),
+            access: spec.access.clone(),
             auth: auth(spec.chap.as_ref()),
+            redirect: spec.redirect.clone(),
+            portals: spec.portals.clone(),
         };
         directory.targets.insert(spec.name.clone(), entry);
         targets[owner].push(target(spec, &mut tables[owner], state)?);

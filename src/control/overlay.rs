@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::config::{Config, Origin, TargetConfig, UnitConfig};
+use super::config::{Config, DiscoveryConfig, Origin, TargetConfig, UnitConfig};
 use super::error::Error;
 use super::file::{Access, Locking, folder_of};
 use super::image_create::create_child_of;
@@ -48,14 +48,21 @@ pub(super) fn prepare(
         let unit = UnitConfig { lun: 0, path, origin, format, readonly, removable, block_size };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
-        targets.push(TargetConfig { name, origin, initiators: None, chap: None, units: vec![unit] });
+        targets.push(TargetConfig::open(name, origin, vec![unit]));
     }
     seal::suggest(golden);
     if created > 0 {
         tracing::info!(created, folder = %overlays.display(), "created children of the golden image");
     }
     let image_roots = vec![folder_of_real(golden)?, overlays.to_owned()];
-    Ok(Config { listen, image_roots, strict: false, state_dir: None, targets })
+    Ok(Config {
+        listen,
+        image_roots,
+        strict: false,
+        state_dir: None,
+        discovery: DiscoveryConfig::default(),
+        targets,
+    })
 }
 
 /// The folder the golden image really lies in: children name it by that.

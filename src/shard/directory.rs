@@ -7,26 +7,44 @@ use std::net::SocketAddr;
 
 use crate::iscsi::chap::AuthPolicy;
 
-use super::ShardId;
+use super::{Admission, ShardId};
 
 #[derive(Clone, Debug)]
 pub struct DirectoryEntry {
     pub owner: ShardId,
     /// Place among the owner's targets.
     pub index: u32,
-    /// Initiators that may log in, normalized (`iscsi::name`); `None`: any.
-    pub initiators: Option<Vec<String>>,
+    /// Who may log in, and see that there is such a target.
+    pub access: Admission,
     pub auth: AuthPolicy,
+    /// It is served elsewhere: whoever may log in is sent there.
+    pub redirect: Option<Redirect>,
+    /// Portals that lead to it; `None`: all of the directory.
+    pub portals: Option<Vec<SocketAddr>>,
 }
 
 impl DirectoryEntry {
-    /// `initiator` is normalized, and so is the list.
-    pub fn admits(&self, initiator: &str) -> bool {
-        match &self.initiators {
-            None => true,
-            Some(names) => names.iter().any(|name| name == initiator),
-        }
+    /// True when it is reached by this portal of the server.
+    fn is_at(&self, portal: &SocketAddr) -> bool {
+        self.portals.as_ref().is_none_or(|portals| portals.contains(portal))
     }
+
+    /// True when a connection that came in at `local` came to one of its portals.
+    pub fn is_reached_at(&self, local: Option<SocketAddr>) -> bool {
+        let (Some(portals), Some(local)) = (&self.portals, local) else { return true };
+        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+        portals
+            .iter()
+            .any(|portal| *portal == local || portal.ip().is_unspecified() && portal.port() == local.port())
+    }
+}
+
+/// Where a target has gone (RFC 7143, 11.13.5: status 0101h or 0102h, and TargetAddress).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// As it stands in TargetAddress: `192.0.2.1:3260`, `[2001:db8::1]:3260` or `storage-2:3260`.
+    pub address: String,
+    pub permanent: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -34,13 +52,20 @@ pub struct Directory {
     /// By normalized target name.
     pub targets: BTreeMap<String, DirectoryEntry>,
     pub portals: Vec<SocketAddr>,
+    /// How initiators prove themselves before they are told of targets.
+    pub discovery_auth: AuthPolicy,
+    pub discovery_access: Admission,
 }
 
 impl Directory {
     /// The portals as an initiator that came in at `local` can use them: one that listens on every address is
     /// named by the address it was reached at, and left out for the other address family.
-    pub fn portals_at(&self, local: Option<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
-        self.portals.iter().filter_map(move |portal| {
+    pub fn portals_at<'a>(
+        &'a self,
+        entry: &'a DirectoryEntry,
+        local: Option<SocketAddr>,
+    ) -> impl Iterator<Item = SocketAddr> + 'a {
+        self.portals.iter().filter(|portal| entry.is_at(portal)).filter_map(move |portal| {
             if !portal.ip().is_unspecified() {
                 return Some(*portal);
             }
@@ -58,13 +83,40 @@ impl Directory {
 mod tests {
     use super::*;
 
+    fn entry(portals: Option<&[&str]>) -> DirectoryEntry {
+        DirectoryEntry {
+            owner: ShardId(0),
+            index: 0,
+            access: Admission::default(),
+            auth: AuthPolicy::None,
+            redirect: None,
+            portals: portals.map(|texts| texts.iter().map(|text| text.parse().unwrap()).collect()),
+        }
+    }
+
+    #[test]
+    fn a_target_with_portals_of_its_own_is_reached_by_these_alone() {
+        let portals = ["0.0.0.0:3260", "192.0.2.1:3261"].map(|text| text.parse().unwrap()).to_vec();
+        let directory = Directory { portals, ..Directory::default() };
+        let storage = entry(Some(&["192.0.2.1:3261"]));
+        let local = "192.0.2.1:3260".parse().ok();
+        let shown: Vec<_> = directory.portals_at(&storage, local).map(|portal| portal.to_string()).collect();
+        assert_eq!(shown, ["192.0.2.1:3261"]);
+        assert!(!storage.is_reached_at(local));
+        assert!(storage.is_reached_at("[::ffff:192.0.2.1]:3261".parse().ok()));
+        assert!(entry(Some(&["0.0.0.0:3260"])).is_reached_at(local));
+        assert!(entry(None).is_reached_at(local));
+    }
+
     #[test]
     fn a_portal_on_every_address_is_named_by_the_one_it_was_reached_at() {
         let portals =
             ["0.0.0.0:3260", "[::]:3261", "192.0.2.1:3260"].map(|text| text.parse().unwrap()).to_vec();
         let directory = Directory { portals, ..Directory::default() };
+        let entry = entry(None);
         let at = |local: &str| {
-            directory.portals_at(local.parse().ok()).map(|portal| portal.to_string()).collect::<Vec<_>>()
+            let portals = directory.portals_at(&entry, local.parse().ok());
+            portals.map(|portal| portal.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(at("10.0.0.9:3260"), ["10.0.0.9:3260", "192.0.2.1:3260"]);
         assert_eq!(at("[2001:db8::9]:3261"), ["[2001:db8::9]:3261", "192.0.2.1:3260"]);

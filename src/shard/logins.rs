@@ -14,7 +14,7 @@ use super::mailbox::{Handoff, Message, Named, Sent};
 use super::session::{Member, ServedSession, SessionKey};
 use super::target::SessionEntry;
 use super::token::{Kind, Token};
-use super::{ConnKey, PORTAL_GROUP, Shard, ShardConfig, ShardId};
+use super::{ConnKey, DirectoryEntry, PORTAL_GROUP, Redirect, Shard, ShardConfig, ShardId};
 use crate::scsi::Nexus;
 
 /// Segments up to this length are what firmware takes: it cannot answer a ping.
@@ -80,20 +80,11 @@ impl<I: Io> Shard<I> {
     /// Answers the machine, or starts to move the connection. False when it moves.
     fn target_named(&mut self, key: ConnKey, named: Named) -> bool {
         let Named { initiator, target, isid, tsih, cid } = named;
+        let Some(connection) = self.connections.get(key) else { return true };
+        let (local, peer) = (self.io.local_address(connection.socket), connection.peer.ip());
         let Some(name) = target else {
-            // Discovery stays where it landed; its TSIH only has to be non-zero.
-            let tsih_for_new_session = Tsih((self.login_count as u16).max(1));
-            let auth = AuthPolicy::None;
-            self.answer(
-                key,
-                TargetAnswer::Accept {
-                    auth,
-                    portal_group: PORTAL_GROUP,
-                    target_alias: None,
-                    tsih_for_new_session,
-                    max_connections: 1,
-                },
-            );
+            let answer = self.answer_to_discovery(&initiator, peer);
+            self.answer(key, answer);
             return true;
         };
         let answer = match self.directory.find(&name) {
@@ -101,9 +92,17 @@ impl<I: Io> Shard<I> {
                 tracing::info!(%initiator, target = %name, "login refused: no such target");
                 TargetAnswer::NotFound
             }
-            Some(entry) if !entry.admits(&initiator) => {
-                tracing::info!(%initiator, target = %name, "login refused: the initiator is not on the target's list");
+            Some(entry) if !entry.access.admits(&initiator, peer) => {
+                tracing::info!(%initiator, %peer, target = %name, "login refused: the target's rules do not admit it");
                 TargetAnswer::Forbidden
+            }
+            Some(entry) if !entry.is_reached_at(local) => {
+                tracing::info!(%initiator, target = %name, "login refused: no such target at this portal");
+                TargetAnswer::NotFound
+            }
+            Some(DirectoryEntry { redirect: Some(Redirect { address, permanent }), .. }) => {
+                tracing::info!(%initiator, target = %name, to = %address, permanent, "login sent elsewhere");
+                TargetAnswer::Moved { address: address.clone(), permanent: *permanent }
             }
             Some(entry) if entry.owner != self.config.id => {
                 let to = entry.owner;
@@ -132,6 +131,21 @@ impl<I: Io> Shard<I> {
         };
         self.answer(key, answer);
         true
+    }
+
+    /// Discovery stays where it landed; its TSIH only has to be non-zero.
+    fn answer_to_discovery(&self, initiator: &str, peer: std::net::IpAddr) -> TargetAnswer {
+        if !self.directory.discovery_access.admits(initiator, peer) {
+            tracing::info!(%initiator, %peer, "discovery refused: the rules do not admit it");
+            return TargetAnswer::Forbidden;
+        }
+        TargetAnswer::Accept {
+            auth: self.directory.discovery_auth.clone(),
+            portal_group: PORTAL_GROUP,
+            target_alias: None,
+            tsih_for_new_session: Tsih((self.login_count as u16).max(1)),
+            max_connections: 1,
+        }
     }
 
     fn answer(&mut self, key: ConnKey, answer: TargetAnswer) {

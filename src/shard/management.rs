@@ -332,16 +332,15 @@ impl<I: Io> Shard<I> {
         let Some(connection) = session.connection(on).and_then(|conn| self.connections.get(conn)) else {
             return;
         };
-        let local = self.io.local_address(connection.socket);
-        let portals: Vec<_> =
-            self.directory.portals_at(local).map(|portal| (portal.to_string(), PORTAL_GROUP)).collect();
+        let (local, peer) = (self.io.local_address(connection.socket), connection.peer.ip());
+        let directory = &self.directory;
+        let portals = |entry| directory.portals_at(entry, local).map(|at| (at.to_string(), PORTAL_GROUP));
         let own = session.target.map(|index| self.core.targets[index as usize].name.as_str());
-        let listings = self
-            .directory
+        let listings = directory
             .targets
             .iter()
-            .filter(|(_, entry)| entry.admits(&session.initiator))
-            .map(|(name, _)| TargetListing { name: name.clone(), portals: portals.clone() });
+            .filter(|(_, entry)| entry.access.admits(&session.initiator, peer))
+            .map(|(name, entry)| TargetListing { name: name.clone(), portals: portals(entry).collect() });
         let mut text = Vec::new();
         crate::iscsi::discovery::send_targets(request, listings, own, &mut text);
         session.machine.send_targets_reply(on, &text);

@@ -9,6 +9,7 @@
 //! | `connection` | one stream: framer, login machine or session, queue out             |
 //! | `session`    | the connections of a session, its commands in their order           |
 //! | `logins`     | what a login asks of the shard: targets, hand-off, reinstatement    |
+//! | `admission`  | who may use a target                                                |
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
@@ -21,6 +22,7 @@
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
 
+mod admission;
 mod begin;
 #[cfg(test)]
 mod bench;
@@ -60,7 +62,8 @@ use crate::scsi::Device;
 use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 
-pub use directory::{Directory, DirectoryEntry};
+pub use admission::{Admission, NamePattern};
+pub use directory::{Directory, DirectoryEntry, Redirect};
 pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 

@@ -21,8 +21,8 @@ use goldrush::iscsi::chap::AuthPolicy;
 use goldrush::plan::FileSlot;
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Directory, DirectoryEntry, Mailbox, Message, NoKeeper, Peer, Shard, ShardConfig, ShardId, ShardSeed,
-    TargetSeed, UnitSeed,
+    Admission, Directory, DirectoryEntry, Mailbox, Message, NoKeeper, Peer, Shard, ShardConfig, ShardId,
+    ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::{BlockSize, SectorCount};
 use goldrush::uring::{UringConfig, UringIo};
@@ -124,7 +124,14 @@ fn shard(
         Device::new(DeviceConfig { target_name: TARGET.to_owned(), portal_group: 1, units: vec![unit] });
     let unit = UnitSeed { chain, block_size: BlockSize::B512, leaf, leaf_file: FileSlot(0), writable: true };
     let mut directory = Directory::default();
-    let entry = DirectoryEntry { owner: ShardId(0), index: 0, initiators: None, auth: AuthPolicy::None };
+    let entry = DirectoryEntry {
+        owner: ShardId(0),
+        index: 0,
+        access: Admission::default(),
+        auth: AuthPolicy::None,
+        redirect: None,
+        portals: None,
+    };
     directory.targets.insert(TARGET.to_owned(), entry);
     // Fewer frames than the golden image has: hits, misses and evictions.
     let cache = Arc::new(goldrush::cache::Golden::new(64, false).unwrap());

@@ -4,6 +4,7 @@
 mod blocking;
 mod chain_desk;
 mod cli;
+mod cli_admission;
 mod cli_chain_change;
 mod cli_chain_kill;
 mod cli_chain_look;

@@ -13,8 +13,8 @@ use goldrush::limits;
 use goldrush::plan::{FileSlot, LayerId};
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Directory, DirectoryEntry, Mailbox, Message, NoKeeper, Peer, Sent, Shard, ShardConfig, ShardId,
-    ShardLoad, ShardSeed, TargetSeed, UnitSeed,
+    Admission, Directory, DirectoryEntry, Mailbox, Message, NamePattern, NoKeeper, Peer, Sent, Shard,
+    ShardConfig, ShardId, ShardLoad, ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::BlockSize;
 use goldrush::vhd::OpenMode;
@@ -116,8 +116,16 @@ impl Server {
             let entry = DirectoryEntry {
                 owner: ShardId(plan.owner as u16),
                 index: targets[plan.owner].len() as u32,
-                initiators: plan.allowed.clone(),
+                access: Admission {
+                    initiators: plan
+                        .allowed
+                        .as_ref()
+                        .map(|names| names.iter().cloned().map(NamePattern::new).collect()),
+                    addresses: None,
+                },
                 auth: auth(plan.chap.as_ref()),
+                redirect: None,
+                portals: None,
             };
             directory.targets.insert(plan.name.clone(), entry);
             targets[plan.owner].push(target(plan, world, &mut tables[plan.owner])?);
