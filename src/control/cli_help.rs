@@ -6,9 +6,9 @@
 /// Of the program: every command keeps to it.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; image check: clean
-  1  failed, and nothing was changed that was not said; image check: findings
-  2  wrong usage or configuration; image check: could not be checked
+  0  done; image check: clean; image diff: the same
+  1  failed, and nothing was changed that was not said; image check: findings; image diff: different
+  2  wrong usage or configuration; image check and diff: no verdict
   3  the image is in use by another process: nothing was done";
 
 pub(super) const IMAGE: &str = "\
@@ -22,9 +22,9 @@ What all of them have in common:
   .NAME.*.part beside it, which the next command for the same name removes.
 
 Exit codes:
-  0  done; image check: clean
-  1  failed, and nothing was changed that was not said; image check: findings
-  2  wrong usage or configuration; image check: could not be checked
+  0  done; image check: clean; image diff: the same
+  1  failed, and nothing was changed that was not said; image check: findings; image diff: different
+  2  wrong usage or configuration; image check and diff: no verdict
   3  the image is in use by another process: nothing was done";
 
 pub(super) const CREATE: &str = "\
@@ -50,7 +50,7 @@ Examples:
 
 JSON:
   {chain: [layer...], chain_error: text or null}, the leaf first. A layer has path, format, virtual_size, file_size,
-  disk_usage (bytes on the file system), in_use, in_use_by ({pid, command} or null) and, as far as its format has
+  disk_usage (bytes on the file system), sealed, in_use, in_use_by ({pid, command} or null) and, as far as its format has
   them, type, block_size, blocks, allocated_blocks, creator, parent, warnings; a VHD's has unique_id, creator_host,
   created, a VHDX's logical_sector_size, physical_sector_size, disk_id, data_write_guid (what children know it by) and
   log (true: it holds changes that a crash left).

@@ -13,6 +13,7 @@ use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, Locking};
 use super::lock_holder::LockHolder;
 use super::open_image::{OpenedLayer, Opener, type_name};
+use super::seal;
 use super::size::human;
 use crate::vhd::create::EPOCH_UNIX_SECONDS;
 use crate::vhd::{ParentInfo, VhdImage};
@@ -34,6 +35,8 @@ struct LayerReport {
     file_size: u64,
     /// Bytes on the file system; less than `file_size` in a sparse file.
     disk_usage: Option<u64>,
+    /// A seal lies beside it; whether it still holds is told when the image is used.
+    sealed: bool,
     in_use: bool,
     in_use_by: Option<LockHolder>,
     #[serde(flatten)]
@@ -119,6 +122,7 @@ fn layer(layer: &OpenedLayer) -> LayerReport {
         virtual_size: layer.sectors().bytes().0,
         file_size: file.len(),
         disk_usage: file.allocated().ok().filter(|_| !file.is_block_device()),
+        sealed: seal::is_sealed(file.path()),
         in_use,
         in_use_by: if in_use { file.lock_holder() } else { None },
         vhd: layer.image().map(vhd),
@@ -227,6 +231,9 @@ fn print_layer(out: &mut dyn Write, layer: &LayerReport) -> io::Result<()> {
     let usage =
         layer.disk_usage.map_or(String::new(), |usage| format!(", {} on the file system", human(usage)));
     line("file size", format!("{}{usage}", human(layer.file_size)))?;
+    if layer.sealed {
+        line("sealed", "yes: it is never written".to_owned())?;
+    }
     let by = layer.in_use_by.as_ref().map_or(String::new(), |holder| format!(" ({holder})"));
     line(
         "in use",

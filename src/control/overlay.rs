@@ -10,7 +10,6 @@ use super::error::Error;
 use super::file::{Access, Locking, folder_of};
 use super::image_create::create_child_of;
 use super::open_image::Opener;
-use super::seal;
 
 /// What target names begin with when the command line makes them.
 const TARGET_PREFIX: &str = "iqn.2026-11.io.goldrush:";
@@ -50,7 +49,6 @@ pub(super) fn prepare(
         let origin = Origin::CommandLine;
         targets.push(TargetConfig::open(name, origin, vec![unit]));
     }
-    seal::suggest(golden);
     if created > 0 {
         tracing::info!(created, folder = %overlays.display(), "created children of the golden image");
     }

@@ -2,6 +2,7 @@
 //!
 //! Knows the order: read, open and lock everything, only then bind. Does not know how it is served (`launch`).
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use super::catalog::Catalog;
@@ -12,6 +13,7 @@ use super::file::identity_of;
 use super::launch::{self, DataPlane};
 use super::open_image::OpenedChain;
 use super::overlay;
+use super::seal;
 
 /// Of the available memory, the share golden data may take by default.
 const GOLDEN_CACHE_SHARE: u64 = 2;
@@ -33,6 +35,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
             )));
         }
     }
+    suggest_seals(&catalog);
     announce_targets(&catalog)?;
     let plane = data_plane(&args.data_plane, &config);
     launch::run(catalog, &plane, &mut |addresses| {
@@ -54,6 +57,17 @@ fn configuration(args: &ServeArgs) -> Result<Config, Error> {
         }
         // The command line does not parse like this.
         _ => Err(Error::Usage("serve needs --config, or --golden, --overlays and --nodes".to_owned())),
+    }
+}
+
+/// Says, once for each, which parents could change unnoticed.
+fn suggest_seals(catalog: &Catalog) {
+    let mut known = BTreeSet::new();
+    let units = catalog.targets.iter().flat_map(|target| &target.units);
+    for parent in units.flat_map(|unit| unit.chain.layers().iter().skip(1)) {
+        if known.insert(parent.file().identity()) {
+            seal::suggest(parent.file().path());
+        }
     }
 }
 

@@ -92,6 +92,8 @@ fn nothing_writes_a_sealed_image_before_it_is_unsealed() {
     let said = desk.goldrush("serve --config room.toml");
     assert!(said.code != 0 && said.err.contains("golden.vhd is sealed"), "{said:?}");
 
+    let info = desk.json("image info mid.vhd --json");
+    assert_eq!((&info["chain"][0]["sealed"], &info["chain"][1]["sealed"]), (&false.into(), &true.into()));
     let again = desk.goldrush_ok("image seal golden.vhd --verify");
     assert!(again.contains("all bytes are as they were sealed"), "{again}");
     assert_eq!(desk.json("image unseal golden.vhd --json")["sealed"], false);

@@ -61,11 +61,20 @@ fn a_golden_image_is_served_to_nodes_that_are_made_for_it() {
         &line,
         "image convert nodes/node-001.vhd x.raw",
         "image create nodes/node-001.vhd --parent nodes/node-002.vhd",
+        "image map nodes/node-001.vhd",
+        "image merge nodes/node-001.vhd",
+        "image flatten nodes/node-001.vhd",
+        "image rebase nodes/node-001.vhd --parent golden.vhd",
+        "image snapshot nodes/node-001.vhd --name nodes/frozen.vhd",
+        "image seal nodes/node-001.vhd",
     ] {
         let said = desk.goldrush(line);
         assert!(said.code != 0 && said.err.contains("is in use by another process"), "{line}: {said:?}");
     }
     assert_eq!(desk.goldrush("image check nodes/node-001.vhd").code, 3);
+    // The golden image is read by all: it may be looked at, and sealed.
+    desk.goldrush_ok("image map golden.vhd");
+    desk.goldrush_ok("image seal golden.vhd");
     assert!(desk.goldrush_ok("image info nodes/node-001.vhd").contains("in use        by another process"));
 
     let said = server.stop("TERM");
