@@ -146,6 +146,22 @@ impl<T> CommandWindow<T> {
         theirs.filter_map(|(_, held)| held.take()).collect()
     }
 
+    /// Every number before `cmd_sn` counts as received (4.2.3.3): gaps close, and what was held there is given back.
+    pub fn plug_before(&mut self, cmd_sn: CmdSn) -> Vec<T> {
+        let mut given = Vec::new();
+        let mut at = self.exp_cmd_sn;
+        while at.before(cmd_sn) && self.contains(at) {
+            given.extend(self.plug(at));
+            at.take();
+        }
+        given
+    }
+
+    /// True when every number before `cmd_sn` was received. Nonsense outside of the window is not waited for.
+    pub fn has_all_before(&self, cmd_sn: CmdSn) -> bool {
+        !self.exp_cmd_sn.before(cmd_sn) || !self.contains(CmdSn(cmd_sn.0.wrapping_sub(1)))
+    }
+
     pub fn held_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.held.iter_mut().filter_map(|(_, command)| command.as_mut())
     }
@@ -215,6 +231,19 @@ mod tests {
         assert_eq!(window.snapshot().exp_cmd_sn, CmdSn(7));
         assert_eq!(window.plug(CmdSn(4)), None);
         assert_eq!(window.release(), None);
+    }
+
+    #[test]
+    fn numbers_before_a_reset_are_plugged_at_once() {
+        let mut window = window(5);
+        window.hold(CmdSn(6), "held");
+        window.hold(CmdSn(9), "later");
+        assert!(!window.has_all_before(CmdSn(8)));
+        assert_eq!(window.plug_before(CmdSn(8)), ["held"]);
+        assert_eq!(window.release(), None);
+        assert_eq!(window.snapshot().exp_cmd_sn, CmdSn(8));
+        assert!(window.has_all_before(CmdSn(8)) && !window.has_all_before(CmdSn(9)));
+        assert!(window.has_all_before(CmdSn(5000)), "nonsense");
     }
 
     #[test]

@@ -435,7 +435,7 @@ pub fn negotiate_text(
         max_connections: params.max_connections,
         leading: true,
         seen: 0,
-        segment_declared: true,
+        segment_declared: params.is_segment_declared(),
     };
     let mut outcome = TextOutcome::default();
     for (key, value) in keys.iter() {
@@ -444,6 +444,7 @@ pub fn negotiate_text(
             outcome.send_targets = Some(SendTargets::parse(value));
         }
     }
+    negotiator.declare_segment(&mut outcome.answers);
     *params = negotiator.finish();
     Ok(outcome)
 }
@@ -703,6 +704,16 @@ mod tests {
             answers,
             [("X-a", "NotUnderstood"), ("InitialR2T", "Reject"), ("InitiatorName", "Reject")]
         );
+    }
+
+    #[test]
+    fn what_login_did_not_declare_is_declared_by_the_first_text() {
+        let mut params = NegotiatedParams { max_recv_segment: DEFAULT_SEGMENT_BYTES, ..Default::default() };
+        for expected in [&b"MaxRecvDataSegmentLength=262144\0"[..], b""] {
+            let outcome = negotiate_text(&text(b""), SessionKind::Normal, &mut params).unwrap();
+            assert_eq!(outcome.answers.as_bytes(), expected);
+            assert!(params.is_segment_declared());
+        }
     }
 
     #[test]

@@ -35,6 +35,13 @@ pub struct NegotiatedParams {
     pub data_sequence_in_order: bool,
 }
 
+impl NegotiatedParams {
+    /// The initiator was told how long a segment we take; without that it keeps to 8192 bytes (13.12).
+    pub fn is_segment_declared(&self) -> bool {
+        self.max_recv_segment == limits::RECV_SEGMENT_BYTES_MAX
+    }
+}
+
 impl Default for NegotiatedParams {
     /// The defaults of RFC 7143, 13: what holds when a key is never mentioned.
     fn default() -> Self {

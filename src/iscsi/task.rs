@@ -176,7 +176,7 @@ impl TaskTable {
     /// No data of tasks of this connection is late yet.
     pub(super) fn touch_of(&mut self, on: ConnectionId, now: Instant) {
         let tasks = self.slots.iter_mut().filter_map(|slot| slot.task.as_mut());
-        for task in tasks.filter(|task| task.connection == on) {
+        for task in tasks.filter(|task| task.connection == on && task.phase != Phase::Aborting) {
             task.touched = now;
         }
     }

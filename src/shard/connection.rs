@@ -205,6 +205,8 @@ impl Connection {
             Phase::Full(Member { session: key, on }) => {
                 if let Some(session) = sessions.get_mut(*key) {
                     session.machine.handle_end(*on, &self.control, core.now);
+                    // A text may have told the initiator that longer segments are taken.
+                    self.framer.set_max_data_len(session.machine.params(*on).max_recv_segment);
                     session.drain(*key, core, wants);
                 }
             }

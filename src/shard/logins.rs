@@ -19,6 +19,8 @@ use crate::scsi::Nexus;
 
 /// Segments up to this length are what firmware takes: it cannot answer a ping.
 const FIRMWARE_SEGMENT_BYTES: u32 = 8192;
+/// Seconds an initiator has to begin a negotiation it is asked for.
+const NEGOTIATE_SECONDS: u16 = 30;
 
 /// A login machine with a challenge nobody else gets: the shard's seed and a running number, hashed.
 pub(super) fn new_login(config: &ShardConfig, count: &mut u64) -> Box<LoginMachine> {
@@ -233,7 +235,17 @@ impl<I: Io> Shard<I> {
         if let Some(former) = former {
             self.close(former, "its initiator has reinstated the connection");
         }
+        self.ask_to_negotiate(session_key, on);
         self.after_session(session_key);
+    }
+
+    /// An initiator that came without the operational stage was never told how long a segment we take.
+    fn ask_to_negotiate(&mut self, key: SessionKey, on: ConnectionId) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && !session.machine.params(on).is_segment_declared()
+        {
+            session.machine.async_negotiate(on, NEGOTIATE_SECONDS);
+        }
     }
 
     fn begin_session(&mut self, key: ConnKey, established: Established, start: ConnectionStart) {
@@ -282,6 +294,7 @@ impl<I: Io> Shard<I> {
             let target = &mut self.core.targets[index as usize];
             target.enter(SessionEntry { session: session_key, initiator, isid, tsih, nexus });
             self.await_drain(session_key);
+            self.ask_to_negotiate(session_key, ConnectionId::LEADING);
         }
     }
 

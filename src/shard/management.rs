@@ -12,7 +12,7 @@ use crate::iscsi::session::{
 };
 use crate::scsi::{Lun, Nexus};
 
-use super::connection::{Phase, Want};
+use super::connection::{Connection, Phase, Want};
 use super::executor::Preempting;
 use super::session::{Member, SessionKey};
 use super::target::PendingManagement;
@@ -53,6 +53,7 @@ impl<I: Io> Shard<I> {
             }
             SessionEvent::SendTargets { connection, request } => self.send_targets(key, connection, &request),
             SessionEvent::Logout { connection, ends } => self.logged_out(key, connection, ends),
+            SessionEvent::Reset { connection } => self.logged_out(key, connection, LogoutScope::Session),
             SessionEvent::Resumed { connection } => self.resumed.extend(session.connection(connection)),
             SessionEvent::Close { connection, reason } => {
                 let Some(conn) = session.connection(connection) else { return };
@@ -79,9 +80,8 @@ impl<I: Io> Shard<I> {
             LogoutScope::Connection(on) => session.connection(on).into_iter().collect(),
         };
         for conn in ended {
-            if conn == asker {
-                self.drain_connection(conn);
-            } else {
+            self.drain_connection(conn);
+            if conn != asker {
                 self.close(conn, "logged out");
             }
         }
@@ -248,9 +248,13 @@ impl<I: Io> Shard<I> {
             let ended: Vec<_> = session
                 .machine
                 .tasks()
-                .filter(|(task, lun, _, sn)| match scope {
+                .filter(|(task, lun, ..)| match scope {
                     Scope::Task(only) => of == key && *task == only,
-                    Scope::NexusUnit(unit) => same(lun.0, unit) && sn.before(cmd_sn),
+                    Scope::NexusUnit(unit) => same(lun.0, unit) && session.machine.precedes(*task, cmd_sn),
+                    // Commands behind the function are not in the set it clears.
+                    Scope::Unit(unit) if function == ManagementFunction::ClearTaskSet && of == key => {
+                        same(lun.0, unit) && session.machine.precedes(*task, cmd_sn)
+                    }
                     Scope::Unit(unit) => same(lun.0, unit),
                     Scope::Target => true,
                 })
@@ -282,7 +286,21 @@ impl<I: Io> Shard<I> {
         let others: Vec<_> =
             entries.iter().map(|entry| entry.session).filter(|other| *other != key).collect();
         for other in others {
-            self.close_session(other, "the target was reset");
+            self.drop_session(other);
+        }
+    }
+
+    /// Says on every connection that the session is dropped (11.9.1, event 3), and closes them when that is sent.
+    fn drop_session(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        for conn in session.connections_now() {
+            let member = self.connections.get(conn).and_then(Connection::member);
+            if let Some(member) = member
+                && let Some(session) = self.sessions.get_mut(key)
+            {
+                session.machine.async_drop(member.on);
+            }
+            self.drain_connection(conn);
         }
     }
 
@@ -363,7 +381,17 @@ impl<I: Io> Shard<I> {
         }
         let peer = connection.peer;
         let member = connection.member();
+        let expected = matches!(connection.phase, Phase::Draining(_));
+        let cid = member.and_then(|member| {
+            self.sessions.get(member.session).map(|session| session.machine.cid(member.on))
+        });
         self.leave_session(key);
+        if let (Some(member), Some(cid)) = (member, cid)
+            && !expected
+            && let Some(session) = self.sessions.get_mut(member.session)
+        {
+            session.machine.async_connection_dropped(cid);
+        }
         if let Some(member) = member {
             self.connection_lost(member.session, peer, reason);
         } else {

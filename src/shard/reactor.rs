@@ -448,15 +448,21 @@ impl<I: Io> Shard<I> {
 
     /// Pumps and sends for every connection that changed in this turn.
     pub(super) fn send_now(&mut self) {
-        let mut dirty = core::mem::take(&mut self.dirty);
-        for key in dirty.drain(..) {
-            let Some(connection) = self.connections.get_mut(key) else { continue };
-            if connection.pump(&mut self.core, &mut self.sessions) {
-                self.starved.push(key);
+        // A connection that ends on the way gives others something to say.
+        while !self.dirty.is_empty() {
+            let mut dirty = core::mem::take(&mut self.dirty);
+            for key in dirty.drain(..) {
+                let Some(connection) = self.connections.get_mut(key) else { continue };
+                if connection.pump(&mut self.core, &mut self.sessions) {
+                    self.starved.push(key);
+                }
+                self.send_one(key);
             }
-            self.send_one(key);
+            if self.dirty.is_empty() {
+                self.dirty = dirty;
+                return;
+            }
         }
-        self.dirty = dirty;
     }
 
     pub(super) fn send_one(&mut self, key: ConnKey) {

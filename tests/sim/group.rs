@@ -26,8 +26,12 @@ pub(crate) struct Group {
     doubtful: Vec<Task>,
     /// Lost connections of which the target may not know yet.
     lost: BTreeSet<u16>,
+    /// Connections this session has lost, also those that came back.
+    ever_lost: BTreeSet<u16>,
     /// Pings that fill gaps: by tag, their connection and number. One that fills nothing is never answered.
     pub(crate) fillers: BTreeMap<u32, (u16, u32)>,
+    /// Tasks that a function has ended, and their connections.
+    pub(crate) ended: BTreeMap<u32, u16>,
     /// The logout of a connection, on its way: its tag, who asked, and who goes.
     logout: Option<(u32, u16, u16)>,
     /// What the leading login has settled for all connections.
@@ -44,7 +48,9 @@ impl Group {
             max_burst: 0,
             doubtful: Vec::new(),
             lost: BTreeSet::new(),
+            ever_lost: BTreeSet::new(),
             fillers: BTreeMap::new(),
+            ended: BTreeMap::new(),
             logout: None,
             link: None,
         }
@@ -59,12 +65,19 @@ impl Group {
         (self.tsih, self.granted, self.logout) = (0, 1, None);
         self.doubtful.clear();
         self.lost.clear();
+        self.ever_lost.clear();
         self.fillers.clear();
+        self.ended.clear();
     }
 
     /// A write that nobody knows the end of touches these sectors.
     pub(crate) fn in_doubt(&self, at: u64, len: u64) -> bool {
         self.doubtful.iter().any(|task| task.overlaps_write(at, len))
+    }
+
+    /// An answer that a connection had when it was not read for so long that the target has given up its fence.
+    pub(crate) fn may_be_late(&self, tag: u32, line: &Line) -> bool {
+        self.ended.get(&tag) == Some(&line.cid) && line.stalled_until > 0
     }
 
     /// The target knows that this connection is gone, and so are its tasks.
@@ -162,6 +175,10 @@ impl Initiator {
     pub(crate) fn lose_line(&mut self, board: &mut Board) -> bool {
         let alive =
             |line: &Line| matches!(line.phase, Phase::Full | Phase::LoggingOut) && line.stream.is_some();
+        if self.management.as_ref().is_some_and(|management| management.cid == self.line.cid) {
+            // Nobody knows what it has ended: only a new session makes that clear.
+            return false;
+        }
         let Some(heir) = self.parked.iter().position(alive) else {
             // A login that still goes on cannot carry the session.
             return false;
@@ -174,15 +191,13 @@ impl Initiator {
             return true;
         }
         board.counts.lines_lost += 1;
-        if self.management.as_ref().is_some_and(|management| management.cid == cid) {
-            self.management = None;
-        }
         if self.group.logout.is_some_and(|(_, asker, _)| asker == cid) {
             self.group.logout = None;
         }
         let theirs: Vec<u32> =
             self.tasks.iter().filter(|(_, task)| task.cid == cid).map(|(tag, _)| *tag).collect();
         self.group.lost.insert(cid);
+        self.group.ever_lost.insert(cid);
         let fillers = core::mem::take(&mut self.group.fillers);
         for (tag, (of, cmd_sn)) in fillers {
             if of == cid {
@@ -250,7 +265,8 @@ impl Initiator {
 
     pub(crate) fn told_of_drop(&mut self, pdu: &Pdu) -> Result<(), String> {
         let cid = u16::from_be_bytes([pdu.bhs[38], pdu.bhs[39]]);
-        if self.lines().any(|line| line.cid == cid && matches!(line.phase, Phase::Full) && !line.excused) {
+        let innocent = |line: &Line| line.cid == cid && matches!(line.phase, Phase::Full) && !line.excused;
+        if self.lines().any(innocent) && !self.group.ever_lost.contains(&cid) {
             return Err(format!("told that connection {cid} was dropped, which had done nothing"));
         }
         Ok(())
@@ -263,7 +279,6 @@ impl Initiator {
             let delay = self.rng.between(60 * SECOND, 200 * SECOND);
             world.at(delay, Event::Cut { stream });
         }
-        self.line.phase = Phase::Full;
         if !self.lose_line(board) {
             return;
         }

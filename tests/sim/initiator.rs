@@ -310,6 +310,13 @@ impl Initiator {
             }
             (0x26, Phase::Full) => self.connection_logged_out(&pdu),
             (0x32, Phase::Full | Phase::LoggingOut) if pdu.bhs[36] == 2 => self.told_of_drop(&pdu),
+            (0x32, Phase::Full | Phase::LoggingOut) if pdu.bhs[36] == 3 => {
+                if !self.was_reset_cold(board) {
+                    return Err(context("told that the session is dropped, which nobody wanted".to_owned()));
+                }
+                self.line.excused = true;
+                Ok(())
+            }
             (0x20, Phase::Full) if self.group.fillers.remove(&pdu.tag()).is_some() => Ok(()),
             (0x20, Phase::Full | Phase::LoggingOut) => self.nop_in(&pdu),
             (0x32, Phase::Full | Phase::LoggingOut) if pdu.bhs[36] == 1 => {

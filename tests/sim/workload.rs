@@ -460,8 +460,6 @@ impl Initiator {
 
     fn manage(&mut self, world: &World, board: &mut Board) {
         let function = match self.rng.below(20) {
-            // The answers of other connections are not ordered with that of the function.
-            _ if !self.parked.is_empty() => ABORT_TASK,
             0..10 => ABORT_TASK,
             10..14 => ABORT_TASK_SET,
             14..16 => CLEAR_TASK_SET,
@@ -519,7 +517,9 @@ impl Initiator {
         match (pdu.bhs[2], management.function) {
             (0, _) => {
                 for victim in &management.victims {
-                    self.tasks.remove(victim);
+                    if let Some(task) = self.tasks.remove(victim) {
+                        self.group.ended.insert(*victim, task.cid);
+                    }
                 }
                 Ok(())
             }
@@ -536,6 +536,9 @@ impl Initiator {
     // ---- answers
 
     pub(crate) fn answer(&mut self, pdu: &Pdu, world: &mut World, board: &mut Board) -> Result<(), String> {
+        if self.group.may_be_late(pdu.tag(), &self.line) {
+            return Ok(());
+        }
         if let Some(task) = self.tasks.get(&pdu.tag())
             && task.cid != self.line.cid
         {

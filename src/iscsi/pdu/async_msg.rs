@@ -25,6 +25,8 @@ pub enum AsyncEvent {
     ConnectionDrop { cid: Cid, time2wait_s: u16, time2retain_s: u16 },
     /// 3: the target will drop all connections of the session.
     SessionDrop { time2wait_s: u16, time2retain_s: u16 },
+    /// 4: the initiator shall begin to negotiate parameters of this connection within `within_s` seconds.
+    NegotiationRequested { within_s: u16 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,10 @@ impl AsyncMessage {
                 bhs.put_u16(40, time2wait_s);
                 bhs.put_u16(42, time2retain_s);
             }
+            AsyncEvent::NegotiationRequested { within_s } => {
+                bhs.0[36] = 4;
+                bhs.put_u16(42, within_s);
+            }
         }
         bhs
     }
@@ -74,6 +80,8 @@ mod tests {
         let encode = |event| AsyncMessage { event, stat_sn: StatSn(7), window }.encode();
         let logout = encode(AsyncEvent::LogoutRequested { within_s: 30 });
         assert_eq!((logout.0[36], logout.u16_at(38), logout.u16_at(42)), (1, 0, 30));
+        let negotiate = encode(AsyncEvent::NegotiationRequested { within_s: 9 });
+        assert_eq!((negotiate.0[36], negotiate.u16_at(38), negotiate.u16_at(42)), (4, 0, 9));
         let drop = encode(AsyncEvent::ConnectionDrop { cid: Cid(4), time2wait_s: 2, time2retain_s: 0 });
         assert_eq!((drop.0[36], drop.u16_at(38), drop.u16_at(40), drop.u16_at(42)), (2, 4, 2, 0));
         assert_eq!(drop.task_tag(), InitiatorTaskTag::RESERVED);

@@ -108,7 +108,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn note_exp_stat_sn(&mut self, exp_stat_sn: StatSn) {
+    fn note_exp_stat_sn(&mut self, exp_stat_sn: StatSn) {
         // A number beyond what was sent is nonsense and changes nothing.
         let is_sent = !self.next_stat_sn.before(exp_stat_sn);
         if is_sent && self.exp_stat_sn.before(exp_stat_sn) {
@@ -165,6 +165,13 @@ impl core::ops::IndexMut<ConnectionId> for Connections {
 }
 
 impl Session {
+    pub(super) fn note_exp_stat_sn(&mut self, on: ConnectionId, exp_stat_sn: StatSn) {
+        self.connections[on].note_exp_stat_sn(exp_stat_sn);
+        if self.fence.is_some() {
+            self.check_fence();
+        }
+    }
+
     /// One more connection, logged in to this session. `None` when it has as many as it may (MaxConnections of the
     /// leading login). Whoever had the same CID must be dropped before (RFC 7143, 6.3.4).
     pub fn join(&mut self, start: ConnectionStart) -> Option<ConnectionId> {
@@ -215,6 +222,7 @@ impl Session {
             })
         });
         let dropped = dropped.collect();
+        self.leave_fence(gone);
         self.aborted_task_gone();
         self.release_held(now);
         for on in self.connections.open().collect::<Vec<_>>() {
@@ -269,6 +277,10 @@ impl Session {
         self.tasks.get(task).map(|task| task.connection)
     }
 
+    pub fn cid(&self, on: ConnectionId) -> Cid {
+        self.connections[on].cid
+    }
+
     /// The operational parameters; MaxRecvDataSegmentLength may change in full-feature phase.
     pub fn params(&self, on: ConnectionId) -> &NegotiatedParams {
         &self.connections[on].params
@@ -309,6 +321,8 @@ impl Session {
         connection.last_tick = now;
         self.give_up_turn(on, Some(now));
         self.give_up_aborted(on, now);
+        self.begin_due_management(Some(now));
+        self.lift_late_fence(now);
         let connection = &mut self.connections[on];
         if let Some(keepalive) = connection.keepalive {
             match connection.ping {
@@ -334,7 +348,10 @@ impl Session {
         connection.last_tick = now;
         connection.last_activity = now;
         self.tasks.touch_of(on, now);
+        self.give_up_aborted(on, now);
         self.give_up_turn(on, Some(now));
+        self.begin_due_management(Some(now));
+        self.lift_late_fence(now);
     }
 
     /// Aborted writes whose R2T the initiator does not answer: some stop sending as they ask for an abort.

@@ -24,7 +24,7 @@ use crate::limits;
 
 impl Session {
     /// A control request is complete: now, later, or never.
-    pub(super) fn sequence_control(&mut self, on: ConnectionId, bhs: &Bhs, data: &[u8]) {
+    pub(super) fn sequence_control(&mut self, on: ConnectionId, bhs: &Bhs, data: &[u8], now: Instant) {
         if bhs.opcode() == RequestOpcode::NopOut as u8 && bhs.task_tag() == InitiatorTaskTag::RESERVED {
             return self.take_nop_without_tag(on, bhs);
         }
@@ -36,7 +36,7 @@ impl Session {
             Arrival::Now if self.is_tag_taken(bhs.task_tag()) => {
                 self.reject(on, RejectReason::TaskInProgress)
             }
-            Arrival::Now => self.dispatch_control(on, bhs, data),
+            Arrival::Now => self.dispatch_control(on, bhs, data, now),
             Arrival::Ahead if self.held_bytes + data.len() <= limits::HELD_BYTES_MAX => {
                 self.held_bytes += data.len();
                 let request = HeldRequest::Control { bhs: *bhs, data: Box::from(data) };
@@ -53,15 +53,15 @@ impl Session {
     }
 
     /// The turn of a control request.
-    pub(super) fn dispatch_control(&mut self, on: ConnectionId, bhs: &Bhs, data: &[u8]) {
-        self.connections[on].note_exp_stat_sn(StatSn(bhs.u32_at(28)));
+    pub(super) fn dispatch_control(&mut self, on: ConnectionId, bhs: &Bhs, data: &[u8], now: Instant) {
+        self.note_exp_stat_sn(on, StatSn(bhs.u32_at(28)));
         let place = self.window.begin(bhs.immediate());
         match RequestOpcode::from_byte(bhs.opcode()) {
             Some(RequestOpcode::NopOut) => {
                 let answer = Answer::Pong { task_tag: bhs.task_tag(), data: Box::from(data) };
                 self.answer(on, answer, Some(place));
             }
-            Some(RequestOpcode::TaskManagement) => self.take_management(on, bhs, place),
+            Some(RequestOpcode::TaskManagement) => self.take_management(on, bhs, place, now),
             Some(RequestOpcode::Text) => self.take_text(on, bhs, data, place),
             Some(RequestOpcode::Logout) => self.take_logout(on, bhs, place),
             // `handle_header` lets nothing else come here.
@@ -73,8 +73,8 @@ impl Session {
     fn take_nop_without_tag(&mut self, on: ConnectionId, bhs: &Bhs) {
         match NopOut::decode(bhs) {
             Ok(nop) => {
+                self.note_exp_stat_sn(on, nop.exp_stat_sn);
                 let connection = &mut self.connections[on];
-                connection.note_exp_stat_sn(nop.exp_stat_sn);
                 if let (NopOutPurpose::Answer { transfer_tag, .. }, Some((awaited, _))) =
                     (nop.purpose, connection.ping)
                     && transfer_tag == awaited
@@ -138,6 +138,13 @@ impl Session {
     pub fn async_logout(&mut self, on: ConnectionId, within_s: u16) {
         if self.connections[on].state == State::Open {
             self.answer(on, Answer::Async { event: AsyncEvent::LogoutRequested { within_s } }, None);
+        }
+    }
+
+    /// Asks the initiator to negotiate within `within_s` seconds (11.9.1, event 4): there is something it was not told.
+    pub fn async_negotiate(&mut self, on: ConnectionId, within_s: u16) {
+        if self.connections[on].state == State::Open {
+            self.answer(on, Answer::Async { event: AsyncEvent::NegotiationRequested { within_s } }, None);
         }
     }
 

@@ -223,7 +223,10 @@ fn execute(session: &mut Session, how: u8, open: &mut Vec<TaskId>) {
             SessionEvent::SendTargets { connection, .. } => {
                 session.send_targets_reply(connection, &[b'x'; 1500]);
             }
-            SessionEvent::Logout { .. } | SessionEvent::Resumed { .. } | SessionEvent::Close { .. } => {}
+            SessionEvent::Logout { .. }
+            | SessionEvent::Reset { .. }
+            | SessionEvent::Resumed { .. }
+            | SessionEvent::Close { .. } => {}
         }
     }
 }

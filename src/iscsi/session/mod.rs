@@ -14,6 +14,7 @@
 
 mod connection;
 mod control;
+mod fence;
 pub mod fuzz;
 mod management;
 mod output;
@@ -25,6 +26,7 @@ mod text;
 use std::collections::VecDeque;
 
 use self::connection::{Connection, Connections, State};
+use self::fence::Fence;
 use self::management::Asked;
 use self::output::{Answer, Queued};
 use super::command_window::{CommandWindow, Place};
@@ -124,6 +126,8 @@ pub enum SessionEvent {
     /// The initiator leaves. The response is queued on `connection`; after it has been sent, close what `ends`
     /// names. Tasks of what ends are never answered: abort them.
     Logout { connection: ConnectionId, ends: LogoutScope },
+    /// The answer to a TARGET COLD RESET is queued on `connection`; after it has been sent, close the session.
+    Reset { connection: ConnectionId },
     /// The turn of a command has come whose data had to wait ([`PayloadSink::Turn`]): ask `sink` again.
     Resumed { connection: ConnectionId },
     /// The connection is beyond repair: send what is queued, then close it.
@@ -238,6 +242,7 @@ pub struct Session {
     tasks: TaskTable,
     /// Management requests that are not answered yet.
     management: Vec<Asked>,
+    fence: Option<Box<Fence>>,
     connections: Connections,
     events: VecDeque<SessionEvent>,
     next_transfer_tag: u32,
@@ -256,6 +261,7 @@ impl Session {
             held_bytes: 0,
             tasks: TaskTable::new(tasks),
             management: Vec::new(),
+            fence: None,
             connections: Connections::new(Connection::new(start.connection, tasks + 8)),
             events: VecDeque::with_capacity(8),
             next_transfer_tag: 0,
@@ -271,6 +277,8 @@ impl Session {
             return;
         }
         connection.current_bhs = *bhs;
+        self.begin_due_management(None);
+        let connection = &mut self.connections[on];
         let is_normal = self.kind == SessionKind::Normal;
         match RequestOpcode::from_byte(bhs.opcode()) {
             Some(RequestOpcode::ScsiCommand) if is_normal => self.begin_command_pdu(on, bhs, ahs, now),
@@ -311,7 +319,7 @@ impl Session {
             Current::Ignored | Current::Deferred { .. } => {}
             Current::Control { .. } => {
                 let bhs = connection.current_bhs;
-                self.sequence_control(on, &bhs, control);
+                self.sequence_control(on, &bhs, control, now);
             }
             Current::Data { task, len, is_final, is_immediate, .. } => {
                 self.end_data(task, len, is_final, is_immediate, now);
@@ -345,6 +353,14 @@ impl Session {
     pub fn tasks(&self) -> impl Iterator<Item = (TaskId, LunField, InitiatorTaskTag, CmdSn)> {
         let live = self.tasks.iter().filter(|(_, task)| task.phase != Phase::Aborting);
         live.map(|(id, task)| (id, task.lun, task.task_tag, task.cmd_sn))
+    }
+
+    /// True for a task that a function with this CmdSN finds in its task set (4.2.3.1): an earlier number, or an immediate
+    /// command, which has the number of the next one.
+    pub fn precedes(&self, task: TaskId, cmd_sn: CmdSn) -> bool {
+        self.tasks.get(task).is_some_and(|task| {
+            task.cmd_sn.before(cmd_sn) || task.place == Place::Immediate && task.cmd_sn == cmd_sn
+        })
     }
 
     /// ExpCmdSN and MaxCmdSN as they are now.
@@ -394,7 +410,10 @@ impl Session {
 
     /// Begins what waited for the gap that has just closed.
     fn release_held(&mut self, now: Instant) {
-        while let Some(Held { connection: on, request }) = self.window.release() {
+        loop {
+            // A function stands between the commands before it and those behind it.
+            self.begin_due_management(None);
+            let Some(Held { connection: on, request }) = self.window.release() else { return };
             match request {
                 // The connection is being closed: its number counts, the request does not.
                 _ if self.connections[on].state != State::Open => self.window.skip(),
@@ -404,7 +423,7 @@ impl Session {
                 HeldRequest::Control { bhs, data } => {
                     self.held_bytes -= data.len();
                     let receiving = core::mem::replace(&mut self.connections[on].current_bhs, bhs);
-                    self.dispatch_control(on, &bhs, &data);
+                    self.dispatch_control(on, &bhs, &data, now);
                     self.connections[on].current_bhs = receiving;
                 }
             }

@@ -48,6 +48,8 @@ pub enum OutData {
 pub(super) enum Queued {
     Task(TaskId),
     Answer(Box<Answer>, Option<Place>),
+    /// Nothing to send: all before it is sent (`fence`).
+    Mark,
 }
 
 /// Answers that are not of a task.
@@ -74,6 +76,8 @@ pub(super) enum Answer {
     Management {
         task_tag: InitiatorTaskTag,
         response: ManagementResponse,
+        /// Nothing follows on this connection.
+        closes_this: bool,
     },
     Logout {
         task_tag: InitiatorTaskTag,
@@ -100,7 +104,12 @@ impl Session {
                 }
                 Some(Queued::Task(task)) => {
                     let task = *task;
-                    self.task_output(task, now)
+                    self.task_output(on, task, now)
+                }
+                Some(Queued::Mark) => {
+                    connection.output.pop_front();
+                    self.mark_reached(on, now);
+                    None
                 }
                 Some(Queued::Answer(..)) => match connection.output.pop_front() {
                     Some(Queued::Answer(answer, place)) => Some(self.answer_output(on, *answer, place)),
@@ -120,28 +129,31 @@ impl Session {
             && !task.is_queued
         {
             task.is_queued = true;
-            self.connections[task.connection].output.push_back(Queued::Task(id));
+            let (on, replies) = (task.connection, task.phase == Phase::Replying);
+            if !replies || !self.hold_behind_fence(id) {
+                self.connections[on].output.push_back(Queued::Task(id));
+            }
         }
     }
 
     /// Takes the task at the front of the queue out of it.
-    fn dequeue_task(&mut self, id: TaskId) {
+    fn dequeue_task(&mut self, on: ConnectionId, id: TaskId) {
+        self.connections[on].output.pop_front();
         if let Some(task) = self.tasks.get_mut(id) {
             task.is_queued = false;
-            self.connections[task.connection].output.pop_front();
         }
     }
 
     /// One PDU of the task at the front of the queue; `None` when it has no longer anything to send.
-    fn task_output(&mut self, id: TaskId, now: Instant) -> Option<OutPdu> {
+    fn task_output(&mut self, on: ConnectionId, id: TaskId, now: Instant) -> Option<OutPdu> {
         match self.tasks.get(id).map(|task| task.phase) {
             Some(Phase::Replying) => self.reply_output(id),
             Some(Phase::Receiving) => {
-                self.dequeue_task(id);
+                self.dequeue_task(on, id);
                 self.r2t_output(id, now)
             }
             _ => {
-                self.dequeue_task(id);
+                self.dequeue_task(on, id);
                 None
             }
         }
@@ -255,8 +267,11 @@ impl Session {
                 let reject = Reject { reason, stat_sn: connection.next_stat_sn.take(), window };
                 (reject.encode(), inline(Box::from(bhs.0.as_slice())))
             }
-            Answer::Management { task_tag, response } => {
+            Answer::Management { task_tag, response, closes_this } => {
                 let stat_sn = connection.next_stat_sn.take();
+                if closes_this {
+                    connection.state = State::Closed;
+                }
                 (TaskManagementResponse { response, task_tag, stat_sn, window }.encode(), OutData::None)
             }
             Answer::Logout { task_tag, outcome, closes_this } => {

@@ -92,7 +92,7 @@ impl Session {
         if command.task_tag == InitiatorTaskTag::RESERVED {
             return self.reject(on, RejectReason::InvalidPduField);
         }
-        self.connections[on].note_exp_stat_sn(command.exp_stat_sn);
+        self.note_exp_stat_sn(on, command.exp_stat_sn);
         match self.window.arrival(command.immediate, command.cmd_sn) {
             Arrival::Now if self.tasks.find(command.task_tag).is_some() => {
                 self.reject(on, RejectReason::TaskInProgress);
@@ -232,7 +232,7 @@ impl Session {
 
     pub(super) fn begin_data_out(&mut self, on: ConnectionId, bhs: &Bhs, now: Instant) {
         let pdu = DataOut::decode(bhs);
-        self.connections[on].note_exp_stat_sn(pdu.exp_stat_sn);
+        self.note_exp_stat_sn(on, pdu.exp_stat_sn);
         let Some(id) = self.tasks.find(pdu.task_tag) else {
             // Data of a task that was aborted, or whose command was ignored, may still be on its way.
             return self.data_of_held(on, bhs, &pdu, now);
@@ -367,6 +367,7 @@ impl Session {
         task.is_known = false;
         task.phase = Phase::Aborting;
         task.data_out.drain();
+        self.forget_behind_fence(id);
         self.advance(id);
         aborted
     }

@@ -343,3 +343,157 @@ fn an_abort_does_not_wait_for_data_that_never_comes() {
     initiator.session.handle_timeout(ON, Instant(2_000_000_000));
     assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::TaskManagement as u8);
 }
+
+fn multi(initiator: &mut Initiator, function: Function, tag: u32) -> Bhs {
+    TaskManagementRequest {
+        immediate: true,
+        function,
+        lun: LUN,
+        task_tag: InitiatorTaskTag(tag),
+        referenced_tag: InitiatorTaskTag::RESERVED,
+        cmd_sn: initiator.cmd_sn,
+        exp_stat_sn: StatSn(100),
+        ref_cmd_sn: CmdSn(0),
+    }
+    .encode()
+}
+
+#[test]
+fn a_function_waits_for_commands_before_it_on_other_connections() {
+    let (mut initiator, second) = pair();
+    let before = initiator.command(1, Transfer::None);
+    let request = multi(&mut initiator, Function::AbortTaskSet, 900);
+    let behind = initiator.command(2, Transfer::None);
+    initiator.on(second).send(&request);
+    initiator.silent();
+    initiator.on(second).send(&behind.encode());
+    let earlier = initiator.on(ON).offer(&before);
+    let SessionEvent::Management { cmd_sn, .. } = initiator.event() else {
+        panic!("the function comes next")
+    };
+    let later = initiator.offered();
+    assert!(initiator.session.precedes(earlier, cmd_sn) && !initiator.session.precedes(later, cmd_sn));
+}
+
+#[test]
+fn a_function_does_not_wait_for_ever() {
+    let (mut initiator, second) = pair();
+    initiator.command(1, Transfer::None);
+    let request = multi(&mut initiator, Function::LunReset, 900);
+    initiator.on(second).send(&request);
+    initiator.session.handle_timeout(second, Instant(4_000_000_000));
+    initiator.silent();
+    initiator.session.handle_timeout(second, Instant(5_000_000_000));
+    assert!(matches!(initiator.event(), SessionEvent::Management { .. }));
+}
+
+#[test]
+fn a_target_reset_plugs_the_numbers_before_it() {
+    let (mut initiator, second) = pair();
+    let missing = initiator.command(1, Transfer::None);
+    let held = initiator.command(2, Transfer::None);
+    let request = multi(&mut initiator, Function::TargetWarmReset, 900);
+    let behind = initiator.command(3, Transfer::None);
+    initiator.on(second).send(&held.encode());
+    initiator.send(&request);
+    assert!(matches!(initiator.event(), SessionEvent::Management { .. }));
+    assert_eq!(initiator.session.window().exp_cmd_sn, behind.cmd_sn);
+    initiator.on(ON).send(&missing.encode());
+    initiator.silent();
+    initiator.offer(&behind);
+}
+
+#[test]
+fn an_immediate_command_precedes_a_function_with_its_number() {
+    let mut initiator = Initiator::new();
+    let at = initiator.cmd_sn;
+    let command = initiator.command(1, Transfer::None);
+    let task = initiator.offer(&ScsiCommand { immediate: true, ..command });
+    assert!(initiator.session.precedes(task, at));
+}
+
+/// A NOP-Out that only confirms.
+fn confirm(initiator: &mut Initiator, on: ConnectionId, exp_stat_sn: u32) {
+    let mut bhs = Bhs::default();
+    (bhs.0[0], bhs.0[1]) = (0x40, 0x80);
+    bhs.put_u32(16, u32::MAX);
+    bhs.put_u32(20, u32::MAX);
+    bhs.put_u32(28, exp_stat_sn);
+    initiator.on(on).send(&bhs);
+}
+
+#[test]
+fn the_answer_of_a_function_comes_behind_a_fence() {
+    let (mut initiator, second) = pair();
+    let done = initiator.command(1, Transfer::None);
+    let done = initiator.on(second).offer(&done);
+    let later = initiator.command(2, Transfer::None);
+    let later = initiator.on(second).offer(&later);
+    initiator.session.complete(done, TaskReply::good(0));
+    let request = multi(&mut initiator, Function::AbortTaskSet, 900);
+    initiator.on(ON).send(&request);
+    initiator.event();
+    initiator.session.complete_management(InitiatorTaskTag(900), ManagementResponse::FunctionComplete);
+    initiator.on(ON).silent();
+    // What was said before it goes out, and a ping asks to confirm that.
+    let said = initiator.on(second).output().unwrap();
+    assert_eq!(said.header.task_tag(), InitiatorTaskTag(1));
+    let ping = initiator.output().unwrap();
+    assert_eq!((ping.header.opcode(), ping.header.u32_at(24)), (ResponseOpcode::NopIn as u8, 101));
+    initiator.session.complete(later, TaskReply::good(0));
+    initiator.silent();
+    initiator.on(ON).silent();
+    confirm(&mut initiator, second, 101);
+    let answer = initiator.on(ON).output().unwrap();
+    assert_eq!(answer.header.opcode(), ResponseOpcode::TaskManagement as u8);
+    assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::NopIn as u8);
+    initiator.on(second).silent();
+    // What was said after it waits until the answer is confirmed.
+    confirm(&mut initiator, ON, 101);
+    assert_eq!(initiator.on(second).output().unwrap().header.task_tag(), InitiatorTaskTag(2));
+}
+
+#[test]
+fn a_fence_falls_with_time_or_with_the_connection_it_waits_for() {
+    for drop in [false, true] {
+        let (mut initiator, second) = pair();
+        let done = initiator.command(1, Transfer::None);
+        let done = initiator.on(second).offer(&done);
+        initiator.session.complete(done, TaskReply::good(0));
+        initiator.output().unwrap();
+        let request = multi(&mut initiator, Function::ClearTaskSet, 900);
+        initiator.on(ON).send(&request);
+        initiator.event();
+        initiator.session.complete_management(InitiatorTaskTag(900), ManagementResponse::FunctionComplete);
+        assert!(initiator.on(second).output().is_some(), "a ping");
+        initiator.on(ON).silent();
+        if drop {
+            initiator.session.drop_connection(second, Instant(0));
+        } else {
+            initiator.session.handle_timeout(ON, Instant(1_000_000_000));
+            initiator.silent();
+            initiator.session.handle_timeout(ON, Instant(3_000_000_000));
+        }
+        assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::TaskManagement as u8);
+    }
+}
+
+#[test]
+fn the_asker_of_a_cold_reset_is_answered_and_then_closed() {
+    let (mut initiator, second) = pair();
+    let request = multi(&mut initiator, Function::TargetColdReset, 900);
+    initiator.on(second).send(&request);
+    initiator.event();
+    initiator.session.complete_management(InitiatorTaskTag(900), ManagementResponse::FunctionComplete);
+    assert_eq!(initiator.event(), SessionEvent::Reset { connection: second });
+    assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::TaskManagement as u8);
+    assert!(initiator.session.is_closed(second));
+}
+
+#[test]
+fn an_initiator_may_be_asked_to_negotiate() {
+    let mut initiator = Initiator::new();
+    initiator.session.async_negotiate(ON, 30);
+    let pdu = initiator.output().unwrap();
+    assert_eq!((pdu.header.0[0], pdu.header.0[36], pdu.header.u16_at(42)), (0x32, 4, 30));
+}
