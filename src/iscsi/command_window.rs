@@ -10,7 +10,17 @@ use super::pdu::WindowSnapshot;
 use super::serial::CmdSn;
 use crate::limits;
 
-/// What to do with a command that has just arrived.
+/// What to do with a command that has just arrived, by its number:
+///
+/// | number              | ordered | immediate        |
+/// |---------------------|---------|------------------|
+/// | before ExpCmdSN     | Ignore  | Now              |
+/// | ExpCmdSN            | Now     | Now              |
+/// | ahead, not yet here | Ahead   | Now              |
+/// | ahead, held         | Ignore  | Now              |
+/// | MaxCmdSN            | Ahead   | Now              |
+/// | beyond MaxCmdSN     | Ignore  | Now              |
+/// | any, places taken   | Ignore  | TooManyImmediate |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     /// It is its turn: [`CommandWindow::begin`] it.
@@ -195,6 +205,42 @@ mod tests {
             window.finish(place);
             assert_eq!(window.snapshot().max_cmd_sn, max.plus(step as u32 + 1));
         }
+    }
+
+    #[test]
+    fn arrivals_are_what_the_table_in_the_docs_says() {
+        use crate::iscsi::doc_table::{assert_doc_table, table};
+        const AT: u32 = 100;
+        let numbers = [
+            ("before ExpCmdSN", AT - 1),
+            ("ExpCmdSN", AT),
+            ("ahead, not yet here", AT + 2),
+            ("ahead, held", AT + 1),
+            ("MaxCmdSN", AT + limits::COMMAND_WINDOW - 1),
+            ("beyond MaxCmdSN", AT + limits::COMMAND_WINDOW),
+            ("any, places taken", AT),
+        ];
+        let made = table(
+            "number",
+            (&numbers, |(name, _)| name.to_owned()),
+            (&[false, true], |immediate| if immediate { "immediate" } else { "ordered" }.to_owned()),
+            |(name, number), immediate| {
+                let mut window = window(AT);
+                if name.ends_with("taken") {
+                    (0..limits::COMMAND_WINDOW).for_each(|_| {
+                        window.begin(false);
+                    });
+                    (0..limits::IMMEDIATE_TASKS_MAX).for_each(|_| {
+                        window.begin(true);
+                    });
+                }
+                if window.contains(CmdSn(AT + 1)) {
+                    window.hold(CmdSn(AT + 1), "held");
+                }
+                format!("{:?}", window.arrival(immediate, CmdSn(number)))
+            },
+        );
+        assert_doc_table(include_str!("command_window.rs"), "number", &made);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub mod data_in_sequence;
 pub mod data_out_sequence;
 pub mod digest;
 pub mod discovery;
+#[cfg(test)]
+pub(crate) mod doc_table;
 pub mod framer;
 pub mod fuzz;
 pub mod login;

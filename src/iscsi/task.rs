@@ -1,20 +1,6 @@
 //! Tasks (RFC 7143, 11.2.1.8): what a session remembers of each command in progress, and the table of them.
 //!
 //! Knows tags, phases, expected lengths and the reply. Does not know CDBs, PDUs or who executes.
-//!
-//! A task goes through these phases; `current` is the PDU that is being received for it.
-//!
-//! | phase     | shard accepts data | shard completes | Data-Out PDU       | all data here       | then      |
-//! |-----------|--------------------|-----------------|--------------------|---------------------|-----------|
-//! | Offered   | Receiving          | Settling        | waits for the shard |                    |           |
-//! | Receiving | -                  | Settling        | stored             | Executing + event   | R2T       |
-//! | Executing | -                  | Settling        | rejected           |                     |           |
-//! | Settling  | -                  | -               | thrown away        |                     | Replying once no Data-Out is due |
-//! | Replying  | -                  | -               | rejected           |                     | Data-In, SCSI Response, gone |
-//! | Aborting  | -                  | -               | thrown away        |                     | gone once no Data-Out is due |
-//!
-//! An abort takes every phase to Aborting.
-//! A fault in the data takes Offered and Receiving to Settling, with the reply made by the session.
 
 use super::command_window::Place;
 use super::data_in_sequence::DataInSequence;
@@ -41,6 +27,20 @@ pub(super) enum Direction {
     Write,
 }
 
+/// How far a task has come. What happens moves it on; a cell that is empty changes nothing:
+///
+/// | phase     | Accepted  | DataHere  | DataWrong | Completed | Quiet    | Aborted  | Sent |
+/// |-----------|-----------|-----------|-----------|-----------|----------|----------|------|
+/// | Offered   | Receiving |           | Settling  | Settling  |          | Aborting |      |
+/// | Receiving |           | Executing | Settling  | Settling  |          | Aborting |      |
+/// | Executing |           |           |           | Settling  |          | Aborting |      |
+/// | Settling  |           |           |           |           | Replying | Aborting |      |
+/// | Replying  |           |           |           |           |          | Aborting | gone |
+/// | Aborting  |           |           |           |           | gone     |          |      |
+///
+/// Offered: the shard has not decided about its data. Receiving: data-out comes. Executing: the shard has it all.
+/// Settling: the reply is there, Data-Out is still due. Replying: Data-In and the response are sent. Aborting: no
+/// response will be sent, Data-Out is still due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Offered,
@@ -49,6 +49,40 @@ pub(super) enum Phase {
     Settling,
     Replying,
     Aborting,
+}
+
+/// What moves a task on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Happening {
+    /// The shard takes its data.
+    Accepted,
+    /// All data it takes is here.
+    DataHere,
+    /// The data went wrong; the reply is the session's.
+    DataWrong,
+    /// The shard has replied.
+    Completed,
+    /// No Data-Out is on its way (11.4.2).
+    Quiet,
+    Aborted,
+    /// The last PDU of its answer is on its way.
+    Sent,
+}
+
+impl Phase {
+    /// The table; `None`: the task is gone.
+    pub(super) const fn after(self, happening: Happening) -> Option<Self> {
+        Some(match (self, happening) {
+            (Self::Offered, Happening::Accepted) => Self::Receiving,
+            (Self::Receiving, Happening::DataHere) => Self::Executing,
+            (Self::Offered | Self::Receiving, Happening::DataWrong) => Self::Settling,
+            (Self::Offered | Self::Receiving | Self::Executing, Happening::Completed) => Self::Settling,
+            (Self::Settling, Happening::Quiet) => Self::Replying,
+            (Self::Replying, Happening::Sent) | (Self::Aborting, Happening::Quiet) => return None,
+            (_, Happening::Aborted) => Self::Aborting,
+            (same, _) => same,
+        })
+    }
 }
 
 /// The end of a task, kept until it is sent.
@@ -86,6 +120,17 @@ pub(super) struct Task {
 }
 
 impl Task {
+    /// Moves on; false when the task is gone, and its slot is to be given back.
+    pub(super) fn go(&mut self, happening: Happening) -> bool {
+        match self.phase.after(happening) {
+            Some(next) => {
+                self.phase = next;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Residual of a task that ends with `data_in` bytes to read (11.4.5.2): by the direction the command
     /// really took, against what the PDU had promised for that direction.
     pub(super) fn residual(&self, data_in: u32) -> Residual {
@@ -192,6 +237,7 @@ impl TaskTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::iscsi::doc_table::{assert_doc_table, table};
 
     fn task(tag: u32) -> Task {
         Task {
@@ -211,6 +257,31 @@ mod tests {
             reply: Reply::default(),
             touched: Instant(0),
         }
+    }
+
+    #[test]
+    fn phases_move_as_the_table_in_the_docs_says() {
+        use Happening::*;
+        let phases = [
+            Phase::Offered,
+            Phase::Receiving,
+            Phase::Executing,
+            Phase::Settling,
+            Phase::Replying,
+            Phase::Aborting,
+        ];
+        let happenings = [Accepted, DataHere, DataWrong, Completed, Quiet, Aborted, Sent];
+        let made = table(
+            "phase",
+            (&phases, |phase| format!("{phase:?}")),
+            (&happenings, |happening| format!("{happening:?}")),
+            |phase, happening| match phase.after(happening) {
+                Some(next) if next == phase => String::new(),
+                Some(next) => format!("{next:?}"),
+                None => "gone".into(),
+            },
+        );
+        assert_doc_table(include_str!("task.rs"), "phase", &made);
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl Device {
         }
     }
 
-    /// Commands of `victim` ended because the transport lost the way to answer them (RFC 7143, 7.5: SOME COMMANDS
+    /// Commands of `victim` ended because the transport lost the way to answer them (RFC 7143, 11.14.5: SOME COMMANDS
     /// CLEARED BY ISCSI PROTOCOL EVENT).
     pub fn cleared_by_transport(&mut self, victim: Nexus, unit: UnitIndex) {
         if let Some(unit) = self.units.get_mut(unit.0 as usize) {

@@ -3,15 +3,6 @@
 //! Knows the framer, the login machine and its place in a session, and feeds them. Does not know the ring (operations
 //! go through `Core::ops`) nor other connections: what concerns those goes into `Core`'s and its own requests.
 //!
-//! | phase        | a PDU goes to      | leaves by                                                    |
-//! |--------------|--------------------|--------------------------------------------------------------|
-//! | `Login`      | the login machine  | established; failed; its target lives on another shard       |
-//! | `HandingOff` | nobody (it waits)  | receive has ended: the socket moves                          |
-//! | `Full`       | the session        | logout, protocol error, end of stream, reinstatement         |
-//! | `Draining`   | nobody             | all that is queued is sent                                   |
-//! | `Closing`    | nobody             | nothing is pending on the socket any more                    |
-//! | `Closed`     | nobody             | the ring has closed the socket                               |
-
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
@@ -29,6 +20,20 @@ use super::token::{Kind, Token};
 use super::tx_queue::TxQueue;
 use super::{ConnKey, ShardId};
 
+/// What a connection is at. Which phase may follow which, and what for:
+///
+/// | from \ to | Login | HandingOff | Full | Draining | Closing | Closed |
+/// |------------|-------|------------|------|----------|---------|--------|
+/// | Login      |       | yes        | yes  | yes      | yes     |        |
+/// | HandingOff |       |            |      |          | yes     |        |
+/// | Full       |       |            |      | yes      | yes     |        |
+/// | Draining   |       |            |      | yes      | yes     |        |
+/// | Closing    |       |            |      |          |         | yes    |
+/// | Closed     |       |            |      |          |         |        |
+///
+/// Login and Full take what comes; the others do not. HandingOff leaves with its socket to another shard, once its
+/// receive has ended. Draining sends what is queued. Closing waits until nothing is pending on the socket, Closed
+/// until the ring has closed it.
 #[derive(Debug)]
 pub(super) enum Phase {
     Login(Box<LoginMachine>),
@@ -42,6 +47,43 @@ pub(super) enum Phase {
     Draining(Option<Member>),
     Closing,
     Closed,
+}
+
+/// A phase without what belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PhaseName {
+    Login,
+    HandingOff,
+    Full,
+    Draining,
+    Closing,
+    Closed,
+}
+
+impl PhaseName {
+    /// The table of [`Phase`].
+    const fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Login, Self::HandingOff | Self::Full | Self::Draining | Self::Closing)
+                | (Self::HandingOff, Self::Closing)
+                | (Self::Full | Self::Draining, Self::Draining | Self::Closing)
+                | (Self::Closing, Self::Closed)
+        )
+    }
+}
+
+impl Phase {
+    const fn name(&self) -> PhaseName {
+        match self {
+            Self::Login(_) => PhaseName::Login,
+            Self::HandingOff { .. } => PhaseName::HandingOff,
+            Self::Full(_) => PhaseName::Full,
+            Self::Draining(_) => PhaseName::Draining,
+            Self::Closing => PhaseName::Closing,
+            Self::Closed => PhaseName::Closed,
+        }
+    }
 }
 
 /// What a connection wants of its shard after it was fed.
@@ -113,6 +155,12 @@ impl Connection {
             all_sent: now,
             dirty: false,
         }
+    }
+
+    /// Goes on to another phase.
+    pub(super) fn enter(&mut self, next: Phase) {
+        debug_assert!(self.phase.name().may_become(next.name()), "{:?} to {next:?}", self.phase.name());
+        self.phase = next;
     }
 
     /// Feeds received bytes; returns how many were used. Less than all: the connection is blocked, or wants something
@@ -271,5 +319,24 @@ impl Connection {
             self.recv_armed = true;
             core.submit(Token::of(Kind::Recv, self.key, 0), Op::Recv { socket: self.socket });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iscsi::doc_table::{assert_doc_table, table};
+
+    #[test]
+    fn phases_follow_each_other_as_the_table_in_the_docs_says() {
+        use PhaseName::*;
+        let names = [Login, HandingOff, Full, Draining, Closing, Closed];
+        let made = table(
+            "from \\ to",
+            (&names, |from| format!("{from:?}")),
+            (&names, |to| format!("{to:?}")),
+            |from, to| if from.may_become(to) { "yes" } else { "" }.to_owned(),
+        );
+        assert_doc_table(include_str!("connection.rs"), "from \\ to", &made);
     }
 }

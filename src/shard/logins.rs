@@ -63,7 +63,7 @@ impl<I: Io> Shard<I> {
                     self.stage_login(key);
                     if let Some(connection) = self.connections.get_mut(key) {
                         tracing::info!(peer = %connection.peer, %failure, "login refused");
-                        connection.phase = Phase::Draining(None);
+                        connection.enter(Phase::Draining(None));
                     }
                     return;
                 }
@@ -230,7 +230,7 @@ impl<I: Io> Shard<I> {
         let Some(on) = session.machine.join(start) else { return };
         session.set_connection(on, Some(key));
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.phase = Phase::Full(Member { session: session_key, on });
+        connection.enter(Phase::Full(Member { session: session_key, on }));
         tracing::info!(initiator = %session.initiator, peer = %connection.peer, cid = established.cid.0, "connection joined its session");
         if let Some(former) = former {
             self.close(former, "its initiator has reinstated the connection");
@@ -287,7 +287,7 @@ impl<I: Io> Shard<I> {
             return;
         };
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.phase = Phase::Full(Member { session: session_key, on: ConnectionId::LEADING });
+            connection.enter(Phase::Full(Member { session: session_key, on: ConnectionId::LEADING }));
         }
         if let Some(index) = index {
             let (isid, tsih) = (established.isid, established.tsih);

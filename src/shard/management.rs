@@ -92,7 +92,7 @@ impl<I: Io> Shard<I> {
         if let Some(connection) = self.connections.get_mut(key)
             && let Phase::Full(member) = connection.phase
         {
-            connection.phase = Phase::Draining(Some(member));
+            connection.enter(Phase::Draining(Some(member)));
             self.mark_dirty(key);
         }
     }
@@ -398,7 +398,7 @@ impl<I: Io> Shard<I> {
             tracing::debug!(%peer, reason, "connection closed");
         }
         let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.phase = Phase::Closing;
+        connection.enter(Phase::Closing);
         connection.tx.clear();
         connection.carried = Vec::new();
         while let Some(buf) = connection.unread.pop_front() {
@@ -413,11 +413,11 @@ impl<I: Io> Shard<I> {
     }
 
     /// Takes a connection out of its session. Its tasks end without an answer, and the initiator hears of that with its
-    /// next command (RFC 7143, 7.5); what they had begun may still run, so no command begins until it has ended.
+    /// next command (RFC 7143, 11.14.5); what they had begun may still run, so no command begins until it has ended.
     pub(super) fn leave_session(&mut self, key: ConnKey) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Some(Member { session: session_key, on }) = connection.member() else { return };
-        connection.phase = Phase::Draining(None);
+        connection.enter(Phase::Draining(None));
         let Some(session) = self.sessions.get_mut(session_key) else { return };
         session.set_connection(on, None);
         session.forget_stalled_of(key);
@@ -459,7 +459,7 @@ impl<I: Io> Shard<I> {
         if pending || matches!(connection.phase, Phase::Closed) {
             return;
         }
-        connection.phase = Phase::Closed;
+        connection.enter(Phase::Closed);
         let socket = connection.socket;
         self.core.submit(Token::of(Kind::Socket, key, 0), Op::Close { socket });
     }

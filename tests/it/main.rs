@@ -17,6 +17,7 @@ mod cli_reservations;
 mod cli_reshape;
 mod cli_seal;
 mod cli_serve;
+mod conformance;
 mod golden_threads;
 mod hostile;
 mod oracles;

@@ -30,8 +30,8 @@ pub(crate) struct Group {
     ever_lost: BTreeSet<u16>,
     /// Pings that fill gaps: by tag, their connection and number. One that fills nothing is never answered.
     pub(crate) fillers: BTreeMap<u32, (u16, u32)>,
-    /// Tasks that a function has ended, and their connections.
-    pub(crate) ended: BTreeMap<u32, u16>,
+    /// Tasks that a function has ended which took so long that the target may have given up its fence.
+    pub(crate) ended: BTreeSet<u32>,
     /// The logout of a connection, on its way: its tag, who asked, and who goes.
     logout: Option<(u32, u16, u16)>,
     /// What the leading login has settled for all connections.
@@ -50,7 +50,7 @@ impl Group {
             lost: BTreeSet::new(),
             ever_lost: BTreeSet::new(),
             fillers: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            ended: BTreeSet::new(),
             logout: None,
             link: None,
         }
@@ -73,11 +73,6 @@ impl Group {
     /// A write that nobody knows the end of touches these sectors.
     pub(crate) fn in_doubt(&self, at: u64, len: u64) -> bool {
         self.doubtful.iter().any(|task| task.overlaps_write(at, len))
-    }
-
-    /// An answer that a connection had when it was not read for so long that the target has given up its fence.
-    pub(crate) fn may_be_late(&self, tag: u32, line: &Line) -> bool {
-        self.ended.get(&tag) == Some(&line.cid) && line.stalled_until > 0
     }
 
     /// The target knows that this connection is gone, and so are its tasks.
@@ -231,7 +226,8 @@ impl Initiator {
 
     /// Asks that another connection, or a lost one, be closed.
     fn log_out_line(&mut self) {
-        let lost = self.group.lost.iter().next().copied();
+        let coming_back = |cid: &u16| self.lines().any(|line| line.cid == *cid);
+        let lost = self.group.lost.iter().copied().find(|cid| !coming_back(cid));
         let other = self.parked.iter().position(|line| matches!(line.phase, Phase::Full));
         let cid = match (lost, other) {
             (Some(cid), _) => cid,

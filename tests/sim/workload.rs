@@ -517,8 +517,9 @@ impl Initiator {
         match (pdu.bhs[2], management.function) {
             (0, _) => {
                 for victim in &management.victims {
-                    if let Some(task) = self.tasks.remove(victim) {
-                        self.group.ended.insert(*victim, task.cid);
+                    let ended = self.tasks.remove(victim).is_some();
+                    if ended && world.now > management.sent + 7_000_000_000 {
+                        self.group.ended.insert(*victim);
                     }
                 }
                 Ok(())
@@ -536,7 +537,7 @@ impl Initiator {
     // ---- answers
 
     pub(crate) fn answer(&mut self, pdu: &Pdu, world: &mut World, board: &mut Board) -> Result<(), String> {
-        if self.group.may_be_late(pdu.tag(), &self.line) {
+        if self.group.ended.contains(&pdu.tag()) {
             return Ok(());
         }
         if let Some(task) = self.tasks.get(&pdu.tag())

@@ -2,13 +2,6 @@
 //!
 //! Knows StatSN, the output queue, the text exchange, the PDU being received, pings and silence. Does not know
 //! sockets, nor commands beyond whose connection they belong to (4.2.2.1, connection allegiance).
-//!
-//! | state     | SCSI, Data-Out, management | Text, NOP        | Logout               | leaves when            |
-//! |-----------|----------------------------|------------------|----------------------|------------------------|
-//! | Open      | handled (Normal session)   | handled          | answered -> Leaving  |                        |
-//! | Leaving   | ignored                    | ignored          | ignored              | the answer is sent -> Closed |
-//! | Closing   | ignored                    | ignored          | ignored              | the queue is sent -> Closed |
-//! | Closed    | ignored, no more output    | ignored          | ignored              | dropped -> Vacant      |
 
 use std::collections::VecDeque;
 
@@ -62,6 +55,15 @@ pub struct Dropped {
     pub lun: LunField,
 }
 
+/// What a connection of a session is good for. Only Open takes requests; Closed sends nothing more.
+///
+/// | state   | Joined | Ends    | Fails   | LastSent | AllSent | Dropped |
+/// |---------|--------|---------|---------|----------|---------|---------|
+/// | Open    |        | Leaving | Closing | Closed   |         | Vacant  |
+/// | Leaving |        |         |         | Closed   | Closed  | Vacant  |
+/// | Closing |        |         |         | Closed   | Closed  | Vacant  |
+/// | Closed  |        |         |         |          |         | Vacant  |
+/// | Vacant  | Open   |         |         |          |         |         |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Open,
@@ -70,6 +72,38 @@ pub(super) enum State {
     Closed,
     /// No connection is in this place.
     Vacant,
+}
+
+/// What moves a connection on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Happening {
+    /// A login has taken the place.
+    Joined,
+    /// The answer that ends it is queued: of a logout, or of TARGET COLD RESET.
+    Ends,
+    /// It is beyond repair, or the target drops it.
+    Fails,
+    /// The answer that ends it is sent.
+    LastSent,
+    /// Nothing is left to be sent.
+    AllSent,
+    /// The shard has taken it out of the session.
+    Dropped,
+}
+
+impl State {
+    /// The table.
+    pub(super) const fn after(self, happening: Happening) -> Self {
+        match (self, happening) {
+            (Self::Vacant, Happening::Joined) => Self::Open,
+            (Self::Open, Happening::Ends) => Self::Leaving,
+            (Self::Open, Happening::Fails) => Self::Closing,
+            (Self::Open | Self::Leaving | Self::Closing, Happening::LastSent) => Self::Closed,
+            (Self::Leaving | Self::Closing, Happening::AllSent) => Self::Closed,
+            (_, Happening::Dropped) => Self::Vacant,
+            (same, _) => same,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -95,7 +129,7 @@ impl Connection {
             cid: start.cid,
             params: start.params,
             keepalive: start.keepalive,
-            state: State::Open,
+            state: State::Vacant.after(Happening::Joined),
             text: TextExchange::default(),
             current: Current::Ignored,
             current_bhs: Bhs::default(),
@@ -106,6 +140,10 @@ impl Connection {
             last_tick: start.now,
             ping: None,
         }
+    }
+
+    pub(super) fn go(&mut self, happening: Happening) {
+        self.state = self.state.after(happening);
     }
 
     fn note_exp_stat_sn(&mut self, exp_stat_sn: StatSn) {
@@ -193,11 +231,11 @@ impl Session {
         self.connections.iter().find(|(_, connection)| connection.cid == cid).map(|(id, _)| id)
     }
 
-    /// The connection is gone. Its tasks end without an answer (7.5); what it had brought ahead of its turn counts
+    /// The connection is gone. Its tasks end without an answer (11.14.5); what it had brought ahead of its turn counts
     /// as received. The others go on.
     pub fn drop_connection(&mut self, gone: ConnectionId, now: Instant) -> Vec<Dropped> {
         let connection = &mut self.connections[gone];
-        connection.state = State::Vacant;
+        connection.go(Happening::Dropped);
         connection.current = Current::Ignored;
         connection.ping = None;
         let text = core::mem::take(&mut connection.text);
@@ -323,10 +361,12 @@ impl Session {
         self.give_up_aborted(on, now);
         self.begin_due_management(Some(now));
         self.lift_late_fence(now);
+        let fenced = self.fence.is_some();
         let connection = &mut self.connections[on];
         if let Some(keepalive) = connection.keepalive {
             match connection.ping {
-                Some((_, sent)) if connection.last_activity >= sent => connection.ping = None,
+                // A fence waits for the answer itself.
+                Some((_, sent)) if connection.last_activity >= sent && !fenced => connection.ping = None,
                 Some((_, sent)) if now.since(sent) >= keepalive.answer => {
                     self.close(on, CloseReason::PeerSilent);
                     return;
@@ -375,5 +415,27 @@ impl Session {
                     && !task.data_out.is_quiet()
                     && late(task.touched)
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iscsi::doc_table::{assert_doc_table, table};
+
+    #[test]
+    fn states_move_as_the_table_in_the_docs_says() {
+        use Happening::*;
+        let states = [State::Open, State::Leaving, State::Closing, State::Closed, State::Vacant];
+        let made = table(
+            "state",
+            (&states, |state| format!("{state:?}")),
+            (&[Joined, Ends, Fails, LastSent, AllSent, Dropped], |happening| format!("{happening:?}")),
+            |state, happening| match state.after(happening) {
+                next if next == state => String::new(),
+                next => format!("{next:?}"),
+            },
+        );
+        assert_doc_table(include_str!("connection.rs"), "state", &made);
     }
 }

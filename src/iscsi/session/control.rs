@@ -6,7 +6,7 @@
 //! Unlike a SCSI Command such a request takes its turn when it is complete, so that one with a damaged data
 //! segment counts as not received (RFC 7143, 7.8).
 
-use super::connection::State;
+use super::connection::{Happening, State};
 use super::output::Answer;
 use super::{ConnectionId, Held, HeldRequest, LogoutScope, Session, SessionEvent};
 use crate::clock::Instant;
@@ -73,7 +73,6 @@ impl Session {
     fn take_nop_without_tag(&mut self, on: ConnectionId, bhs: &Bhs) {
         match NopOut::decode(bhs) {
             Ok(nop) => {
-                self.note_exp_stat_sn(on, nop.exp_stat_sn);
                 let connection = &mut self.connections[on];
                 if let (NopOutPurpose::Answer { transfer_tag, .. }, Some((awaited, _))) =
                     (nop.purpose, connection.ping)
@@ -81,6 +80,7 @@ impl Session {
                 {
                     connection.ping = None;
                 }
+                self.note_exp_stat_sn(on, nop.exp_stat_sn);
             }
             Err(_) => self.reject(on, RejectReason::InvalidPduField),
         }
@@ -114,7 +114,7 @@ impl Session {
         }
         if let Some(ends) = ends {
             if closes_this {
-                self.connections[on].state = State::Leaving;
+                self.connections[on].go(Happening::Ends);
             }
             self.events.push_back(SessionEvent::Logout { connection: on, ends });
         }
@@ -163,7 +163,7 @@ impl Session {
         if self.connections[on].state == State::Open {
             let event = AsyncEvent::SessionDrop { time2wait_s: 0, time2retain_s: 0 };
             self.answer(on, Answer::Async { event }, None);
-            self.connections[on].state = State::Closing;
+            self.connections[on].go(Happening::Fails);
         }
     }
 }

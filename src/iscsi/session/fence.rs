@@ -8,19 +8,19 @@
 //! | Before   | every other connection to confirm what it was sent   | the response is sent, `After`          |
 //! | After    | the initiator to confirm the response                | replies that were held back go on      |
 //!
-//! One connection needs no fence: its StatSNs are in order. A fence is lifted after a while by itself: what keeps the
-//! initiator from confirming may be that it waits for us.
+//! One connection needs no fence: its StatSNs are in order. A fence is lifted after a while by itself (`FENCE_WAIT`).
 
-use super::connection::State;
+use super::connection::{Happening, State};
 use super::management::Asked;
 use super::output::{Answer, Queued};
 use super::{ConnectionId, ManagementFunction, ManagementResponse, Session, SessionEvent, TaskId};
 use crate::clock::{Duration, Instant};
 use crate::iscsi::command_window::Place;
-use crate::iscsi::pdu::InitiatorTaskTag;
+use crate::iscsi::pdu::{InitiatorTaskTag, TargetTransferTag};
 use crate::iscsi::serial::StatSn;
 
-const FENCE_WAIT: Duration = Duration::from_secs(2);
+/// An initiator that confirms nothing for so long may wait for us.
+const FENCE_WAIT: Duration = Duration::from_secs(8);
 
 /// A fence that is up.
 #[derive(Debug)]
@@ -29,8 +29,9 @@ pub(super) struct Fence {
     answer: Option<(InitiatorTaskTag, ManagementResponse, Place)>,
     /// Where the answer goes.
     on: ConnectionId,
-    /// Connections whose confirmation is awaited: up to this number, once all before it is sent.
-    awaited: Vec<(ConnectionId, Option<StatSn>)>,
+    /// Connections whose confirmation is awaited: once all before it is sent, up to this number, and the answer of this
+    /// ping, because Data-In without status has no number.
+    awaited: Vec<(ConnectionId, Option<(StatSn, TargetTransferTag)>)>,
     /// Tasks whose reply came meanwhile.
     held: Vec<TaskId>,
     since: Option<Instant>,
@@ -46,7 +47,7 @@ impl Session {
         if single || closes_this || others.is_empty() {
             self.answer(on, Answer::Management { task_tag, response, closes_this }, Some(place));
             if closes_this && self.connections[on].state == State::Open {
-                self.connections[on].state = State::Leaving;
+                self.connections[on].go(Happening::Ends);
                 self.events.push_back(SessionEvent::Reset { connection: on });
             }
             return;
@@ -65,17 +66,19 @@ impl Session {
 
     /// Everything that was queued on this connection before the fence is sent.
     pub(super) fn mark_reached(&mut self, on: ConnectionId, now: Instant) {
-        let stat_sn = self.connections[on].next_stat_sn;
+        if self.fence.is_none() {
+            return;
+        }
+        // An earlier ping may be answered by what was sent before it.
+        self.connections[on].ping = None;
+        self.ping(on, now);
+        let connection = &self.connections[on];
+        let sent = connection.ping.map(|(tag, _)| (connection.next_stat_sn, tag));
         let Some(fence) = &mut self.fence else { return };
         for (of, awaited) in &mut fence.awaited {
             if *of == on {
-                *awaited = Some(stat_sn);
+                *awaited = sent;
             }
-        }
-        if self.connections[on].exp_stat_sn.before(stat_sn) {
-            // Solicits a confirmation; an earlier ping may be answered by what was sent before it.
-            self.connections[on].ping = None;
-            self.ping(on, now);
         }
         self.check_fence();
     }
@@ -87,7 +90,10 @@ impl Session {
         fence.awaited.retain(|(on, awaited)| {
             let connection = &connections[*on];
             connection.state == State::Open
-                && awaited.is_none_or(|stat_sn| connection.exp_stat_sn.before(stat_sn))
+                && awaited.is_none_or(|(stat_sn, ping)| {
+                    let unanswered = connection.ping.is_some_and(|(tag, _)| tag == ping);
+                    unanswered || connection.exp_stat_sn.before(stat_sn)
+                })
         });
         if !fence.awaited.is_empty() {
             return;

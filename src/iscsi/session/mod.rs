@@ -375,7 +375,7 @@ impl Session {
 
     fn close(&mut self, on: ConnectionId, reason: CloseReason) {
         if self.connections[on].state == State::Open {
-            self.connections[on].state = State::Closing;
+            self.connections[on].go(connection::Happening::Fails);
             self.connections[on].current = Current::Ignored;
             self.events.push_back(SessionEvent::Close { connection: on, reason });
         }

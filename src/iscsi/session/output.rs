@@ -3,7 +3,7 @@
 //! Knows StatSN and how a reply becomes Data-In PDUs and a SCSI Response. Does not know buffers: data-in is named
 //! by task, offset and length.
 
-use super::connection::State;
+use super::connection::Happening;
 use super::{ConnectionId, Session, TaskId, status};
 use crate::clock::Instant;
 use crate::iscsi::command_window::Place;
@@ -18,7 +18,7 @@ use crate::iscsi::pdu::scsi_response::{Outcome, ScsiResponse};
 use crate::iscsi::pdu::task_mgmt::{ManagementResponse, TaskManagementResponse};
 use crate::iscsi::pdu::text::TextResponse;
 use crate::iscsi::pdu::{InitiatorTaskTag, LunField, TargetTransferTag};
-use crate::iscsi::task::Phase;
+use crate::iscsi::task::{self, Phase};
 
 /// A PDU to be sent; padding and digests are added by the sender.
 #[derive(Debug)]
@@ -97,9 +97,7 @@ impl Session {
             let connection = &mut self.connections[on];
             let pdu = match connection.output.front() {
                 None => {
-                    if connection.state != State::Open {
-                        connection.state = State::Closed;
-                    }
+                    connection.go(Happening::AllSent);
                     return None;
                 }
                 Some(Queued::Task(task)) => {
@@ -230,7 +228,9 @@ impl Session {
     /// The last PDU of the task at the front of the queue is on its way: its slot and its place in the window
     /// are free, which that very PDU tells. Gives the id back when the shard knows the task.
     fn retire_task(&mut self, id: TaskId) -> Option<TaskId> {
-        let task = self.tasks.remove(id)?;
+        let mut task = self.tasks.remove(id)?;
+        let stays = task.go(task::Happening::Sent);
+        debug_assert!(!stays, "a task in phase {:?} was answered", task.phase);
         self.connections[task.connection].output.pop_front();
         self.window.finish(task.place);
         task.is_known.then_some(id)
@@ -270,14 +270,14 @@ impl Session {
             Answer::Management { task_tag, response, closes_this } => {
                 let stat_sn = connection.next_stat_sn.take();
                 if closes_this {
-                    connection.state = State::Closed;
+                    connection.go(Happening::LastSent);
                 }
                 (TaskManagementResponse { response, task_tag, stat_sn, window }.encode(), OutData::None)
             }
             Answer::Logout { task_tag, outcome, closes_this } => {
                 let stat_sn = connection.next_stat_sn.take();
                 if closes_this {
-                    connection.state = State::Closed;
+                    connection.go(Happening::LastSent);
                 }
                 // Nothing survives a logout here, so there is nothing to wait for (11.15.3).
                 let response =

@@ -16,7 +16,7 @@ use crate::iscsi::pdu::data_out::{DataOut, Solicitation};
 use crate::iscsi::pdu::opcode::RequestOpcode;
 use crate::iscsi::pdu::reject::RejectReason;
 use crate::iscsi::pdu::scsi_command::{CDB_BYTES, ScsiCommand, Transfer};
-use crate::iscsi::task::{Direction, Phase, Reply, Task};
+use crate::iscsi::task::{Direction, Happening, Phase, Reply, Task};
 use crate::limits;
 
 /// How far a task had come when it was aborted.
@@ -326,7 +326,7 @@ impl Session {
         {
             task.wanted = Some(wanted);
             task.data_out.accept(wanted);
-            task.phase = Phase::Receiving;
+            task.go(Happening::Accepted);
             self.advance(id);
         }
     }
@@ -346,7 +346,7 @@ impl Session {
         if task.direction == Direction::Read {
             task.data_in = DataInSequence::new(reply.data_in.min(task.expected));
         }
-        task.phase = Phase::Settling;
+        task.go(Happening::Completed);
         task.data_out.drain();
         self.advance(id);
     }
@@ -365,7 +365,7 @@ impl Session {
             output.retain(|queued| !matches!(queued, Queued::Task(other) if *other == id));
         }
         task.is_known = false;
-        task.phase = Phase::Aborting;
+        task.go(Happening::Aborted);
         task.data_out.drain();
         self.forget_behind_fence(id);
         self.advance(id);
@@ -389,7 +389,7 @@ impl Session {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.reply =
             Reply { status: refusal.status, residual: task.residual(0), sense: refusal.data_segment() };
-        task.phase = Phase::Settling;
+        task.go(Happening::DataWrong);
         task.data_out.drain();
     }
 
@@ -405,16 +405,18 @@ impl Session {
                 Step::Wait => {}
                 Step::Solicit => self.enqueue_task(id),
                 Step::Complete => {
-                    task.phase = Phase::Executing;
+                    task.go(Happening::DataHere);
                     let received = task.data_out.received();
                     self.events.push_back(SessionEvent::DataComplete { task: id, received });
                 }
             },
-            Phase::Settling if task.data_out.is_quiet() => {
-                task.phase = Phase::Replying;
-                self.enqueue_task(id);
+            Phase::Settling | Phase::Aborting if task.data_out.is_quiet() => {
+                if task.go(Happening::Quiet) {
+                    self.enqueue_task(id);
+                } else {
+                    self.remove_aborted(id);
+                }
             }
-            Phase::Aborting if task.data_out.is_quiet() => self.remove_aborted(id),
             Phase::Offered | Phase::Executing | Phase::Settling | Phase::Replying | Phase::Aborting => {}
         }
     }

@@ -412,12 +412,12 @@ fn an_immediate_command_precedes_a_function_with_its_number() {
     assert!(initiator.session.precedes(task, at));
 }
 
-/// A NOP-Out that only confirms.
-fn confirm(initiator: &mut Initiator, on: ConnectionId, exp_stat_sn: u32) {
+/// The answer to a ping.
+fn confirm(initiator: &mut Initiator, on: ConnectionId, ping: &OutPdu, exp_stat_sn: u32) {
     let mut bhs = Bhs::default();
     (bhs.0[0], bhs.0[1]) = (0x40, 0x80);
     bhs.put_u32(16, u32::MAX);
-    bhs.put_u32(20, u32::MAX);
+    bhs.put_u32(20, ping.header.u32_at(20));
     bhs.put_u32(28, exp_stat_sn);
     initiator.on(on).send(&bhs);
 }
@@ -443,13 +443,14 @@ fn the_answer_of_a_function_comes_behind_a_fence() {
     initiator.session.complete(later, TaskReply::good(0));
     initiator.silent();
     initiator.on(ON).silent();
-    confirm(&mut initiator, second, 101);
+    confirm(&mut initiator, second, &ping, 101);
     let answer = initiator.on(ON).output().unwrap();
     assert_eq!(answer.header.opcode(), ResponseOpcode::TaskManagement as u8);
-    assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::NopIn as u8);
+    let ping = initiator.output().unwrap();
+    assert_eq!(ping.header.opcode(), ResponseOpcode::NopIn as u8);
     initiator.on(second).silent();
     // What was said after it waits until the answer is confirmed.
-    confirm(&mut initiator, ON, 101);
+    confirm(&mut initiator, ON, &ping, 101);
     assert_eq!(initiator.on(second).output().unwrap().header.task_tag(), InitiatorTaskTag(2));
 }
 
@@ -472,7 +473,7 @@ fn a_fence_falls_with_time_or_with_the_connection_it_waits_for() {
         } else {
             initiator.session.handle_timeout(ON, Instant(1_000_000_000));
             initiator.silent();
-            initiator.session.handle_timeout(ON, Instant(3_000_000_000));
+            initiator.session.handle_timeout(ON, Instant(9_000_000_000));
         }
         assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::TaskManagement as u8);
     }
