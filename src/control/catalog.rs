@@ -38,6 +38,7 @@ pub struct UnitSpec {
     pub readonly: bool,
     pub removable: bool,
     pub block_size: BlockSize,
+    pub physical_block_size: BlockSize,
     pub chain: OpenedChain,
 }
 
@@ -117,6 +118,6 @@ fn open_unit(
             unit.path.display()
         ));
     }
-    let UnitConfig { lun, readonly, removable, block_size, .. } = *unit;
-    Ok(UnitSpec { lun, readonly, removable, block_size, chain })
+    let UnitConfig { lun, readonly, removable, block_size, physical_block_size, .. } = *unit;
+    Ok(UnitSpec { lun, readonly, removable, block_size, physical_block_size, chain })
 }

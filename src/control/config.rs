@@ -96,6 +96,8 @@ pub struct UnitConfig {
     /// The initiator may eject the medium: until it is loaded again, the unit is NOT READY.
     pub removable: bool,
     pub block_size: BlockSize,
+    /// What the unit says its medium is made of; never smaller than its logical blocks.
+    pub physical_block_size: BlockSize,
 }
 
 /// Where something was written, for messages.
@@ -146,6 +148,7 @@ struct RawTarget {
     redirect: Option<RawRedirect>,
     portals: Option<Spanned<Vec<Spanned<String>>>>,
     block_size: Option<Spanned<i64>>,
+    physical_block_size: Option<Spanned<i64>>,
     #[serde(default)]
     lun: Vec<Spanned<RawLun>>,
 }
@@ -181,6 +184,9 @@ struct RawMutual {
     secret_file: Spanned<PathBuf>,
 }
 
+/// The keys `block_size` and `physical_block_size`.
+type RawBlocks = (Option<Spanned<i64>>, Option<Spanned<i64>>);
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawLun {
@@ -192,6 +198,7 @@ struct RawLun {
     #[serde(default)]
     removable: bool,
     block_size: Option<Spanned<i64>>,
+    physical_block_size: Option<Spanned<i64>>,
 }
 
 /// Reads and checks a configuration file. All that is wrong with it comes back, in order of the file; a syntax
@@ -368,12 +375,12 @@ impl<'a> Reader<'a> {
         let access = self.access(raw.initiators, raw.addresses);
         let (redirect, portals) = (self.redirect(raw.redirect), self.portals(raw.portals, listen));
         let chap = raw.chap.and_then(|chap| self.chap(chap));
-        let block_size = raw.block_size.map(|value| self.block_size(&value)).unwrap_or_default();
+        let blocks = (raw.block_size, raw.physical_block_size);
         let mut units: Vec<UnitConfig> = Vec::new();
         let mut lines: HashMap<u16, usize> = HashMap::new();
         for lun in raw.lun {
             let line = self.line(&lun.get_ref().lun);
-            let Some(unit) = self.unit(lun, block_size, &lines) else { continue };
+            let Some(unit) = self.unit(lun, &blocks, &lines) else { continue };
             lines.insert(unit.lun, line);
             units.push(unit);
         }
@@ -417,23 +424,41 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn block_size(&mut self, raw: &Spanned<i64>) -> BlockSize {
+    fn block_size(&mut self, key: &str, raw: &Spanned<i64>) -> BlockSize {
         let size = u32::try_from(*raw.get_ref()).ok().and_then(BlockSize::from_bytes);
         size.unwrap_or_else(|| {
-            self.refuse(raw, format!("block_size {} is neither 512 nor 4096", raw.get_ref()));
+            self.refuse(raw, format!("{key} {} is neither 512 nor 4096", raw.get_ref()));
             BlockSize::default()
         })
+    }
+
+    /// The logical and the physical block size of a LUN: its own keys, else its target's, else 512 and 4096.
+    fn block_sizes(&mut self, own: &RawBlocks, target: &RawBlocks) -> (BlockSize, BlockSize) {
+        let logical = own.0.as_ref().or(target.0.as_ref());
+        let logical = logical.map(|raw| self.block_size("block_size", raw)).unwrap_or_default();
+        let Some(raw) = own.1.as_ref().or(target.1.as_ref()) else { return (logical, BlockSize::B4096) };
+        let physical = self.block_size("physical_block_size", raw);
+        if physical.bytes() < logical.bytes() {
+            let reason = format!(
+                "physical_block_size {} is less than block_size {}: a physical block holds whole logical ones",
+                physical.bytes(),
+                logical.bytes()
+            );
+            self.refuse(raw, reason);
+        }
+        (logical, physical)
     }
 
     fn unit(
         &mut self,
         raw: Spanned<RawLun>,
-        default_block: BlockSize,
+        blocks: &RawBlocks,
         lines: &HashMap<u16, usize>,
     ) -> Option<UnitConfig> {
         let raw = raw.into_inner();
         let lun = *raw.lun.get_ref();
-        let block_size = raw.block_size.map_or(default_block, |value| self.block_size(&value));
+        let (block_size, physical_block_size) =
+            self.block_sizes(&(raw.block_size, raw.physical_block_size), blocks);
         let Some(lun) = u16::try_from(lun).ok().filter(|lun| usize::from(*lun) < UNITS_PER_TARGET_MAX) else {
             let reason = format!("LUN {lun} is out of range: 0 to {}", UNITS_PER_TARGET_MAX - 1);
             self.refuse(&raw.lun, reason);
@@ -451,7 +476,16 @@ impl<'a> Reader<'a> {
         match std::fs::metadata(&path) {
             Ok(_) => {
                 let (format, readonly, removable) = (raw.format, raw.readonly, raw.removable);
-                Some(UnitConfig { lun, path, origin, format, readonly, removable, block_size })
+                Some(UnitConfig {
+                    lun,
+                    path,
+                    origin,
+                    format,
+                    readonly,
+                    removable,
+                    block_size,
+                    physical_block_size,
+                })
             }
             Err(error) => {
                 self.refuse(&raw.path, format!("image {} cannot be opened: {error}", path.display()));
@@ -481,6 +515,7 @@ block_size = 4096
   lun = 0
   path = "image"
   block_size = 512
+  physical_block_size = 512
   removable = true
 "#;
 
@@ -518,9 +553,10 @@ block_size = 4096
         let units: Vec<_> = target
             .units
             .iter()
-            .map(|unit| (unit.lun, unit.readonly, unit.removable, unit.block_size))
+            .map(|unit| (unit.lun, unit.readonly, unit.removable, unit.block_size, unit.physical_block_size))
             .collect();
-        assert_eq!(units, [(0, false, true, BlockSize::B512), (1, true, false, BlockSize::B4096)]);
+        let (small, large) = (BlockSize::B512, BlockSize::B4096);
+        assert_eq!(units, [(0, false, true, small, small), (1, true, false, large, large)]);
     }
 
     #[test]
@@ -536,6 +572,14 @@ block_size = 4096
                 "10: LUN 256 is out of range: 0 to 255",
             ]
         );
+    }
+
+    #[test]
+    fn a_physical_block_holds_whole_logical_ones() {
+        let folder = folder();
+        let text = GOOD.replace("physical_block_size = 512", "").replace("readonly = true", "physical_block_size = 512");
+        let refused = "12: physical_block_size 512 is less than block_size 4096: a physical block holds whole logical ones";
+        assert_eq!(errors(folder.path(), &text), [refused]);
     }
 
     #[test]

@@ -27,7 +27,6 @@ use crate::shard::{
     Directory, DirectoryEntry, Keeper, Mailbox, Message, NoKeeper, PORTAL_GROUP, Peer, Sent, Shard,
     ShardConfig, ShardId, ShardSeed, TargetSeed, UnitSeed,
 };
-use crate::units::BlockSize;
 use crate::uring::host::{self, Signal, Signals};
 use crate::uring::{UringConfig, UringIo, probe};
 
@@ -251,7 +250,7 @@ fn target(
             identity: UnitIdentity { target_name: spec.name.clone(), lun, serial: None },
             block_size,
             blocks: chain.sectors().0 / block_size.sectors(),
-            physical_exponent: if block_size == BlockSize::B512 { 3 } else { 0 },
+            physical_exponent: (unit.physical_block_size.bytes() / block_size.bytes()).trailing_zeros() as u8,
             read_only: !writable,
             thin: true,
             removable: unit.removable,

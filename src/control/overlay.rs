@@ -44,7 +44,17 @@ pub(super) fn prepare(
         }
         let origin = Origin::CommandLine;
         let (format, readonly, removable) = (Some(format), false, false);
-        let unit = UnitConfig { lun: 0, path, origin, format, readonly, removable, block_size };
+        let physical_block_size = BlockSize::B4096;
+        let unit = UnitConfig {
+            lun: 0,
+            path,
+            origin,
+            format,
+            readonly,
+            removable,
+            block_size,
+            physical_block_size,
+        };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
         targets.push(TargetConfig::open(name, origin, vec![unit]));

@@ -164,6 +164,8 @@ pub(super) enum Command {
     },
     ModeSelect {
         short: bool,
+        /// SP: the values outlive the process.
+        save: bool,
         len: u32,
     },
     StartStopUnit(StartStop),
@@ -383,14 +385,11 @@ fn mode_sense(fields: &Fields<'_>, short: bool, allocation: u32) -> Command {
 }
 
 fn mode_select(fields: &Fields<'_>, short: bool, len: u32) -> Result<Command, Sense> {
-    // PF zero announces vendor-specific pages, SP asks to save: there is neither.
+    // PF zero announces vendor-specific pages: there are none.
     if !fields.bit(1, 0x10) {
         return Err(Sense::cdb_field(1, 4));
     }
-    if fields.bit(1, 0x01) {
-        return Err(Sense::cdb_field(1, 0));
-    }
-    Ok(Command::ModeSelect { short, len })
+    Ok(Command::ModeSelect { short, save: fields.bit(1, 0x01), len })
 }
 
 fn start_stop(fields: &Fields<'_>) -> StartStop {

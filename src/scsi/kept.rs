@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::device::InitiatorPort;
+use super::mode::ModeValues;
 use super::reservation::ReservationType;
 use crate::limits;
 
@@ -15,6 +16,8 @@ use crate::limits;
 pub struct KeptUnit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservations: Option<KeptReservations>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modes: Option<ModeValues>,
 }
 
 impl KeptUnit {
@@ -157,6 +160,7 @@ mod tests {
     fn what_is_written_is_read_back() {
         let port = InitiatorPort { name: "iqn.a:b".into(), isid: [0, 2, 0x3D, 0, 0, 1] };
         let kept = KeptUnit {
+            modes: Some(ModeValues { write_cache: false, ..ModeValues::default() }),
             reservations: Some(KeptReservations {
                 registrants: vec![KeptRegistrant { port, key: u64::MAX, all_ports: true }],
                 held: Some(KeptHeld { kind: ReservationType::ExclusiveAccess, by: 0 }),

@@ -3,7 +3,9 @@
 //! Knows pages, headers and block descriptors, and which bits an initiator may change. Does not know who asked,
 //! nor what else a change causes (`unit`).
 //!
-//! All I_T nexuses share one set of values (VPD page 87h says so). Nothing is saved.
+//! All I_T nexuses share one set of values (VPD page 87h says so). They are saved where the unit has a place for that.
+
+use serde::{Deserialize, Serialize};
 
 use super::capacity::Geometry;
 use super::cdb::PageControl;
@@ -23,8 +25,9 @@ const D_SENSE: u8 = 0x04;
 const SWP: u8 = 0x08;
 
 /// The values an initiator can change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ModeValues {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModeValues {
     /// True: a write may sit in volatile memory until SYNCHRONIZE CACHE or FUA.
     pub(super) write_cache: bool,
     pub(super) descriptor_sense: bool,
@@ -120,6 +123,8 @@ pub(super) struct ModeSubject {
     pub(super) geometry: Geometry,
     /// The image takes no writes; SWP adds to this.
     pub(super) read_only: bool,
+    /// The saved values; `None`: there is no place to save any.
+    pub(super) saved: Option<ModeValues>,
 }
 
 /// MODE SENSE(6) and (10) parameter data, uncut.
@@ -131,11 +136,14 @@ pub(super) fn sense(query: ModeQuery, values: ModeValues, subject: ModeSubject) 
         PageControl::Current => (values, true),
         PageControl::Changeable => (ModeValues::CHANGEABLE, false),
         PageControl::Default => (ModeValues::default(), true),
-        PageControl::Saved => return Err(Sense::SAVING_NOT_SUPPORTED),
+        PageControl::Saved => (subject.saved.ok_or(Sense::SAVING_NOT_SUPPORTED)?, true),
     };
     let mut pages = Vec::new();
     for page in PAGES.iter().filter(|page| query.wants(page)) {
+        let at = pages.len();
         pages.extend(page.encode(shown, fixed));
+        // PS: the page can be saved.
+        pages[at] |= if subject.saved.is_some() { 0x80 } else { 0 };
     }
     if pages.is_empty() {
         let page_exists = query.page == ALL_PAGES || PAGES.iter().any(|page| page.code == query.page);
@@ -295,7 +303,7 @@ mod tests {
 
     const GEOMETRY: Geometry =
         Geometry { blocks: 0x12_3456, block_size: BlockSize::B512, physical_exponent: 3, thin: true };
-    const SUBJECT: ModeSubject = ModeSubject { geometry: GEOMETRY, read_only: false };
+    const SUBJECT: ModeSubject = ModeSubject { geometry: GEOMETRY, read_only: false, saved: None };
 
     fn query(page: u8, subpage: u8) -> ModeQuery {
         let control = PageControl::Current;
@@ -344,6 +352,10 @@ mod tests {
         assert_eq!(current(ALL_PAGES, 1), Err(Sense::cdb_field(3, 7)));
         let saved = ModeQuery { control: PageControl::Saved, ..query(CACHING, 0) };
         assert_eq!(sense(saved, ModeValues::default(), SUBJECT), Err(Sense::SAVING_NOT_SUPPORTED));
+        let values = ModeValues { write_cache: false, ..ModeValues::default() };
+        let subject = ModeSubject { saved: Some(values), ..SUBJECT };
+        let page = sense(saved, ModeValues::default(), subject).unwrap()[12..].to_vec();
+        assert_eq!((page[0], page[2] & WCE), (0x80 | CACHING, 0), "PS, and what was saved");
     }
 
     #[test]

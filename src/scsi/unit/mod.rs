@@ -52,6 +52,8 @@ pub(super) struct LogicalUnit {
     removable: bool,
     ejected: bool,
     modes: ModeValues,
+    /// What MODE SELECT saved: the values after a reset or a restart.
+    saved: Option<ModeValues>,
     reservations: Reservations,
     /// There is a place for what must outlive the process.
     can_keep: bool,
@@ -62,6 +64,7 @@ pub(super) struct LogicalUnit {
 
 impl LogicalUnit {
     pub(super) fn new(index: UnitIndex, config: &UnitConfig) -> Self {
+        let saved = config.kept.as_ref().and_then(|kept| kept.modes);
         Self {
             index,
             lun: config.identity.lun,
@@ -75,7 +78,8 @@ impl LogicalUnit {
             read_only: config.read_only,
             removable: config.removable,
             ejected: false,
-            modes: ModeValues::default(),
+            modes: saved.unwrap_or_default(),
+            saved,
             reservations: config
                 .kept
                 .as_ref()
@@ -89,7 +93,7 @@ impl LogicalUnit {
 
     /// What must outlive the process.
     fn kept(&self) -> KeptUnit {
-        KeptUnit { reservations: self.reservations.kept() }
+        KeptUnit { reservations: self.reservations.kept(), modes: self.saved }
     }
 
     pub(super) const fn lun(&self) -> Lun {
@@ -249,11 +253,11 @@ impl LogicalUnit {
         }
     }
 
-    /// Logical unit or target reset (SAM-5, 6.3.2 and 6.3.3): modes go back to their defaults, legacy reservations
+    /// Logical unit or target reset (SAM-5, 6.3.2 and 6.3.3): modes go back to what was saved, legacy reservations
     /// and PREVENT end, persistent reservations stay.
     pub(super) fn reset(&mut self, attention: UnitAttention) {
         self.legacy = None;
-        self.modes = ModeValues::default();
+        self.modes = self.saved.unwrap_or_default();
         self.nexuses.iter_mut().for_each(|state| state.prevents = false);
         self.raise_except(None, attention);
     }

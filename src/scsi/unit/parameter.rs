@@ -30,8 +30,8 @@ impl LogicalUnit {
                 let ranges = unmap::parse(list, self.geometry).map_err(Refusal::Check)?;
                 Ok(if ranges.is_empty() { GOOD } else { UnitPlan::Zero { unit: self.index, ranges } })
             }
-            Command::ModeSelect { short, len } => {
-                self.mode_select(nexus, cut(list, len)?, short).map_err(Refusal::Check)
+            Command::ModeSelect { short, save, len } => {
+                self.mode_select(nexus, cut(list, len)?, short, save).map_err(Refusal::Check)
             }
             Command::PersistentReserveOut { action, scope, kind, len } => {
                 let list = cut(list, len)?;
@@ -44,16 +44,26 @@ impl LogicalUnit {
     }
 
     /// Modes are shared: everyone else hears of a change. Turning the write cache off empties it first.
-    fn mode_select(&mut self, nexus: Nexus, list: &[u8], short: bool) -> Result<UnitPlan, Sense> {
-        let before = self.modes;
+    fn mode_select(
+        &mut self,
+        nexus: Nexus,
+        list: &[u8],
+        short: bool,
+        save: bool,
+    ) -> Result<UnitPlan, Sense> {
+        let (before, kept) = (self.modes, self.kept());
         let after = mode::select(list, short, before, self.geometry)?;
-        if after == before {
-            return Ok(GOOD);
+        if save {
+            // Values that are the defaults need no memory.
+            self.saved = Some(after).filter(|values| *values != mode::ModeValues::default());
         }
-        self.modes = after;
-        self.raise_except(Some(nexus), UnitAttention::ModeParametersChanged);
+        if after != before {
+            self.modes = after;
+            self.raise_except(Some(nexus), UnitAttention::ModeParametersChanged);
+        }
         let must_flush = before.write_cache && !after.write_cache && !self.read_only;
-        Ok(if must_flush { UnitPlan::Flush { unit: self.index, immediate: false } } else { GOOD })
+        let plan = if must_flush { UnitPlan::Flush { unit: self.index, immediate: false } } else { GOOD };
+        Ok(self.keeping(&kept, plan))
     }
 
     fn persistent_out(
@@ -303,6 +313,24 @@ mod tests {
         bench.device.reset_unit(UnitIndex(0));
         assert_eq!(bench.codes(A, &TEST_UNIT_READY), (6, 0x29, 3));
         assert_eq!(bench.reply(A, &beyond).sense.unwrap().encode().as_slice()[0], 0x70);
+    }
+
+    #[test]
+    fn saved_modes_are_kept_and_outlive_a_reset() {
+        let mut bench = Bench::with(|unit| unit.kept = Some(KeptUnit::default()));
+        let mut list = bench.data(A, &[0x1A, 8, 0x08, 0, 255, 0]);
+        list[4 + 2] &= !0x04;
+        let len = list.len() as u8;
+        let plan = bench.send(A, &[0x15, 0x11, 0, 0, len, 0], &list);
+        let UnitPlan::Keep { kept, then, .. } = plan else { panic!("{plan:?}") };
+        assert!(matches!(*then, UnitPlan::Flush { .. }));
+        bench.device.reset_unit(UnitIndex(0));
+        assert_eq!(bench.codes(A, &TEST_UNIT_READY), (6, 0x29, 3));
+        assert!(matches!(bench.plan(A, &WRITE_10), UnitPlan::Write { fua: true, .. }));
+        let mut restarted = Bench::with(|unit| unit.kept = Some(*kept));
+        assert!(matches!(restarted.plan(A, &WRITE_10), UnitPlan::Write { fua: true, .. }));
+        let mut nowhere = Bench::new();
+        assert_eq!(codes(nowhere.plan(A, &[0x15, 0x11, 0, 0, len, 0])), (5, 0x24, 0));
     }
 
     #[test]
