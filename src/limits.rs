@@ -27,7 +27,7 @@ pub const ADMIT_SMALLS: u32 = 1 + TASK_RESERVE_SMALLS + SEND_RESERVE_SMALLS + IN
 pub const PLAN_EXTENTS_MAX: usize = 256;
 /// Files whose content the golden cache knows: a room has few golden images, and chains add some.
 pub const GOLDEN_FILES_MAX: usize = 4096;
-/// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT).
+/// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT, EXTENDED COPY, SANITIZE).
 pub const PARAMETER_BYTES_MAX: usize = 8 * 1024;
 /// Data one non-READ command may return (INQUIRY, REPORT LUNS of 256 units, READ FULL STATUS of all registrants):
 /// one chunk.
@@ -38,6 +38,20 @@ pub const TRANSFER_OPTIMAL_BYTES: usize = 1024 * 1024;
 pub const WRITE_SAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The longest COMPARE AND WRITE, each half (VPD page B0h).
 pub const COMPARE_AND_WRITE_BYTES_MAX: usize = 64 * 1024;
+/// EXTENDED COPY: CSCD and segment descriptors of one list, and the bytes of both.
+pub const COPY_DEVICES_MAX: usize = 16;
+pub const COPY_SEGMENTS_MAX: usize = 64;
+pub const COPY_DESCRIPTOR_BYTES_MAX: usize = 4096;
+/// The longest segment: its count of blocks has 16 bits.
+pub const COPY_SEGMENT_BYTES_MAX: u32 = u16::MAX as u32 * 4096;
+/// Copies of one unit that run or may be asked about.
+pub const COPY_RECORDS_MAX: usize = 64;
+/// What a copy reads before it writes.
+pub const COPY_PORTION_BYTES: u64 = 1024 * 1024;
+/// What SANITIZE overwrites or erases at a time, and the most it overwrites in a second: others use the disks too.
+pub const SANITIZE_PORTION_BYTES: u64 = 8 * 1024 * 1024;
+pub const SANITIZE_ERASE_BYTES: u64 = 256 * 1024 * 1024;
+pub const SANITIZE_BYTES_PER_S: u64 = 160 * 1024 * 1024;
 /// All ranges of one UNMAP together (VPD page B0h).
 pub const UNMAP_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// What one GET LBA STATUS looks at; the initiator asks on from there. Bounds the bitmaps it may have to read.
@@ -166,4 +180,7 @@ const _: () = assert!(8 + REGISTRANTS_PER_UNIT_MAX * REGISTRANT_BYTES_MAX <= REP
 const _: () = assert!(8 + 16 * UNMAP_DESCRIPTORS_MAX as usize <= PARAMETER_BYTES_MAX);
 const _: () = assert!(8 + 8 * UNITS_PER_TARGET_MAX <= REPLY_BYTES_MAX);
 const _: () = assert!(2 * COMPARE_AND_WRITE_BYTES_MAX <= TRANSFER_BYTES_MAX);
+const _: () = assert!(16 + COPY_DESCRIPTOR_BYTES_MAX <= PARAMETER_BYTES_MAX);
+const _: () = assert!(COPY_PORTION_BYTES as usize <= TRANSFER_BYTES_MAX);
+const _: () = assert!(COPY_RECORDS_MAX <= u8::MAX as usize);
 const _: () = assert!(TRANSFER_OPTIMAL_BYTES <= TRANSFER_BYTES_MAX);

@@ -577,7 +577,9 @@ block_size = 4096
     #[test]
     fn a_physical_block_holds_whole_logical_ones() {
         let folder = folder();
-        let text = GOOD.replace("physical_block_size = 512", "").replace("readonly = true", "physical_block_size = 512");
+        let text = GOOD
+            .replace("physical_block_size = 512", "")
+            .replace("readonly = true", "physical_block_size = 512");
         let refused = "12: physical_block_size 512 is less than block_size 4096: a physical block holds whole logical ones";
         assert_eq!(errors(folder.path(), &text), [refused]);
     }
@@ -589,7 +591,7 @@ block_size = 4096
         let text = format!("[[target]]{target}[[target]]{target}");
         assert_eq!(
             errors(folder.path(), &text),
-            ["16: target iqn.2026-11.io.goldrush:node-001 stands a second time; it is on line 2 already"]
+            ["17: target iqn.2026-11.io.goldrush:node-001 stands a second time; it is on line 2 already"]
         );
     }
 

@@ -75,6 +75,22 @@ pub(super) enum PersistentOut {
     RegisterAndMove,
 }
 
+/// SANITIZE service actions (SBC-4, table 111). Nothing here is encrypted, so there are no keys to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SanitizeAction {
+    Overwrite,
+    BlockErase,
+    ExitFailureMode,
+}
+
+/// RECEIVE COPY RESULTS service actions (SPC-4, table 252).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyResults {
+    Status,
+    OperatingParameters,
+    FailedSegment,
+}
+
 /// START STOP UNIT, as far as a disk without moving parts cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StartStop {
@@ -143,6 +159,20 @@ pub(super) enum Command {
     PreFetch {
         extent: Extent,
         immediate: bool,
+    },
+    Sanitize {
+        action: SanitizeAction,
+        immediate: bool,
+        may_exit: bool,
+        len: u32,
+    },
+    ExtendedCopy {
+        len: u32,
+    },
+    ReceiveCopyResults {
+        what: CopyResults,
+        list: u8,
+        allocation: u32,
     },
     GetLbaStatus {
         start: Lba,
@@ -286,6 +316,9 @@ pub(super) fn decode(row: &Opcode, bytes: &[u8; CDB_BYTES_MAX]) -> Result<Comman
         Operation::OrWrite => Command::OrWrite { extent: extent(), fua: fields.fua() },
         Operation::WriteSame => return write_same(&fields),
         Operation::Unmap => return unmap(&fields),
+        Operation::Sanitize => return sanitize(&fields),
+        Operation::ExtendedCopy => Command::ExtendedCopy { len: fields.be32(10) },
+        Operation::ReceiveCopyResults => return receive_copy_results(&fields),
         Operation::TestUnitReady => Command::TestUnitReady,
         Operation::Reserve => Command::Reserve,
         Operation::Release => Command::Release,
@@ -343,6 +376,27 @@ fn unmap(fields: &Fields<'_>) -> Result<Command, Sense> {
         return Err(Sense::cdb_field(1, 0));
     }
     Ok(Command::Unmap { len: fields.be16(7) })
+}
+
+fn sanitize(fields: &Fields<'_>) -> Result<Command, Sense> {
+    let action = match fields.bytes[1] & 0x1F {
+        0x01 => SanitizeAction::Overwrite,
+        0x02 => SanitizeAction::BlockErase,
+        0x1F => SanitizeAction::ExitFailureMode,
+        _ => return Err(Sense::cdb_field(1, 4)),
+    };
+    let (immediate, may_exit) = (fields.bit(1, 0x80), fields.bit(1, 0x20));
+    Ok(Command::Sanitize { action, immediate, may_exit, len: fields.be16(7) })
+}
+
+fn receive_copy_results(fields: &Fields<'_>) -> Result<Command, Sense> {
+    let what = match fields.bytes[1] & 0x1F {
+        0 => CopyResults::Status,
+        3 => CopyResults::OperatingParameters,
+        4 => CopyResults::FailedSegment,
+        _ => return Err(Sense::cdb_field(1, 4)),
+    };
+    Ok(Command::ReceiveCopyResults { what, list: fields.bytes[2], allocation: fields.be32(10) })
 }
 
 fn inquiry(fields: &Fields<'_>) -> Result<Command, Sense> {

@@ -5,6 +5,7 @@
 
 use super::attention::UnitAttention;
 use super::cdb::{self, Command};
+use super::copy::{CopyDevice, CopyEnd};
 use super::identity::{SERIAL_BYTES_MAX, UnitIdentity};
 use super::inquiry::{self, Peripheral};
 use super::kept::KeptUnit;
@@ -12,11 +13,12 @@ use super::lun::{Lun, REPORT_LUNS_WELL_KNOWN};
 use super::opcodes::{self, Operation};
 use super::reply::{UnitFault, UnitIndex, UnitPlan, UnitReply};
 use super::report_luns;
+use super::sanitize::SanitizeMethod;
 use super::sense::{Sense, SenseFormat};
 use super::status::ScsiStatus;
 use super::unit::{LogicalUnit, Surroundings};
 use crate::limits;
-use crate::units::{BlockSize, Lba};
+use crate::units::{BlockRange, BlockSize, Lba};
 
 /// An I_T nexus of one device: a slot below `limits::NEXUSES_PER_TARGET_MAX`, re-used after it is detached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -249,6 +251,58 @@ impl Device {
             Some(unit) => unit.check(with_lba),
             None => UnitReply::check(with_lba),
         }
+    }
+
+    /// The unit a copy names, if it is one of this device.
+    pub fn copy_device(&self, device: &CopyDevice) -> Option<UnitIndex> {
+        self.units.iter().position(|unit| unit.is_copy_device(device)).map(|place| UnitIndex(place as u32))
+    }
+
+    /// Whether a copy of this nexus may read, or write, these blocks of the unit now.
+    ///
+    /// # Errors
+    /// What the copy ends with.
+    pub fn may_copy(
+        &self,
+        nexus: Nexus,
+        unit: UnitIndex,
+        range: BlockRange,
+        writes: bool,
+    ) -> Result<(), Sense> {
+        let unit = self.units.get(unit.0 as usize).ok_or(Sense::COPY_UNREACHABLE)?;
+        if !self.is_attached(nexus) {
+            return Err(Sense::COPY_UNREACHABLE);
+        }
+        unit.may_copy(nexus, range, writes)
+    }
+
+    /// The copy with this list identifier has ended.
+    pub fn copy_ended(&mut self, nexus: Nexus, unit: UnitIndex, list: u8, end: CopyEnd) {
+        if let Some(unit) = self.units.get_mut(unit.0 as usize) {
+            unit.copy_ended(nexus, list, end);
+        }
+    }
+
+    /// Writes of the unit are to be stable before they are answered.
+    pub fn writes_through(&self, unit: UnitIndex) -> bool {
+        self.units.get(unit.0 as usize).is_some_and(LogicalUnit::writes_through)
+    }
+
+    /// The sanitize operation that this unit's last run has begun and not ended.
+    pub fn interrupted_sanitize(&self, unit: UnitIndex) -> Option<SanitizeMethod> {
+        self.units.get(unit.0 as usize)?.interrupted_sanitize()
+    }
+
+    /// So many of 65536 parts are done.
+    pub fn sanitize_progress(&mut self, unit: UnitIndex, parts: u16) {
+        if let Some(unit) = self.units.get_mut(unit.0 as usize) {
+            unit.sanitize_progress(parts);
+        }
+    }
+
+    /// The sanitize operation has ended; what the unit remembers now is returned where it is to be written down.
+    pub fn sanitize_ended(&mut self, unit: UnitIndex, well: bool) -> Option<KeptUnit> {
+        self.units.get_mut(unit.0 as usize)?.sanitize_ended(well)
     }
 
     /// LOGICAL UNIT RESET. Every nexus hears of it (SAM-5, 6.3.3), also the one that asked for it.

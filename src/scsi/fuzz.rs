@@ -109,6 +109,8 @@ fn check(plan: &UnitPlan) {
         UnitPlan::LbaStatus { start, .. } => assert!(start.0 < BLOCKS),
         UnitPlan::Parameter { len } => assert!(*len as usize <= limits::PARAMETER_BYTES_MAX && *len > 0),
         UnitPlan::Keep { then, .. } => check(then),
+        UnitPlan::Copy { copy, .. } => assert!(copy.segments.len() <= limits::COPY_SEGMENTS_MAX),
+        UnitPlan::Sanitize { .. } => {}
         UnitPlan::Flush { .. } => {}
     }
 }

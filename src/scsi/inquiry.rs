@@ -26,15 +26,15 @@ pub(super) enum Peripheral {
 /// | 2     | version                 | 32..36 | revision                  |
 /// | 3     | HISUP, data format 2    | 58..74 | eight version descriptors |
 /// | 4     | additional length       |        |                           |
-/// | 5     | TPGS                    |        |                           |
+/// | 5     | TPGS, 3PC               |        |                           |
 /// | 7     | CMDQUE                  |        |                           |
 pub(super) fn standard(peripheral: Peripheral) -> Vec<u8> {
     let mut data = vec![0; DATA_BYTES];
     match peripheral {
         Peripheral::Disk { removable } => {
             data[1] = if removable { 0x80 } else { 0 };
-            // Implicit asymmetric access, in one group that is always active: REPORT TARGET PORT GROUPS.
-            data[5] = 0x10;
+            // Implicit asymmetric access, in one group that is always active: REPORT TARGET PORT GROUPS. 3PC: it copies.
+            data[5] = 0x18;
         }
         Peripheral::Absent => data[0] = 0x7F,
     }
@@ -68,7 +68,7 @@ mod tests {
     fn standard_data_claims_spc4_sbc3_and_iscsi() {
         let data = standard(Peripheral::Disk { removable: false });
         assert_eq!(data.len(), 96);
-        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x10, 0, 2]);
+        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x18, 0, 2]);
         assert_eq!(data[58..66], [0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0, 0x09, 0x60]);
         assert!(data[8..36].iter().all(|byte| (0x20..0x7F).contains(byte)));
     }

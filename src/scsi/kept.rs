@@ -1,4 +1,5 @@
-//! What a unit remembers across restarts: reservations whose initiators asked for it (APTPL), saved mode parameters.
+//! What a unit remembers across restarts: reservations whose initiators asked for it (APTPL), saved mode parameters, a
+//! sanitize operation that has not ended.
 //!
 //! Knows the shape of that memory and which values it may have. Does not know where it is kept, nor in which
 //! encoding: whoever keeps it gets plain values, and gives back values that are checked like any other input.
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::device::InitiatorPort;
 use super::mode::ModeValues;
 use super::reservation::ReservationType;
+use super::sanitize::Sanitizing;
 use crate::limits;
 
 /// A unit's memory. Empty: nothing to keep, and nothing kept.
@@ -18,6 +20,9 @@ pub struct KeptUnit {
     pub reservations: Option<KeptReservations>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modes: Option<ModeValues>,
+    /// A sanitize operation that has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sanitizing: Option<Sanitizing>,
 }
 
 impl KeptUnit {
@@ -145,6 +150,7 @@ impl From<KeptReservations> for RawReservations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scsi::sanitize::SanitizeMethod;
 
     fn read(text: &str) -> Result<KeptUnit, String> {
         serde_json::from_str(text).map_err(|error| error.to_string())
@@ -160,6 +166,7 @@ mod tests {
     fn what_is_written_is_read_back() {
         let port = InitiatorPort { name: "iqn.a:b".into(), isid: [0, 2, 0x3D, 0, 0, 1] };
         let kept = KeptUnit {
+            sanitizing: Some(Sanitizing { method: SanitizeMethod::BlockErase, may_exit: true }),
             modes: Some(ModeValues { write_cache: false, ..ModeValues::default() }),
             reservations: Some(KeptReservations {
                 registrants: vec![KeptRegistrant { port, key: u64::MAX, all_ports: true }],

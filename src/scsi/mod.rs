@@ -6,6 +6,7 @@
 mod attention;
 mod capacity;
 mod cdb;
+mod copy;
 mod device;
 mod identity;
 mod inquiry;
@@ -17,6 +18,7 @@ mod reply;
 mod report_luns;
 mod reservation;
 mod reservation_data;
+mod sanitize;
 mod sense;
 mod status;
 mod unit;
@@ -30,10 +32,12 @@ mod reservation_model;
 
 pub mod fuzz;
 
+pub use copy::{Copy, CopyDevice, CopyEnd, CopySegment};
 pub use device::{Device, DeviceConfig, DeviceError, InitiatorPort, Nexus, UnitConfig};
 pub use identity::{SERIAL_BYTES_MAX, UnitIdentity};
 pub use kept::{KeptReservations, KeptUnit};
 pub use lun::{Lun, LunError, REPORT_LUNS_WELL_KNOWN};
 pub use reply::{LbaRun, UnitFault, UnitIndex, UnitPlan, UnitReply, lba_runs_max, lba_status};
+pub use sanitize::{SanitizeMethod, Sanitizing};
 pub use sense::{FieldPointer, SENSE_BYTES_MAX, Sense, SenseBytes, SenseFormat, SenseKey};
 pub use status::ScsiStatus;

@@ -25,6 +25,9 @@ pub(super) enum Operation {
     OrWrite,
     WriteSame,
     Unmap,
+    Sanitize,
+    ExtendedCopy,
+    ReceiveCopyResults,
     SynchronizeCache,
     PreFetch,
     GetLbaStatus,
@@ -75,6 +78,7 @@ pub(super) struct Timeouts {
 
 const QUICK: Timeouts = Timeouts { nominal_s: 1, recommended_s: 10 };
 const MEDIUM_IO: Timeouts = Timeouts { nominal_s: 5, recommended_s: 30 };
+const HOURS: Timeouts = Timeouts { nominal_s: 600, recommended_s: 6 * 3600 };
 const LONG_IO: Timeouts = Timeouts { nominal_s: 10, recommended_s: 60 };
 
 /// CONTROL: NACA is evaluated and, like the obsolete LINK, refused.
@@ -83,6 +87,9 @@ const CONTROL_REFUSED: u8 = 0x05;
 
 /// RDPROTECT, WRPROTECT, VRPROTECT and ORPROTECT sit in the same place; there is no protection information.
 const PROTECT: &[(u8, u8)] = &[(1, 0xE0)];
+
+/// ZNR, and reserved bits a command that wipes a disk does not overlook.
+const SANITIZE_RESERVED: &[(u8, u8)] = &[(1, 0x40), (2, 0xFF), (3, 0xFF), (4, 0xFF), (5, 0xFF), (6, 0xFF)];
 
 /// One supported command.
 #[derive(Debug)]
@@ -157,6 +164,11 @@ impl Opcode {
         self
     }
 
+    const fn hours(mut self) -> Self {
+        self.timeouts = HOURS;
+        self
+    }
+
     const fn thin(mut self) -> Self {
         self.thin_only = true;
         self
@@ -213,6 +225,12 @@ pub(super) const OPCODES: &[Opcode] = &[
     Opcode::write(Op::WriteSame, &[0x41, 0x18, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, NACA])
         .refusing(&[(1, 0xE7)]).long(),
     Opcode::write(Op::Unmap, &[0x42, 0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, NACA]).thin().long(),
+    Opcode::write(Op::Sanitize, &[0x48, 0xA1, 0, 0, 0, 0, 0, 0xFF, 0xFF, NACA])
+        .service_action().refusing(SANITIZE_RESERVED).hours(),
+    Opcode::write(Op::Sanitize, &[0x48, 0xA2, 0, 0, 0, 0, 0, 0xFF, 0xFF, NACA])
+        .service_action().refusing(SANITIZE_RESERVED).hours(),
+    Opcode::write(Op::Sanitize, &[0x48, 0xBF, 0, 0, 0, 0, 0, 0xFF, 0xFF, NACA])
+        .service_action().refusing(SANITIZE_RESERVED),
     Opcode::new(Op::ModeSelect10, WriteAccess, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xFF, 0xFF, NACA]),
     Opcode::new(Op::Reserve, Legacy, &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, NACA]).refusing(&[(1, 0x13)]),
     Opcode::new(Op::Release, Legacy, &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, NACA]).refusing(&[(1, 0x13)]),
@@ -241,6 +259,14 @@ pub(super) const OPCODES: &[Opcode] = &[
         .service_action(),
     Opcode::new(Op::PersistentReserveOut, Persistent, &[0x5F, 0x07, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, NACA])
         .service_action(),
+    Opcode::new(Op::ExtendedCopy, WriteAccess, &[0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0,
+        0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).service_action().hours(),
+    Opcode::new(Op::ReceiveCopyResults, WriteAccess, &[0x84, 0x00, 0xFF, 0, 0, 0, 0, 0, 0, 0,
+        0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).service_action(),
+    Opcode::new(Op::ReceiveCopyResults, WriteAccess, &[0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0,
+        0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).service_action(),
+    Opcode::new(Op::ReceiveCopyResults, WriteAccess, &[0x84, 0x04, 0xFF, 0, 0, 0, 0, 0, 0, 0,
+        0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).service_action(),
     Opcode::read(Op::Read, &[0x88, 0x18, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,
         0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).refusing(PROTECT),
     Opcode::write(Op::CompareAndWrite, &[0x89, 0x18, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,

@@ -2,8 +2,10 @@
 //!
 //! Knows statuses, sense, data-in bytes and block ranges. Does not know images, buffers or sessions.
 
+use super::copy::Copy;
 use super::device::Nexus;
 use super::kept::KeptUnit;
+use super::sanitize::SanitizeMethod;
 use super::sense::Sense;
 use super::status::ScsiStatus;
 use crate::units::{BlockCount, BlockRange, BlockSize, Lba};
@@ -95,12 +97,24 @@ pub enum UnitPlan {
         range: BlockRange,
         fua: bool,
     },
+    /// EXTENDED COPY: each segment in order, within what `Device::may_copy` allows; then `Device::copy_ended`.
+    Copy {
+        unit: UnitIndex,
+        copy: Box<Copy>,
+    },
+    /// SANITIZE: every block of the unit, whatever becomes of the command; then `Device::sanitize_ended`. With
+    /// `immediate` the status comes at once.
+    Sanitize {
+        unit: UnitIndex,
+        method: SanitizeMethod,
+        immediate: bool,
+    },
     /// Everything written before is stable before the status. `immediate`: the status may come at once.
     Flush {
         unit: UnitIndex,
         immediate: bool,
     },
-    /// A hint: the blocks will be read soon. GOOD at once is a full answer.
+    /// A hint: the blocks will be read soon. Without `immediate` GOOD says that they have been read once.
     PreFetch {
         unit: UnitIndex,
         range: BlockRange,

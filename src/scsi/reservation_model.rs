@@ -43,6 +43,9 @@ const TABLE: &[(Operation, &str)] = &[
     (Operation::CompareAndWrite, "CCACC"),
     (Operation::OrWrite, "CCACC"),
     (Operation::Unmap, "CCACC"),
+    (Operation::Sanitize, "CCACC"),
+    (Operation::ExtendedCopy, "CCACC"),
+    (Operation::ReceiveCopyResults, "CCACC"),
     (Operation::SynchronizeCache, "CCACC"),
 ];
 

@@ -20,6 +20,7 @@ pub enum SenseKey {
     IllegalRequest = 0x5,
     UnitAttention = 0x6,
     DataProtect = 0x7,
+    CopyAborted = 0xA,
     AbortedCommand = 0xB,
     Miscompare = 0xE,
 }
@@ -54,6 +55,8 @@ pub struct Sense {
     /// INFORMATION: the logical block address in error, or the byte offset of a miscompare.
     pub information: Option<u64>,
     pub field: Option<FieldPointer>,
+    /// PROGRESS INDICATION of NOT READY, in 65536 parts; there is a field pointer or this.
+    pub progress: Option<u16>,
     pub format: SenseFormat,
 }
 
@@ -62,6 +65,9 @@ impl Sense {
 
     pub const MEDIUM_NOT_PRESENT: Self = Self::new(SenseKey::NotReady, 0x3A, 0x00);
 
+    pub const SANITIZE_IN_PROGRESS: Self = Self::new(SenseKey::NotReady, 0x04, 0x1B);
+
+    pub const SANITIZE_FAILED: Self = Self::new(SenseKey::MediumError, 0x31, 0x03);
     pub const WRITE_ERROR: Self = Self::new(SenseKey::MediumError, 0x0C, 0x00);
     pub const UNRECOVERED_READ_ERROR: Self = Self::new(SenseKey::MediumError, 0x11, 0x00);
     pub const INTERNAL_TARGET_FAILURE: Self = Self::new(SenseKey::HardwareError, 0x44, 0x00);
@@ -73,6 +79,13 @@ impl Sense {
     pub const LOGICAL_UNIT_NOT_SUPPORTED: Self = Self::new(SenseKey::IllegalRequest, 0x25, 0x00);
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x00);
     pub const INVALID_RELEASE: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x04);
+    pub const TOO_MANY_CSCD_DESCRIPTORS: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x06);
+    pub const UNSUPPORTED_CSCD_DESCRIPTOR: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x07);
+    pub const TOO_MANY_SEGMENT_DESCRIPTORS: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x08);
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x09);
+    pub const INLINE_DATA_LENGTH: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x0B);
+    /// The list identifier is in use, or too many copies are.
+    pub const OPERATION_IN_PROGRESS: Self = Self::new(SenseKey::IllegalRequest, 0x00, 0x16);
     pub const SAVING_NOT_SUPPORTED: Self = Self::new(SenseKey::IllegalRequest, 0x39, 0x00);
     pub const REMOVAL_PREVENTED: Self = Self::new(SenseKey::IllegalRequest, 0x53, 0x02);
     pub const INSUFFICIENT_REGISTRATIONS: Self = Self::new(SenseKey::IllegalRequest, 0x55, 0x04);
@@ -85,10 +98,16 @@ impl Sense {
     pub const SOFTWARE_WRITE_PROTECTED: Self = Self::new(SenseKey::DataProtect, 0x27, 0x02);
     pub const SPACE_ALLOCATION_FAILED: Self = Self::new(SenseKey::DataProtect, 0x27, 0x07);
 
+    pub const COPY_ABORTED: Self = Self::new(SenseKey::CopyAborted, 0x00, 0x00);
+    /// COPY TARGET DEVICE NOT REACHABLE: no such unit, or not for this initiator now.
+    pub const COPY_UNREACHABLE: Self = Self::new(SenseKey::CopyAborted, 0x0D, 0x02);
+    /// The bytes are no whole number of blocks on the other side.
+    pub const COPY_INEXACT: Self = Self::new(SenseKey::CopyAborted, 0x26, 0x0A);
+
     pub const MISCOMPARE: Self = Self::new(SenseKey::Miscompare, 0x1D, 0x00);
 
     pub const fn new(key: SenseKey, asc: u8, ascq: u8) -> Self {
-        Self { key, asc, ascq, information: None, field: None, format: SenseFormat::Fixed }
+        Self { key, asc, ascq, information: None, field: None, progress: None, format: SenseFormat::Fixed }
     }
 
     /// INVALID FIELD IN CDB, pointing at the field whose most significant bit is `bit` of `byte`.
@@ -118,6 +137,18 @@ impl Sense {
     pub const fn with_information(mut self, information: u64) -> Self {
         self.information = Some(information);
         self
+    }
+
+    #[must_use]
+    pub const fn with_progress(mut self, parts: u16) -> Self {
+        self.progress = Some(parts);
+        self
+    }
+
+    /// The sense-key-specific field (SPC-4, 4.5.2.4).
+    fn key_specific(&self) -> Option<[u8; 3]> {
+        let progress = || self.progress.map(|parts| [0x80, (parts >> 8) as u8, parts as u8]);
+        self.field.map(FieldPointer::encode).or_else(progress)
     }
 
     #[must_use]
@@ -153,8 +184,8 @@ impl Sense {
         bytes[7] = (FIXED_BYTES - 8) as u8;
         bytes[12] = self.asc;
         bytes[13] = self.ascq;
-        if let Some(field) = self.field {
-            bytes[15..18].copy_from_slice(&field.encode());
+        if let Some(specific) = self.key_specific() {
+            bytes[15..18].copy_from_slice(&specific);
         }
         out
     }
@@ -174,10 +205,10 @@ impl Sense {
             bytes[len + 4..len + 12].copy_from_slice(&information.to_be_bytes());
             len += 12;
         }
-        if let Some(field) = self.field {
+        if let Some(specific) = self.key_specific() {
             bytes[len] = 0x02;
             bytes[len + 1] = 0x06;
-            bytes[len + 4..len + 7].copy_from_slice(&field.encode());
+            bytes[len + 4..len + 7].copy_from_slice(&specific);
             len += 8;
         }
         bytes[7] = (len - 8) as u8;

@@ -3,13 +3,14 @@
 //! Knows the pages' layouts. Does not know where names and sizes come from.
 
 use super::capacity::Geometry;
+use super::copy;
 use super::device::TargetPort;
 use super::identity::{UnitNames, VENDOR};
 use super::sense::{SENSE_BYTES_MAX, Sense};
 use crate::limits;
 
 /// Supported pages, ascending (SPC-4, 7.8.15).
-const PAGES: [u8; 9] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xB0, 0xB1, 0xB2];
+const PAGES: [u8; 10] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2];
 
 /// The longest COMPARE AND WRITE: the field has eight bits.
 pub(super) fn compare_and_write_blocks(geometry: Geometry) -> u8 {
@@ -38,6 +39,7 @@ impl VpdSource<'_> {
             // One policy for every page and subpage: shared by all I_T nexuses.
             0x87 => vec![0x3F, 0xFF, 0x00, 0x00],
             0x88 => self.scsi_ports(),
+            0x8F => copy::vital_page(),
             0xB0 => self.block_limits(),
             0xB1 => block_device_characteristics(),
             0xB2 => self.logical_block_provisioning(),
@@ -111,10 +113,11 @@ impl VpdSource<'_> {
     }
 }
 
-/// A non-rotating medium of no particular form factor (SBC-3, 6.5.2).
+/// A non-rotating medium of no particular form factor, which may be read right after BLOCK ERASE (WABEREQ; SBC-4, 6.6.2).
 fn block_device_characteristics() -> Vec<u8> {
     let mut body = vec![0; 0x3C];
     body[1] = 0x01;
+    body[3] = 0x40;
     body
 }
 

@@ -71,10 +71,27 @@ impl Core {
                 self.execute(key);
                 Begun::Running(key)
             }
-            // A hint, and the golden cache reads whole chunks anyway: GOOD is a full answer (SBC-3, 5.10).
-            UnitPlan::PreFetch { .. } => self.reply(key, UnitReply::good(), read_len),
+            UnitPlan::PreFetch { unit, range, immediate } => {
+                let Some((task, range, _)) = self.place(key, unit, range) else { return Begun::Busy };
+                // To begin the reads is enough for one; the other reads as VERIFY does, and leaves the data behind.
+                let pass = if immediate { Pass::Prefetch } else { Pass::Read };
+                task.work = Work::PreFetch;
+                task.start_pass(pass, range);
+                self.execute(key);
+                Begun::Running(key)
+            }
             UnitPlan::LbaStatus { unit, start, allocation } => {
                 self.begin_lba_status(key, unit, start, allocation, read_len)
+            }
+            UnitPlan::Copy { unit, copy } => {
+                if self.place(key, unit, NOTHING).is_some() {
+                    self.begin_copy(key, unit, &copy);
+                }
+                Begun::Running(key)
+            }
+            UnitPlan::Sanitize { unit, method, immediate } => {
+                self.begin_sanitize(key, unit, method, immediate);
+                Begun::Running(key)
             }
             UnitPlan::Keep { unit, kept, then } => {
                 self.begin_keep(key, unit, *kept, *then);
@@ -157,6 +174,7 @@ impl Core {
     ) -> Option<(&mut Task, SectorRange, u64)> {
         let task = self.tasks.get_mut(key)?;
         task.lun = self.targets[task.target as usize].first_lun + unit.0;
+        task.home = task.lun;
         self.arrive(key);
         let task = self.tasks.get_mut(key)?;
         let size = self.luns[task.lun as usize].block_size;

@@ -46,6 +46,7 @@ impl Bench {
             leaf,
             leaf_file: FileSlot(0),
             writable: true,
+            erased: false,
             order: super::order::Order::default(),
             turns: super::turns::Turns::default(),
         });
@@ -127,6 +128,21 @@ impl Bench {
                 return;
             }
             ops.into_iter().for_each(|op| self.complete(op));
+        }
+    }
+
+    /// The same, and whatever is to be remembered is.
+    pub(super) fn settle_keeping(&mut self) {
+        self.settle();
+        self.core.now = self.core.now.after(crate::clock::Duration::from_secs(3600));
+        self.core.wake_paced();
+        self.core.run_ready();
+        self.settle();
+        self.core.keep_all();
+        self.core.run_ready();
+        self.settle();
+        if !self.core.unkept.is_empty() || !self.core.paced.is_empty() {
+            self.settle_keeping();
         }
     }
 

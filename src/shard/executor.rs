@@ -24,6 +24,7 @@ use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::keep::{Keeping, Unkept};
 use super::order::Order;
+use super::sanitize::SanitizeWaiter;
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
@@ -39,6 +40,8 @@ pub(super) struct LunState {
     pub(super) leaf: LayerId,
     pub(super) leaf_file: FileSlot,
     pub(super) writable: bool,
+    /// SANITIZE has erased all of it, and nothing was written since.
+    pub(super) erased: bool,
     pub(super) order: Order,
     pub(super) turns: Turns,
 }
@@ -113,6 +116,11 @@ pub(super) struct Core {
     /// Commands whose change of a unit must be stable first: not yet handed over, and handed over.
     pub(super) unkept: Vec<Unkept>,
     pub(super) keeping: Vec<Keeping>,
+    /// Commands that wait for a sanitize operation; and its portions whose time has not come.
+    pub(super) sanitizing: Vec<SanitizeWaiter>,
+    pub(super) paced: Vec<(Instant, TaskKey)>,
+    /// The shard stops: background work ends with its portion.
+    pub(super) stopping: bool,
     /// Tasks that can go on.
     pub(super) ready: VecDeque<TaskKey>,
     /// Tasks that wait for buffers, first come first served.
@@ -153,6 +161,9 @@ impl Core {
             preempting: Vec::new(),
             unkept: Vec::new(),
             keeping: Vec::new(),
+            sanitizing: Vec::new(),
+            paced: Vec::new(),
+            stopping: false,
             ready: VecDeque::with_capacity(1024),
             parked: VecDeque::with_capacity(1024),
             favoured: None,
@@ -184,7 +195,12 @@ impl Core {
                     self.execute(key);
                     return;
                 }
-                Stage::Collect | Stage::Turn | Stage::Keep | Stage::Preempt | Stage::Finished => false,
+                Stage::Collect
+                | Stage::Turn
+                | Stage::Keep
+                | Stage::Pace
+                | Stage::Preempt
+                | Stage::Finished => false,
                 Stage::Transfer => {
                     if task.pending > 0 {
                         return;
@@ -196,14 +212,14 @@ impl Core {
                     Pass::Read => self.read_portion(key),
                     Pass::Write(kind) => self.write_portion(key, kind),
                     Pass::Status => self.status_portion(key),
+                    Pass::Prefetch => self.prefetch_portion(key),
                 },
                 Stage::Commit => self.commit_done(key),
                 Stage::Sync => {
                     if task.pending > 0 {
                         return;
                     }
-                    self.finish(key);
-                    false
+                    self.sync_done(key)
                 }
             };
             if !more {
@@ -217,7 +233,7 @@ impl Core {
         match task.pass {
             Pass::Read => self.read_portion_done(key),
             Pass::Write(_) => self.write_portion_done(key),
-            Pass::Status => false,
+            Pass::Status | Pass::Prefetch => false,
         }
     }
 
@@ -234,6 +250,10 @@ impl Core {
                 super::read_path::seal_assembly(task);
                 self.read_pass_done(key)
             }
+            (Pass::Prefetch, _) => {
+                self.finish(key);
+                false
+            }
             (Pass::Status, _) => {
                 self.status_done(key);
                 false
@@ -247,6 +267,8 @@ impl Core {
                 self.finish(key);
                 false
             }
+            (Pass::Write(_), Work::Copy(_)) => self.copy_written(key),
+            (Pass::Write(_), Work::Sanitize(_)) => self.sanitize_portion_done(key),
             (Pass::Write(_), Work::Write { fua: _, verify: true }) => {
                 let range = task.range;
                 task.segments.clear();
@@ -284,6 +306,7 @@ impl Core {
             return false;
         }
         match task.work {
+            Work::Copy(_) => self.copy_read(key),
             Work::CompareAndWrite { .. } => {
                 let range = task.range;
                 task.segments.clear();
@@ -315,6 +338,17 @@ impl Core {
         }
     }
 
+    /// What was written is stable. True when the task can go on at once.
+    fn sync_done(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get(key) else { return false };
+        match task.work {
+            Work::Copy(_) if task.sense.is_none() => return self.copy_next(key),
+            Work::Sanitize(_) if task.sense.is_none() => self.sanitize_synced(key),
+            _ => self.finish(key),
+        }
+        false
+    }
+
     /// fdatasync of the unit's own file; its completion finishes the task.
     pub(super) fn sync(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
@@ -344,7 +378,7 @@ impl Core {
     pub(super) fn sense_of(&self, key: TaskKey, fault: UnitFault) -> Sense {
         let Some(task) = self.tasks.get(key) else { return Sense::INTERNAL_TARGET_FAILURE };
         let target = &self.targets[task.target as usize];
-        let unit = UnitIndex(task.lun.saturating_sub(target.first_lun));
+        let unit = UnitIndex(task.home.saturating_sub(target.first_lun));
         target.device.io_failed(unit, fault, None).sense.unwrap_or(Sense::INTERNAL_TARGET_FAILURE)
     }
 
@@ -358,6 +392,11 @@ impl Core {
     pub(super) fn finish(&mut self, key: TaskKey) {
         self.leave_turn(key);
         self.leave_order(key);
+        if self.tasks.get(key).is_some_and(|task| task.background) {
+            self.background_done(key);
+            return;
+        }
+        self.copy_left(key);
         let Some(task) = self.tasks.get_mut(key) else { return };
         debug_assert_eq!(task.pending, 0);
         task.stage = Stage::Finished;
@@ -376,6 +415,7 @@ impl Core {
     pub(super) fn release(&mut self, key: TaskKey) {
         self.leave_turn(key);
         self.leave_order(key);
+        self.copy_left(key);
         if let Some(mut task) = self.tasks.remove(key) {
             task.recycle();
             self.spare.push(task);
@@ -396,7 +436,7 @@ impl Core {
                 self.release(key);
                 true
             }
-            Stage::Collect | Stage::Order | Stage::Keep | Stage::Preempt | Stage::Finished => {
+            Stage::Collect | Stage::Order | Stage::Keep | Stage::Pace | Stage::Preempt | Stage::Finished => {
                 self.release(key);
                 true
             }

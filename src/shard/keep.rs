@@ -42,6 +42,7 @@ impl Keeper for NoKeeper {
 pub(super) struct Keeping {
     ticket: u64,
     task: TaskKey,
+    target: u32,
     then: UnitPlan,
 }
 
@@ -65,15 +66,29 @@ impl Core {
         self.unkept.push(Unkept { task: key, target, unit, kept, then });
     }
 
-    fn kept(&mut self, ticket: u64, stable: bool) {
-        let Some(at) = self.keeping.iter().position(|keeping| keeping.ticket == ticket) else { return };
-        let Keeping { task, then, .. } = self.keeping.swap_remove(at);
-        self.after_keep(task, then, stable);
+    /// For tests: everything is stable at once.
+    #[cfg(test)]
+    pub(super) fn keep_all(&mut self) {
+        for Unkept { task, target, then, .. } in core::mem::take(&mut self.unkept) {
+            self.after_keep(task, target, then, true);
+        }
     }
 
-    /// The command may be gone meanwhile: what it changed stays changed.
-    fn after_keep(&mut self, task: TaskKey, then: UnitPlan, stable: bool) {
-        if self.tasks.get(task).is_none() {
+    fn kept(&mut self, ticket: u64, stable: bool) {
+        let Some(at) = self.keeping.iter().position(|keeping| keeping.ticket == ticket) else { return };
+        let Keeping { task, target, then, .. } = self.keeping.swap_remove(at);
+        self.after_keep(task, target, then, stable);
+    }
+
+    /// The command may be gone meanwhile: what it changed stays changed, and a sanitize operation begins all the same.
+    fn after_keep(&mut self, task: TaskKey, target: u32, then: UnitPlan, stable: bool) {
+        let gone = self.tasks.get(task).is_none();
+        if let UnitPlan::Sanitize { unit, method, .. } = &then
+            && (gone || !stable)
+        {
+            self.sanitize_unattended(target, *unit, method.clone(), stable);
+        }
+        if gone {
             return;
         }
         if stable {
@@ -87,18 +102,18 @@ impl Core {
 impl<I: Io> Shard<I> {
     /// Hands new requests to the keeper.
     pub(super) fn hand_to_keeper(&mut self) {
-        for Unkept { task, target, unit, kept, then } in core::mem::take(&mut self.core.unkept) {
-            let target = &self.core.targets[target as usize];
+        for Unkept { task, target: index, unit, kept, then } in core::mem::take(&mut self.core.unkept) {
+            let target = &self.core.targets[index as usize];
             let Some(lun) = target.device.lun(unit) else { continue };
             let ticket = self.keep_tickets;
             self.keep_tickets += 1;
             let name = target.name.clone();
             let request = KeepRequest { shard: self.config.id, ticket, target: name, lun, kept };
             if self.keeper.keep(request) {
-                self.core.keeping.push(Keeping { ticket, task, then });
+                self.core.keeping.push(Keeping { ticket, task, target: index, then });
             } else {
                 tracing::error!(target = %target.name, lun = lun.number(), "the state of a LUN could not be handed over to be kept");
-                self.core.after_keep(task, then, false);
+                self.core.after_keep(task, index, then, false);
             }
         }
     }
@@ -134,7 +149,7 @@ mod tests {
         let unkept = core::mem::take(&mut bench.core.unkept);
         let mut requests = Vec::new();
         for (ticket, Unkept { task, kept, then, .. }) in unkept.into_iter().enumerate() {
-            bench.core.keeping.push(Keeping { ticket: ticket as u64, task, then });
+            bench.core.keeping.push(Keeping { ticket: ticket as u64, task, target: 0, then });
             requests.push(kept);
         }
         requests

@@ -3,7 +3,8 @@
 //! Knows how runs of sectors become runs of logical blocks. Does not know who holds a sector (`image`).
 //!
 //! A block is deallocated when no layer of the chain has any of its sectors; then it reads as zeros. A raw file counts
-//! as mapped all over: where its holes are only the file system knows, and mapped blocks may read as zeros too.
+//! as mapped all over: where its holes are only the file system knows, and mapped blocks may read as zeros too. After SANITIZE with BLOCK ERASE all of a
+//! unit counts as deallocated until it is written, or the server is started again.
 
 use crate::limits;
 use crate::plan::{ReadStep, Source};
@@ -32,6 +33,7 @@ impl Core {
     ) -> Begun {
         let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
         task.lun = self.targets[task.target as usize].first_lun + unit.0;
+        task.home = task.lun;
         task.read_len = read_len;
         task.work = Work::LbaStatus { start, allocation, runs: Vec::new() };
         let lun = &self.luns[task.lun as usize];
@@ -59,7 +61,7 @@ impl Core {
             ReadStep::Ready { covered } => {
                 for extent in &plan.extents {
                     let sectors = SectorCount(ByteCount(u64::from(extent.len)).0 / SECTOR_BYTES);
-                    push(runs, HeldRun { sectors, held: extent.source != Source::Zero });
+                    push(runs, HeldRun { sectors, held: extent.source != Source::Zero && !lun.erased });
                 }
                 task.left = task.left.skip(covered);
                 // The last run may still grow, and fragments of blocks may vanish in it.

@@ -15,6 +15,8 @@
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
 //! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
+//! | `copy`       | EXTENDED COPY, portion by portion                                   |
+//! | `sanitize`   | SANITIZE, in the background                                         |
 //! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `flush`      | one fdatasync of a file at a time                                   |
 //! | `keep`       | what a unit must remember across restarts                           |
@@ -29,6 +31,7 @@ mod bench;
 mod bitmaps;
 mod commit;
 mod connection;
+mod copy;
 mod directory;
 mod executor;
 mod flush;
@@ -40,6 +43,7 @@ mod management;
 mod order;
 mod reactor;
 mod read_path;
+mod sanitize;
 mod session;
 mod stop;
 mod target;
@@ -204,6 +208,7 @@ impl<I: Io> Shard<I> {
                 leaf: unit.leaf,
                 leaf_file: unit.leaf_file,
                 writable: unit.writable,
+                erased: false,
                 order: order::Order::default(),
                 turns: turns::Turns::default(),
             }));

@@ -73,14 +73,14 @@ impl Core {
     pub(super) fn arrive(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         if task.arrival.is_none() {
-            task.arrival = Some(self.luns[task.lun as usize].order.arrive(task.attribute));
+            task.arrival = Some(self.luns[task.home as usize].order.arrive(task.attribute));
         }
     }
 
     /// False: it waits for others, and is executed again when one of them has ended.
     pub(super) fn is_in_order(&mut self, key: TaskKey) -> bool {
         let Some(task) = self.tasks.get_mut(key) else { return false };
-        let order = &mut self.luns[task.lun as usize].order;
+        let order = &mut self.luns[task.home as usize].order;
         let in_order = task.arrival.is_none_or(|arrival| order.may_begin(arrival, task.attribute));
         if !in_order {
             task.stage = Stage::Order;
@@ -93,7 +93,7 @@ impl Core {
     pub(super) fn leave_order(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Some(arrival) = task.arrival.take() else { return };
-        let order = &mut self.luns[task.lun as usize].order;
+        let order = &mut self.luns[task.home as usize].order;
         order.leave(arrival);
         if !order.waiting.is_empty() {
             // Few ever wait, and each looks for itself whether it still has to.

@@ -37,6 +37,7 @@ impl<I: Io> Shard<I> {
             self.accept(index as u32);
         }
         self.await_wake();
+        self.core.resume_sanitize();
         self.work();
     }
 
@@ -72,7 +73,9 @@ impl<I: Io> Shard<I> {
             return Some(self.core.now.after(Duration::from_millis(20)));
         }
         let idle = self.connections.is_empty() && self.accept_again.is_empty();
-        (!idle).then_some(self.next_tick)
+        let tick = (!idle).then_some(self.next_tick);
+        let paced = self.core.paced.iter().map(|(due, _)| *due).min();
+        tick.into_iter().chain(paced).min()
     }
 
     fn await_wake(&mut self) {
@@ -371,6 +374,7 @@ impl<I: Io> Shard<I> {
         for key in core::mem::take(&mut self.starved) {
             self.mark_dirty(key);
         }
+        self.core.wake_paced();
         loop {
             self.core.run_ready();
             self.end_preempted();

@@ -112,6 +112,37 @@ impl Core {
         }
     }
 
+    /// PRE-FETCH: begins to read what lies in golden files. True when the task can go on at once.
+    pub(super) fn prefetch_portion(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        let mut plan = core::mem::take(&mut self.read_plan);
+        let chain = &self.luns[task.lun as usize].chain;
+        let more = match self.images.resolve_read(chain, task.left, &mut plan) {
+            ReadStep::NeedBitmap(read) => {
+                self.load_bitmap(read, key);
+                false
+            }
+            ReadStep::Ready { covered } => {
+                task.left = task.left.skip(covered);
+                for extent in &plan.extents {
+                    if let Source::File { file, offset, immutable: true } = extent.source {
+                        let end = offset.0 + u64::from(extent.len);
+                        let mut at = offset.0;
+                        while at < end {
+                            let len = (CHUNK_BYTES as u64 - at % CHUNK_BYTES as u64).min(end - at);
+                            self.cache.prefetch(file, ByteOffset(at), len as u32);
+                            at += len;
+                        }
+                    }
+                }
+                self.fill_claims();
+                true
+            }
+        };
+        self.read_plan = plan;
+        more
+    }
+
     fn read_file(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, len: u32) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let small = len as usize <= limits::SMALL_BYTES;

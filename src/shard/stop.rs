@@ -39,6 +39,7 @@ impl<I: Io> Shard<I> {
         }
         self.stop = Stop::Draining { deadline: self.core.now.after(self.config.stop_grace) };
         self.next_tick = self.core.now;
+        self.core.stopping = true;
         for index in 0..self.listeners.len() {
             let token = Token::new(Kind::Accept, index as u32, 0).encode();
             self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Cancel { token });

@@ -12,6 +12,7 @@
 //! | `Commit`   | the metadata commit that covers its data         | `Resolve`, `Sync`, `Finished`             |
 //! | `Sync`     | fdatasync                                        | `Resolve`, `Finished`                     |
 //! | `Keep`     | a change of its unit to be stable                | any of the others                         |
+//! | `Pace`     | the time of its next portion                     | `Resolve`                                 |
 //! | `Preempt`  | the end of commands it aborts                    | `Finished`                                |
 //! | `Finished` | its reply to be queued for sending               | dropped                                   |
 
@@ -26,7 +27,9 @@ use crate::scsi::{ScsiStatus, Sense};
 use crate::units::{BlockRange, ByteOffset, Lba, SectorRange};
 
 use super::ConnKey;
+use super::copy::CopyWork;
 use super::lba_status::HeldRun;
+use super::sanitize::SanitizeWork;
 use super::turns::Turn;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,7 @@ pub(super) enum Stage {
     Commit,
     Sync,
     Keep,
+    Pace,
     Preempt,
     Finished,
 }
@@ -50,6 +54,8 @@ pub(super) enum Pass {
     Write(WriteKind),
     /// Only looks at where the blocks are.
     Status,
+    /// Begins to read what lies in golden files; nobody waits for it.
+    Prefetch,
 }
 
 /// The command, once `scsi` has decided what it means.
@@ -89,6 +95,10 @@ pub(super) enum Work {
         ranges: Vec<BlockRange>,
     },
     Flush,
+    /// The blocks will be read soon (SBC-3, 5.10). GOOD says that the cache keeps no place for them.
+    PreFetch,
+    Copy(Box<CopyWork>),
+    Sanitize(Box<SanitizeWork>),
     /// A parameter list, given back to `scsi` when it has arrived.
     Parameter,
 }
@@ -136,6 +146,10 @@ pub(super) struct Task {
     pub(super) read_len: u32,
     /// Index into the shard's units; meaningless for `Reply` and `Parameter`.
     pub(super) lun: u32,
+    /// The unit it was sent to, whose task set it is in; a copy works on others.
+    pub(super) home: u32,
+    /// No session knows it.
+    pub(super) background: bool,
     pub(super) work: Work,
     pub(super) stage: Stage,
     /// Its share in the writes of its unit.
@@ -182,6 +196,8 @@ impl Task {
             arrival: None,
             read_len: 0,
             lun: 0,
+            home: 0,
+            background: false,
             work: Work::Reply,
             stage: Stage::Resolve,
             turn: Turn::None,
@@ -213,6 +229,7 @@ impl Task {
         debug_assert_eq!(self.pending, 0, "the ring still works for this task");
         debug_assert!(self.arrival.is_none(), "its unit still counts it");
         self.work = Work::Reply;
+        self.background = false;
         self.stage = Stage::Resolve;
         self.pass = Pass::Read;
         self.out_wanted = 0;
@@ -290,6 +307,29 @@ impl Task {
         }
     }
 
+    /// What was read is zeros, and nothing else.
+    pub(super) fn is_all_zero(&self, zeros: &BufRef) -> bool {
+        self.segments.iter().all(|segment| {
+            let Some(buf) = &segment.buf else { return false };
+            let (start, len) = (segment.start as usize, segment.len as usize);
+            buf.as_slice().as_ptr() == zeros.as_slice().as_ptr()
+                || buf.as_slice()[start..start + len].iter().all(|byte| *byte == 0)
+        })
+    }
+
+    /// SANITIZE with INVERT: the next pass writes the complement.
+    pub(super) fn invert_out(&mut self) {
+        for buf in core::mem::take(&mut self.out) {
+            match buf.try_unique() {
+                Ok(mut buf) => {
+                    buf.as_mut_slice().iter_mut().for_each(|byte| *byte = !*byte);
+                    self.out.push(buf.share());
+                }
+                Err(shared) => self.out.push(shared),
+            }
+        }
+    }
+
     /// The parts of data-in `offset..offset + len`, in order.
     pub(super) fn in_parts(&self, offset: u32, len: u32) -> impl Iterator<Item = Part> {
         let first = self.segments.partition_point(|segment| segment.at + segment.len <= offset);
@@ -304,6 +344,9 @@ impl Task {
 
     /// The data-out piece at `position` of at most `len` bytes that lies in one buffer.
     pub(super) fn out_part(&self, position: u64, len: u32) -> Option<Part> {
+        if let Work::Copy(_) = self.work {
+            return self.in_parts(u32::try_from(position).ok()?, len).next();
+        }
         let chunk = limits::CHUNK_BYTES as u64;
         let (buf, start) = if self.repeats() {
             (self.out.first()?, position % chunk)
@@ -314,9 +357,9 @@ impl Task {
         Some(Part { buf: buf.clone(), start: start as u32, len: u64::from(len).min(room) as u32 })
     }
 
-    /// WRITE SAME: the first buffer is a whole chunk of the repeated block.
+    /// WRITE SAME and SANITIZE: the first buffer is a whole chunk of the repeated block.
     fn repeats(&self) -> bool {
-        matches!(self.work, Work::WriteSame { .. })
+        matches!(self.work, Work::WriteSame { .. } | Work::Sanitize(_))
     }
 }
 

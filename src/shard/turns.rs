@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use super::executor::{Core, TaskKey};
+use super::executor::{Core, LunState, TaskKey};
 use super::task::{Stage, Work};
 
 /// How a command writes.
@@ -54,8 +54,8 @@ impl Turns {
 impl Work {
     fn turn(&self) -> Turn {
         match self {
-            Self::Write { .. } | Self::WriteSame { .. } | Self::Zero { .. } => Turn::Shared,
-            Self::CompareAndWrite { .. } | Self::OrWrite { .. } => Turn::Alone,
+            Self::Write { .. } | Self::WriteSame { .. } | Self::Zero { .. } | Self::Copy(_) => Turn::Shared,
+            Self::CompareAndWrite { .. } | Self::OrWrite { .. } | Self::Sanitize(_) => Turn::Alone,
             _ => Turn::None,
         }
     }
@@ -68,23 +68,44 @@ impl Core {
             return;
         }
         let Some(task) = self.tasks.get_mut(key) else { return };
-        let turn = task.work.turn();
-        let turns = &mut self.luns[task.lun as usize].turns;
-        if turn != Turn::None {
-            if !turns.waiting.is_empty() || !turns.admits(turn) {
-                task.stage = Stage::Turn;
-                turns.waiting.push_back(key);
+        match task.work {
+            Work::Flush => {
+                self.sync(key);
                 return;
             }
-            turns.enter(turn);
+            // Its turns come portion by portion, at the units it writes.
+            Work::Copy(_) => {
+                task.stage = Stage::Resolve;
+                if !self.copy_next(key) {
+                    return;
+                }
+            }
+            _ => {
+                let turn = task.work.turn();
+                if !self.take_turn(key, turn) {
+                    return;
+                }
+            }
+        }
+        self.advance(key);
+    }
+
+    /// False: it waits, and becomes ready when its turn has come.
+    pub(super) fn take_turn(&mut self, key: TaskKey, turn: Turn) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        let lun = &mut self.luns[task.lun as usize];
+        if turn != Turn::None {
+            if !lun.turns.waiting.is_empty() || !lun.turns.admits(turn) {
+                task.stage = Stage::Turn;
+                lun.turns.waiting.push_back(key);
+                return false;
+            }
+            lun.turns.enter(turn);
+            lun.erased = false;
             task.turn = turn;
         }
-        if task.work == Work::Flush {
-            self.sync(key);
-            return;
-        }
         task.stage = Stage::Resolve;
-        self.advance(key);
+        true
     }
 
     /// The task writes no more.
@@ -107,7 +128,7 @@ impl Core {
     }
 
     fn next_turns(&mut self, lun: u32) {
-        let turns = &mut self.luns[lun as usize].turns;
+        let LunState { turns, erased, .. } = &mut self.luns[lun as usize];
         while let Some(key) = turns.waiting.front().copied() {
             if let Some(task) = self.tasks.get_mut(key) {
                 let turn = task.work.turn();
@@ -115,6 +136,7 @@ impl Core {
                     return;
                 }
                 turns.enter(turn);
+                *erased = false;
                 task.turn = turn;
                 task.stage = Stage::Resolve;
                 self.ready.push_back(key);

@@ -4,7 +4,8 @@
 
 use super::{Command, LogicalUnit, Nexus, Refusal, Surroundings, UnitAttention, UnitPlan, UnitReply};
 use crate::limits;
-use crate::scsi::cdb::{ByteCheck, Extent, PersistentIn, PersistentOut, StartStop};
+use crate::scsi::cdb::{ByteCheck, CopyResults, Extent, PersistentIn, PersistentOut, StartStop};
+use crate::scsi::copy;
 use crate::scsi::inquiry::{self, Peripheral};
 use crate::scsi::mode::{self, ModeQuery, ModeSubject};
 use crate::scsi::opcodes;
@@ -38,6 +39,17 @@ impl LogicalUnit {
             Command::RequestSense { descriptor, allocation } => {
                 Ok(self.request_sense(nexus, descriptor, allocation))
             }
+            Command::ReceiveCopyResults { what, list, allocation } => {
+                self.copy_results(nexus, what, list, allocation).map_err(Refusal::Check)
+            }
+            Command::Sanitize { action, immediate, may_exit, len } => {
+                match self.plan_sanitize(action, len)? {
+                    UnitPlan::Parameter { len: 0 } => {
+                        self.sanitize(action, immediate, may_exit, &[]).map_err(Refusal::Check)
+                    }
+                    plan => Ok(plan),
+                }
+            }
             other => self.execute_shared(other, around).map_err(Refusal::Check),
         }
     }
@@ -60,6 +72,7 @@ impl LogicalUnit {
             Command::Unmap { len } => plan_list(len, 8),
             Command::ModeSelect { save: true, .. } if !self.can_keep => Err(Sense::cdb_field(1, 0)),
             Command::ModeSelect { short, len, .. } => plan_list(len, if short { 4 } else { 8 }),
+            Command::ExtendedCopy { len } => plan_list(len, 16),
             Command::PersistentReserveOut { action, len, .. } => plan_reserve_out(action, len),
             other => self.inform(other, around),
         }
@@ -200,10 +213,25 @@ impl LogicalUnit {
         let sense = match self.attentions(nexus).take() {
             Some(attention) => attention.sense(),
             None if self.ejected => Sense::MEDIUM_NOT_PRESENT,
-            None => Sense::NONE,
+            None => self.sanitize.sense().unwrap_or(Sense::NONE),
         };
         let format = if descriptor { SenseFormat::Descriptor } else { SenseFormat::Fixed };
         data(sense.in_format(format).encode().as_slice().to_vec(), allocation)
+    }
+
+    fn copy_results(
+        &self,
+        nexus: Nexus,
+        what: CopyResults,
+        list: u8,
+        allocation: u32,
+    ) -> Result<UnitPlan, Sense> {
+        let answer = match what {
+            CopyResults::Status => self.copies.status(nexus, list)?,
+            CopyResults::OperatingParameters => copy::operating_parameters(),
+            CopyResults::FailedSegment => self.copies.failure(nexus, list)?,
+        };
+        Ok(data(answer, allocation))
     }
 
     /// There is no motor: without LOEJ, stopping only flushes and the unit stays ready (libiscsi's suite and Windows

@@ -4,14 +4,16 @@
 //! a nexus came to be (`device`), nor how data moves: it answers with plans.
 //!
 //! A command passes, in this order (SAM-5, 5.3.3): resets not yet reported, RESERVATION CONFLICT, other unit
-//! attentions, fields nobody supports, the medium, write protection; then [`execute`] or [`parameter`].
+//! attentions, fields nobody supports, a sanitize operation, the medium, write protection; then [`execute`] or [`parameter`].
 
 mod execute;
 mod parameter;
+mod third_party;
 
 use super::attention::{Attentions, UnitAttention};
 use super::capacity::Geometry;
 use super::cdb::{self, CDB_BYTES_MAX, Command};
+use super::copy::Copies;
 use super::device::{InitiatorPort, Nexus, TargetPort, UnitConfig};
 use super::identity::UnitNames;
 use super::kept::KeptUnit;
@@ -20,6 +22,7 @@ use super::mode::ModeValues;
 use super::opcodes::{self, Access, Opcode, Operation};
 use super::reply::{UnitIndex, UnitPlan, UnitReply};
 use super::reservation::{Refusal, Reservations, Role, conflicts};
+use super::sanitize::SanitizeState;
 use super::sense::Sense;
 use super::status::ScsiStatus;
 
@@ -54,6 +57,8 @@ pub(super) struct LogicalUnit {
     modes: ModeValues,
     /// What MODE SELECT saved: the values after a reset or a restart.
     saved: Option<ModeValues>,
+    sanitize: SanitizeState,
+    copies: Copies,
     reservations: Reservations,
     /// There is a place for what must outlive the process.
     can_keep: bool,
@@ -80,6 +85,12 @@ impl LogicalUnit {
             ejected: false,
             modes: saved.unwrap_or_default(),
             saved,
+            sanitize: config
+                .kept
+                .as_ref()
+                .and_then(|kept| kept.sanitizing.clone())
+                .map_or(SanitizeState::None, |what| SanitizeState::Running { what, progress: 0 }),
+            copies: Copies::default(),
             reservations: config
                 .kept
                 .as_ref()
@@ -93,7 +104,11 @@ impl LogicalUnit {
 
     /// What must outlive the process.
     fn kept(&self) -> KeptUnit {
-        KeptUnit { reservations: self.reservations.kept(), modes: self.saved }
+        let sanitizing = match &self.sanitize {
+            SanitizeState::Running { what, .. } if self.can_keep => Some(what.clone()),
+            _ => None,
+        };
+        KeptUnit { reservations: self.reservations.kept(), modes: self.saved, sanitizing }
     }
 
     pub(super) const fn lun(&self) -> Lun {
@@ -181,6 +196,9 @@ impl LogicalUnit {
             return Err(Refusal::Check(attention.sense()));
         }
         row.check(cdb).map_err(Refusal::Check)?;
+        if let Some(sense) = self.sanitize.refusal(row.operation) {
+            return Err(Refusal::Check(sense));
+        }
         if row.needs_medium && self.ejected {
             return Err(Refusal::Check(Sense::MEDIUM_NOT_PRESENT));
         }
@@ -248,6 +266,7 @@ impl LogicalUnit {
     /// I_T nexus loss (SAM-5, 6.3.4): what was the nexus's alone goes, registrations stay.
     pub(super) fn detach(&mut self, nexus: Nexus) {
         *self.state(nexus) = NexusState::default();
+        self.copies.forget(nexus);
         if self.legacy == Some(nexus) {
             self.legacy = None;
         }

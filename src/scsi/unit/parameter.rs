@@ -1,4 +1,4 @@
-//! Commands whose parameter list has come: UNMAP, MODE SELECT, PERSISTENT RESERVE OUT.
+//! Commands whose parameter list has come: UNMAP, MODE SELECT, PERSISTENT RESERVE OUT, EXTENDED COPY, SANITIZE.
 //!
 //! Knows what the lists mean for this unit. Does not know how they were received.
 
@@ -38,19 +38,20 @@ impl LogicalUnit {
                 let request = PersistentRequest { action, scope, kind };
                 self.persistent_out(nexus, request, list, around)
             }
+            Command::ExtendedCopy { len } => {
+                self.extended_copy(nexus, cut(list, len)?).map_err(Refusal::Check)
+            }
+            Command::Sanitize { action, immediate, may_exit, len } => {
+                let list = cut(list, len)?;
+                self.sanitize(action, immediate, may_exit, list).map_err(Refusal::Check)
+            }
             // Nothing else asks for a list.
             _ => Err(Refusal::Check(Sense::INVALID_DATA_OUT_LENGTH)),
         }
     }
 
     /// Modes are shared: everyone else hears of a change. Turning the write cache off empties it first.
-    fn mode_select(
-        &mut self,
-        nexus: Nexus,
-        list: &[u8],
-        short: bool,
-        save: bool,
-    ) -> Result<UnitPlan, Sense> {
+    fn mode_select(&mut self, nexus: Nexus, list: &[u8], short: bool, save: bool) -> Result<UnitPlan, Sense> {
         let (before, kept) = (self.modes, self.kept());
         let after = mode::select(list, short, before, self.geometry)?;
         if save {
@@ -151,7 +152,7 @@ impl LogicalUnit {
     }
 
     /// The plan, behind the write of what must outlive the process where that changed.
-    fn keeping(&self, before: &KeptUnit, plan: UnitPlan) -> UnitPlan {
+    pub(super) fn keeping(&self, before: &KeptUnit, plan: UnitPlan) -> UnitPlan {
         let kept = self.kept();
         if kept == *before {
             return plan;
