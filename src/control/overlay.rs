@@ -10,6 +10,7 @@ use super::error::Error;
 use super::file::{Access, Locking, folder_of};
 use super::image_create::create_child_of;
 use super::open_image::Opener;
+use crate::units::BlockSize;
 
 /// What target names begin with when the command line makes them.
 const TARGET_PREFIX: &str = "iqn.2026-11.io.goldrush:";
@@ -45,16 +46,8 @@ pub(super) fn prepare(
         let origin = Origin::CommandLine;
         let (format, readonly, removable) = (Some(format), false, false);
         let physical_block_size = BlockSize::B4096;
-        let unit = UnitConfig {
-            lun: 0,
-            path,
-            origin,
-            format,
-            readonly,
-            removable,
-            block_size,
-            physical_block_size,
-        };
+        let unit =
+            UnitConfig { lun: 0, path, origin, format, readonly, removable, block_size, physical_block_size };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
         targets.push(TargetConfig::open(name, origin, vec![unit]));
