@@ -153,6 +153,10 @@ pub const VHDX_FILE_BYTES_MAX: u64 = 1 << 47;
 pub const VHDX_LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// VHDX: a parent locator, all its paths together.
 pub const VHDX_LOCATOR_BYTES_MAX: usize = 64 * 1024;
+/// VHDX: pages one entry of the log holds: three entries fit the smallest log, and any block with its bitmap fits one.
+pub const VHDX_ENTRY_PAGES_MAX: usize = 64;
+/// VHDX: blocks and bitmap pages that wait for a commit before further writes that need one wait too.
+pub const VHDX_PENDING_MAX: usize = 1024;
 /// VHDX: pages of sector bitmaps one layer keeps in memory, 4 KiB each.
 pub const LAYER_BITMAP_PAGES_MAX: usize = 1024;
 /// Targets of one server and units of one target.

@@ -254,7 +254,9 @@ pub enum WriteRefused {
     ReadOnly,
     #[error("the range lies beyond the end of the disk")]
     OutOfRange,
-    #[error("the image cannot grow any further (the format ends at 2 TiB)")]
+    #[error("the image has sectors of 4096 bytes, and the range is no whole number of them")]
+    Misaligned,
+    #[error("the image cannot grow any further (its format allows no longer file)")]
     FormatFull,
     #[error("the file system has no space left")]
     NoSpace,

@@ -55,7 +55,7 @@ impl Layer {
         Self::Vhd(Box::new(VhdLayer { file, image, writable, failed: false }))
     }
 
-    /// An open VHDX, as [`Layer::vhd`].
+    /// An open VHDX, as [`Layer::vhd`]; it takes writes once it was told [`VhdxImage::begin_writing`].
     pub fn vhdx(file: FileSlot, image: VhdxImage) -> Self {
         let writable = image.mode() == OpenMode::Writable;
         Self::Vhdx(Box::new(VhdxLayer { file, image, writable, failed: false }))
@@ -90,7 +90,7 @@ impl Layer {
         match self {
             Self::Raw(raw) => raw.failed,
             Self::Vhd(vhd) => vhd.failed || vhd.image.is_failed(),
-            Self::Vhdx(vhdx) => vhdx.failed,
+            Self::Vhdx(vhdx) => vhdx.failed || vhdx.image.is_failed(),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod chain;
 pub mod fuzz;
 pub mod images;
 pub mod layer;
+mod leaf;
 pub mod single;
 mod write;
 

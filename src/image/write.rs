@@ -7,10 +7,9 @@ use super::images::{ChainRun, EXTENT_SECTORS_MAX, Images, bitmap_read};
 use super::{Chain, Layer};
 use crate::plan::{
     CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, Source, WriteExtent, WriteKind, WritePlan,
-    WriteRefused, WriteStep,
+    WriteRefused, WriteRun, WriteStep,
 };
-use crate::units::{ByteOffset, SECTOR_BYTES, Sector, SectorCount, SectorRange};
-use crate::vhd::{VhdImage, WriteRun};
+use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
 /// What stopped a plan before its end.
 enum Stop {
@@ -90,15 +89,15 @@ impl Images {
                 (WriteExtent::File { len: bytes(sectors), file, offset }, sectors)
             }
             WriteRun::Unallocated { sectors } => {
-                if kind == WriteKind::Zero && self.parents_read_zero(chain, at, sectors)? {
+                if kind == WriteKind::Zero && self.reads_zero(chain, at, sectors)? {
                     if progress.commit {
                         return Err(Ok(Stop::Cut));
                     }
                     progress.skips = true;
                     (WriteExtent::Skip { len: bytes(sectors) }, sectors)
                 } else {
-                    let image = self.vhd_mut(leaf).ok_or(Err(WriteRefused::ReadOnly))?;
-                    return match image.reserve(at) {
+                    let layer = self.layer_mut(leaf).ok_or(Err(WriteRefused::ReadOnly))?;
+                    return match layer.reserve(at) {
                         Ok(true) => Ok(()),
                         Ok(false) => stop(WriteStep::NeedSpace(leaf)),
                         Err(refused) => Err(Err(refused)),
@@ -109,37 +108,29 @@ impl Images {
         if !plan.push(extent) {
             return Err(Ok(Stop::Cut));
         }
-        if let (WriteExtent::File { .. }, Some(image)) = (extent, self.vhd_mut(leaf)) {
+        if let (WriteExtent::File { .. }, Some(layer)) = (extent, self.layer_mut(leaf)) {
             // At once: the next run may make room for another block's bitmap.
-            image.write_resolved(SectorRange::between(Sector(at), Sector(at + sectors)));
+            layer.write_resolved(SectorRange::between(Sector(at), Sector(at + sectors)));
         }
         progress.at += sectors;
         Ok(())
     }
 
     fn leaf_run(&mut self, leaf: LayerId, at: u64, max: u64) -> Result<(FileSlot, WriteRun), WriteRefused> {
-        match self.layer_mut(leaf) {
-            Some(layer) if layer.is_failed() => Err(WriteRefused::Failed),
-            Some(Layer::Vhd(vhd)) => Ok((vhd.file, vhd.image.write_run_at(at, max)?)),
-            Some(Layer::Raw(raw)) if raw.writable => {
-                let offset = ByteOffset(at * SECTOR_BYTES);
-                Ok((raw.file, WriteRun::InPlace { offset, sectors: max, commit: false }))
-            }
-            _ => Err(WriteRefused::ReadOnly),
-        }
+        let layer = self.layer_mut(leaf).ok_or(WriteRefused::ReadOnly)?;
+        Ok((layer.file(), layer.write_run_at(at, max)?))
     }
 
-    /// True when no parent has any of these sectors.
-    fn parents_read_zero(
+    /// True when no layer has any of these sectors: the leaf says that they are zeros, or asks parents that say so.
+    fn reads_zero(
         &mut self,
         chain: &Chain,
         at: u64,
         sectors: u64,
     ) -> Result<bool, Result<Stop, WriteRefused>> {
-        let parents = chain.layers().get(1..).unwrap_or_default();
         let mut done = 0;
         while done < sectors {
-            match self.run(parents, at + done, sectors - done) {
+            match self.run(chain.layers(), at + done, sectors - done) {
                 ChainRun::NeedBitmap(read) => return Err(Ok(Stop::Step(WriteStep::NeedBitmap(read)))),
                 ChainRun::Extent { source: Source::File { .. }, .. } => return Ok(false),
                 ChainRun::Extent { source: Source::Zero, sectors: zeros } => done += zeros,
@@ -151,32 +142,32 @@ impl Images {
     /// The data of `range` (a resolved write whose step said `commit`, or a part of it) is in the file. The write is
     /// complete when [`Self::committed`] reaches the answer, and never when [`Self::is_failed`].
     pub fn data_written(&mut self, chain: &Chain, range: SectorRange) -> CommitSeq {
-        self.vhd_mut(chain.leaf()).map_or(CommitSeq(0), |image| image.data_written(range))
+        self.layer_mut(chain.leaf()).map_or(CommitSeq(0), |layer| layer.data_written(range))
     }
 
     /// A resolved write whose step said `commit`, or a part of it, was not done or failed.
     pub fn write_abandoned(&mut self, chain: &Chain, range: SectorRange) {
-        if let Some(image) = self.vhd_mut(chain.leaf()) {
-            image.write_abandoned(range);
+        if let Some(layer) = self.layer_mut(chain.leaf()) {
+            layer.write_abandoned(range);
         }
     }
 
     /// The next file operations of a leaf's metadata. False: nothing to do now, or a batch is being run.
     pub fn next_meta_batch(&mut self, layer: LayerId, batch: &mut MetaBatch) -> bool {
         batch.clear();
-        self.vhd_mut(layer).is_some_and(|image| image.next_meta_batch(batch))
+        self.layer_mut(layer).is_some_and(|layer| layer.next_meta_batch(batch))
     }
 
     /// All operations of the batch have ended; `result` is the first failure among them.
     pub fn meta_batch_done(&mut self, layer: LayerId, result: Result<(), IoFault>) {
-        if let Some(image) = self.vhd_mut(layer) {
-            image.meta_batch_done(result);
+        if let Some(layer) = self.layer_mut(layer) {
+            layer.meta_batch_done(result);
         }
     }
 
     /// The last finished commit of a layer.
     pub fn committed(&self, layer: LayerId) -> CommitSeq {
-        self.layer(layer).and_then(Layer::as_vhd).map_or(CommitSeq(0), VhdImage::committed)
+        self.layer(layer).map_or(CommitSeq(0), Layer::committed)
     }
 
     /// The layer takes no more writes, and writes that wait for a commit have failed. Reads go on.
@@ -188,29 +179,16 @@ impl Images {
     /// layer takes no more writes. Reads go on; the layer does not become immutable, because writes that were
     /// resolved before may still end.
     pub fn fail(&mut self, layer: LayerId) {
-        match self.layer_mut(layer) {
-            Some(Layer::Raw(raw)) => raw.failed = true,
-            Some(Layer::Vhd(vhd)) => {
-                vhd.failed = true;
-                vhd.image.fail();
-            }
-            Some(Layer::Vhdx(vhdx)) => vhdx.failed = true,
-            None => {}
+        if let Some(layer) = self.layer_mut(layer) {
+            layer.fail();
         }
     }
 
-    /// Refuses further writes and lets the metadata batches finish the file: the footer moves down to the last block
-    /// and the unused end is cut. Call when no write is in flight; then run batches until there is none.
+    /// Refuses further writes and lets the metadata batches finish the file: the log is emptied (VHDX), the
+    /// footer moves down to the last block (VHD), and the unused end is cut. Call when no write is in flight; then run batches until there is none.
     pub fn begin_close(&mut self, layer: LayerId) {
-        if let Some(image) = self.vhd_mut(layer) {
-            image.begin_close();
-        }
-    }
-
-    fn vhd_mut(&mut self, layer: LayerId) -> Option<&mut VhdImage> {
-        match self.layer_mut(layer)? {
-            Layer::Raw(_) | Layer::Vhdx(_) => None,
-            Layer::Vhd(vhd) => Some(&mut vhd.image),
+        if let Some(layer) = self.layer_mut(layer) {
+            layer.begin_close();
         }
     }
 }

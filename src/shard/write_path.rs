@@ -233,7 +233,7 @@ impl Core {
 fn refusal(refused: WriteRefused) -> UnitFault {
     match refused {
         WriteRefused::ReadOnly => UnitFault::ReadOnly,
-        WriteRefused::OutOfRange => UnitFault::Internal,
+        WriteRefused::OutOfRange | WriteRefused::Misaligned => UnitFault::Internal,
         WriteRefused::FormatFull | WriteRefused::NoSpace => UnitFault::NoSpace,
         WriteRefused::Failed => UnitFault::Write,
     }

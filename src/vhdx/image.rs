@@ -3,13 +3,15 @@
 //! Knows the table and the bitmaps in memory. Does not know the file it lies in, its parents, or I/O: a bitmap that
 //! is not in memory is asked for.
 
+use super::allocate::Writer;
 use super::bat::{Bat, BlockState};
 use super::header::Header;
 use super::layout::{Layout, PAGE_BITS};
 use super::log::Replay;
 use super::metadata::Metadata;
+use super::page_table::PageTable;
 use super::region::Regions;
-use super::sector_bitmap::{BitmapPage, PageTable};
+use super::sector_bitmap::BitmapPage;
 use super::{DiskType, PAGE_BYTES};
 use crate::parent_path::ParentCandidate;
 use crate::plan::{BitmapRequest, OpenMode, Run};
@@ -89,6 +91,8 @@ pub struct VhdxImage {
     pub(super) file_len: u64,
     /// What the log adds to a file that is only read.
     pub(super) replay: Option<Box<Replay>>,
+    /// Of an image that is written.
+    pub(super) writer: Option<Box<Writer>>,
 }
 
 impl VhdxImage {
@@ -223,7 +227,7 @@ impl VhdxImage {
         let within = sector % bit_sectors;
         let bits = (within + in_block).div_ceil(bit_sectors).min(u64::from(PAGE_BITS - bit)) as u32;
         let Some(bitmap) = self.bitmaps.get(page) else { return self.need_page(page, sector, in_block) };
-        let (set, count) = bitmap.run_at(bit, bits);
+        let (set, count) = bitmap.set.run_at(bit, bits);
         let sectors = (u64::from(count) * bit_sectors - within).min(in_block);
         if set {
             self.present(block_offset + u64::from(at) * SECTOR_BYTES, sectors)
@@ -239,7 +243,8 @@ impl VhdxImage {
         };
         if self.replay.is_some() && offset + PAGE_BYTES as u64 > self.file_len {
             // The file has it only once the log is replayed: all that is known of it is in the log.
-            self.insert_page(page, offset, &[0; PAGE_BYTES]);
+            let ticket = self.bitmaps.next_ticket();
+            self.insert_page(page, ticket, offset, &[0; PAGE_BYTES]);
             return self.run_at(sector, max);
         }
         Run::NeedBitmap(BitmapRequest {
@@ -251,23 +256,23 @@ impl VhdxImage {
     }
 
     /// Where a page of the sector bitmaps lies in the file.
-    fn page_offset(&self, page: u32) -> Option<u64> {
+    pub(super) fn page_offset(&self, page: u32) -> Option<u64> {
         let (chunk, within) = self.layout.page_place(page);
         self.bat.bitmap(chunk).offset().map(|start| start + within)
     }
 
-    fn insert_page(&mut self, page: u32, offset: u64, bytes: &[u8; PAGE_BYTES]) {
+    fn insert_page(&mut self, page: u32, ticket: u64, offset: u64, bytes: &[u8; PAGE_BYTES]) {
         let mut bytes = *bytes;
         if let Some(replay) = &self.replay {
             replay.overlay.patch(offset, &mut bytes);
         }
-        self.bitmaps.insert(page, BitmapPage::from_bytes(&bytes));
+        self.bitmaps.load(page, ticket, BitmapPage::from_bytes(&bytes));
     }
 
     /// The bytes of a bitmap page that was asked for, all of them: a short read is a failed read, and is not taken.
-    pub fn bitmap_loaded(&mut self, page: BlockIndex, _ticket: u64, bytes: &[u8]) {
+    pub fn bitmap_loaded(&mut self, page: BlockIndex, ticket: u64, bytes: &[u8]) {
         if let (Some(offset), Some(bytes)) = (self.page_offset(page.0), bytes.first_chunk::<PAGE_BYTES>()) {
-            self.insert_page(page.0, offset, bytes);
+            self.insert_page(page.0, ticket, offset, bytes);
         }
     }
 }

@@ -102,6 +102,28 @@ impl Layout {
         (page / pages, u64::from(page % pages) * PAGE_BYTES as u64)
     }
 
+    /// Bits that speak for a block.
+    pub fn bits_of_block(&self) -> u32 {
+        self.block_sectors / self.bit_sectors
+    }
+
+    /// The pages of sector bitmaps that speak for a block: one it shares with its neighbours, or some of its own.
+    pub fn pages_of(&self, block: u32) -> core::ops::Range<u32> {
+        let (first, _) = self.bit_of(u64::from(block) * u64::from(self.block_sectors));
+        first..first + (self.bits_of_block() / PAGE_BITS).max(1)
+    }
+
+    /// The bits of a block in each of its pages: the first, and how many.
+    pub fn bits_in_page(&self, block: u32) -> (u32, u32) {
+        let (_, first) = self.bit_of(u64::from(block) * u64::from(self.block_sectors));
+        (first, self.bits_of_block().min(PAGE_BITS))
+    }
+
+    /// The number of the entry at a place of the table.
+    pub fn entry_at(&self, offset: u64) -> u64 {
+        offset.saturating_sub(self.table_offset) / ENTRY_BYTES
+    }
+
     /// Sectors of a block that belong to the disk.
     pub fn valid_sectors(&self, block: u32) -> u32 {
         let start = u64::from(block) * u64::from(self.block_sectors);

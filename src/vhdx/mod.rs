@@ -3,9 +3,11 @@
 //! Knows every byte of a VHDX file, what a hostile one may hold, and what its log adds to it. Does not know files,
 //! rings, SCSI or chains: it is fed bytes and answers with offsets.
 
+pub mod allocate;
 pub mod bat;
 pub mod build;
 pub mod check;
+mod commit;
 pub mod create;
 pub mod error;
 pub mod fuzz;
@@ -13,14 +15,18 @@ pub mod header;
 pub mod image;
 pub mod layout;
 pub mod log;
+mod log_write;
 pub mod metadata;
 pub mod open;
 mod overlay;
+mod page_table;
 pub mod parent_locator;
 pub mod region;
 pub mod repair;
 pub mod sector_bitmap;
+mod space;
 
+pub use allocate::WriteIds;
 pub use error::{Structure, VhdxError, VhdxErrorKind};
 pub use image::{ParentInfo, Statistics, VhdxImage, Warning};
 pub use open::{OpenError, open_with, replay_with};

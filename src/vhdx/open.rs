@@ -10,8 +10,8 @@ use super::layout::{ENTRY_BYTES, Layout};
 use super::log::{self, Replay};
 use super::metadata::{self, Item, Metadata, Places};
 use super::overlay::Content;
+use super::page_table::PageTable;
 use super::region::{self, Regions};
-use super::sector_bitmap::PageTable;
 use super::{
     FileRange, HEADER_BYTES, HEADER_OFFSETS, MIB, REGION_TABLE_BYTES, REGION_TABLE_OFFSETS, parent_locator,
 };
@@ -72,7 +72,9 @@ pub fn replay_with<E>(
     let head = read_head(&mut file)?;
     let Some(replay) = file.replay.take() else { return Ok(Vec::new()) };
     let sync = || MetaBatch { ops: vec![MetaOp::Sync], bytes: Vec::new() };
-    let mut batches = Vec::new();
+    // A process that was killed has left entries in the page cache. Were they lost after their changes had begun to
+    // reach their places, those would be left in part.
+    let mut batches = vec![sync()];
     if replay.len > len {
         batches.push(MetaBatch { ops: vec![MetaOp::SetLen { len: replay.len }], bytes: Vec::new() });
     }
@@ -212,6 +214,7 @@ fn open_body<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
         warnings,
         file_len: file.len,
         replay: file.replay.take(),
+        writer: None,
     })
 }
 

@@ -1,13 +1,12 @@
 //! Pages of sector bitmaps: which logical sectors of a block that is there in part this file holds.
 //!
-//! Knows bits, runs and how many pages are kept. Does not know where a page lies (`layout`).
+//! Knows bits and runs. Does not know where a page lies (`layout`).
 //!
 //! The least significant bit of byte 0 is the first sector (the other way round than in a VHD), so a little-endian
 //! word has its first sector at the bottom and runs are found with `trailing_zeros`.
 
 use super::PAGE_BYTES;
 use super::layout::PAGE_BITS;
-use std::collections::BTreeMap;
 
 const WORDS: usize = PAGE_BYTES / 8;
 
@@ -77,6 +76,24 @@ impl BitmapPage {
         }
     }
 
+    /// Clears the bits of `at..at + count`.
+    pub fn unset(&mut self, at: u32, count: u32) {
+        let end = at.saturating_add(count).min(PAGE_BITS);
+        let mut at = at;
+        while at < end {
+            let here = (end - at).min(64 - at % 64);
+            if let Some(word) = self.words.get_mut((at / 64) as usize) {
+                *word &= !((u64::MAX >> (64 - here)) << (at % 64));
+            }
+            at += here;
+        }
+    }
+
+    /// True when every bit of `at..at + count` is set.
+    pub fn all_set(&self, at: u32, count: u32) -> bool {
+        count == 0 || self.run_at(at, count) == (true, count)
+    }
+
     /// Sets every bit that `other` has.
     pub fn merge(&mut self, other: &Self) {
         for (word, more) in self.words.iter_mut().zip(other.words.iter()) {
@@ -100,66 +117,6 @@ impl BitmapPage {
     }
 }
 
-#[derive(Debug)]
-struct Kept {
-    page: BitmapPage,
-    /// Second chance of the clock hand.
-    used: bool,
-}
-
-/// The pages of a read-only image in memory, at most `capacity`.
-#[derive(Debug)]
-pub(super) struct PageTable {
-    pages: BTreeMap<u32, Kept>,
-    capacity: usize,
-    hand: u32,
-    ticket: u64,
-}
-
-impl PageTable {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self { pages: BTreeMap::new(), capacity: capacity.max(1), hand: 0, ticket: 0 }
-    }
-
-    pub(super) fn set_capacity(&mut self, capacity: usize) {
-        self.capacity = capacity.max(1);
-        while self.pages.len() > self.capacity {
-            self.forget_one();
-        }
-    }
-
-    pub(super) fn next_ticket(&mut self) -> u64 {
-        self.ticket += 1;
-        self.ticket
-    }
-
-    pub(super) fn get(&mut self, page: u32) -> Option<&BitmapPage> {
-        let kept = self.pages.get_mut(&page)?;
-        kept.used = true;
-        Some(&kept.page)
-    }
-
-    pub(super) fn insert(&mut self, page: u32, bits: BitmapPage) {
-        while self.pages.len() >= self.capacity {
-            self.forget_one();
-        }
-        self.pages.insert(page, Kept { page: bits, used: true });
-    }
-
-    /// Clock: the hand passes used pages once.
-    fn forget_one(&mut self) {
-        loop {
-            let next = self.pages.range(self.hand..).next().or_else(|| self.pages.iter().next());
-            let Some(page) = next.map(|(page, _)| *page) else { return };
-            self.hand = page.wrapping_add(1);
-            if self.pages.get_mut(&page).is_some_and(|kept| !core::mem::take(&mut kept.used)) {
-                self.pages.remove(&page);
-                return;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,30 +133,17 @@ mod tests {
         assert_eq!(BitmapPage::from_bytes(&bytes), page);
     }
 
-    #[test]
-    fn pages_not_used_lately_are_forgotten() {
-        let mut table = PageTable::new(2);
-        for page in [5, 6] {
-            table.insert(page, BitmapPage::empty());
-        }
-        table.insert(7, BitmapPage::empty());
-        assert_eq!(table.pages.len(), 2);
-        assert!(table.get(7).is_some());
-        table.set_capacity(1);
-        assert_eq!(table.pages.len(), 1);
-    }
-
     proptest! {
         #[test]
         fn runs_and_sets_agree_with_a_slow_bitmap(
-            sets in prop::collection::vec((0u32..PAGE_BITS, 1u32..9000), 0..12),
+            sets in prop::collection::vec((0u32..PAGE_BITS, 1u32..9000, 0u32..3), 0..12),
             probes in prop::collection::vec((0u32..PAGE_BITS, 1u32..PAGE_BITS), 1..40),
         ) {
             let mut page = BitmapPage::empty();
             let mut slow = vec![false; PAGE_BITS as usize];
-            for (at, count) in sets {
-                page.set(at, count);
-                slow[at as usize..(at + count).min(PAGE_BITS) as usize].fill(true);
+            for (at, count, kind) in sets {
+                if kind == 0 { page.unset(at, count) } else { page.set(at, count) }
+                slow[at as usize..(at + count).min(PAGE_BITS) as usize].fill(kind != 0);
             }
             for (at, max) in probes {
                 let max = max.min(PAGE_BITS - at);

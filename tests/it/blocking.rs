@@ -10,9 +10,13 @@ use goldrush::plan::{
 use goldrush::units::{Sector, SectorCount, SectorRange};
 use goldrush::vhd::create::NewImage;
 use goldrush::vhd::{OpenError, OpenMode, VhdImage, open_with};
+use goldrush::vhdx::header::IDENTIFIER;
+use goldrush::vhdx::{self, WriteIds};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use uuid::Uuid;
 
 /// What an executor needs of a file.
 pub trait Store {
@@ -62,6 +66,49 @@ pub fn open<S: Store>(store: &S, mode: OpenMode) -> Result<VhdImage, OpenError<i
     open_with(store.len(), mode, |offset, bytes| store.read_at(offset, bytes))
 }
 
+pub fn is_vhdx<S: Store>(store: &S) -> bool {
+    let mut head = [0; IDENTIFIER.len()];
+    store.len() >= 512 && store.read_at(0, &mut head).is_ok() && head == IDENTIFIER
+}
+
+/// Identifiers no image of this run has.
+pub fn write_ids() -> WriteIds {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let next = || Uuid::from_u64_pair(0x601D, NEXT.fetch_add(1, Ordering::Relaxed));
+    WriteIds { file_write: next(), data_write: next(), log: next() }
+}
+
+/// What must be done to a file before it can be opened for writing, in order: nothing for a VHD.
+pub fn replay_batches<S: Store>(store: &S) -> Result<Vec<MetaBatch>, String> {
+    if !is_vhdx(store) {
+        return Ok(Vec::new());
+    }
+    let batches = vhdx::replay_with(store.len(), |offset, bytes| store.read_at(offset, bytes));
+    batches.map_err(|error| error.to_string())
+}
+
+/// Opens a file as what it is. A VHDX that is to be written has its log replayed before.
+pub fn open_layer<S: Store>(file: &mut S, slot: FileSlot, mode: OpenMode) -> Result<Layer, String> {
+    // So few bitmaps that they are forgotten all the time.
+    if !is_vhdx(file) {
+        let mut image = open(file, mode).map_err(|error| error.to_string())?;
+        image.limit_bitmaps(2);
+        return Ok(Layer::vhd(slot, image));
+    }
+    if mode == OpenMode::Writable {
+        for batch in replay_batches(file)? {
+            for op in &batch.ops {
+                run_meta_op(file, op, &batch.bytes);
+            }
+        }
+    }
+    let image = vhdx::open_with(file.len(), mode, |offset, bytes| file.read_at(offset, bytes));
+    let mut image = image.map_err(|error| error.to_string())?;
+    image.limit_bitmaps(2);
+    image.begin_writing(write_ids());
+    Ok(Layer::vhdx(slot, image))
+}
+
 pub fn write_new<S: Store>(store: &mut S, image: &NewImage) {
     for (offset, bytes) in &image.writes {
         store.write_at(*offset, bytes).unwrap();
@@ -90,16 +137,13 @@ pub struct Disk<S> {
 }
 
 impl<S: Store> Disk<S> {
-    /// Opens `files` (leaf first) as a chain of VHDs, the leaf in `mode`.
-    pub fn open(files: Vec<S>, mode: OpenMode) -> Result<Self, String> {
+    /// Opens `files` (leaf first) as a chain, the leaf in `mode`.
+    pub fn open(mut files: Vec<S>, mode: OpenMode) -> Result<Self, String> {
         let mut images = Images::new();
         let mut layers = Vec::new();
-        for (index, file) in files.iter().enumerate() {
+        for (index, file) in files.iter_mut().enumerate() {
             let mode = if index == 0 { mode } else { OpenMode::ReadOnly };
-            let mut image = open(file, mode).map_err(|error| error.to_string())?;
-            // So few that they are forgotten all the time.
-            image.limit_bitmaps(2);
-            layers.push(images.add(Layer::vhd(FileSlot(index as u32), image)));
+            layers.push(images.add(open_layer(file, FileSlot(index as u32), mode)?));
         }
         let chain = Chain::new(&images, layers).map_err(|error| error.to_string())?;
         Ok(Self { images, chain, files })

@@ -73,7 +73,11 @@ impl SimFile {
                     if survives(sector) {
                         let mut content = [0; 512];
                         content.copy_from_slice(chunk);
-                        self.sectors.insert(sector, content);
+                        if content == [0; 512] {
+                            self.sectors.remove(&sector);
+                        } else {
+                            self.sectors.insert(sector, content);
+                        }
                         self.len = self.len.max((sector + 1) * SECTOR_BYTES);
                     }
                 }

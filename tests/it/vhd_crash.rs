@@ -5,11 +5,11 @@
 //! and the structure check is clean. A world goes through several lives, so what one crash left behind is written over
 //! by the next life.
 
-use crate::vhd_world::{Mistake, World};
+use crate::vhd_world::{Format, Mistake, World};
 
 /// Runs one world; the number of crash states seen.
-fn run(seed: u64, mistake: Mistake) -> Result<u64, String> {
-    let mut world = World::new(seed, mistake);
+fn run(seed: u64, format: Format, mistake: Mistake) -> Result<u64, String> {
+    let mut world = World::new(seed, format, mistake);
     let told = |error: String| format!("seed {seed}: {error}");
     for _ in 0..4 {
         let steps = 20 + world.rng.below(250);
@@ -24,14 +24,23 @@ fn run(seed: u64, mistake: Mistake) -> Result<u64, String> {
     Ok(world.states)
 }
 
-#[test]
-fn no_crash_loses_or_invents_a_sector() {
+fn run_all(format: Format) {
     let mut states = 0;
     for seed in 0..seeds(50) {
-        states += run(seed, Mistake::None).unwrap();
+        states += run(seed, format, Mistake::None).unwrap();
     }
-    println!("{states} crash states");
+    println!("{format:?}: {states} crash states");
     assert!(states > 2500, "{states}");
+}
+
+#[test]
+fn no_crash_loses_or_invents_a_sector() {
+    run_all(Format::Vhd);
+}
+
+#[test]
+fn no_crash_loses_or_invents_a_sector_of_a_vhdx() {
+    run_all(Format::Vhdx);
 }
 
 /// More seeds for a long run: `GOLDRUSH_CRASH_SEEDS=100000`.
@@ -41,19 +50,28 @@ fn seeds(default: u64) -> u64 {
 
 #[test]
 fn a_missing_flush_is_noticed() {
-    assert!(caught(Mistake::NoMetaSync));
+    assert!(caught(Format::Vhd, Mistake::NoMetaSync));
+    assert!(caught(Format::Vhdx, Mistake::NoMetaSync));
 }
 
 #[test]
 fn space_that_is_not_zeroed_is_noticed() {
-    assert!(caught(Mistake::NoZero));
+    assert!(caught(Format::Vhd, Mistake::NoZero));
+    assert!(caught(Format::Vhdx, Mistake::NoZero));
 }
 
 #[test]
 fn an_answer_before_the_commit_is_noticed() {
-    assert!(caught(Mistake::EarlyAnswer));
+    assert!(caught(Format::Vhd, Mistake::EarlyAnswer));
+    assert!(caught(Format::Vhdx, Mistake::EarlyAnswer));
 }
 
-fn caught(mistake: Mistake) -> bool {
-    (0..100).any(|seed| run(seed, mistake).is_err())
+#[test]
+fn a_log_that_is_not_replayed_in_order_is_noticed() {
+    assert!(caught(Format::Vhdx, Mistake::NoReplay));
+    assert!(caught(Format::Vhdx, Mistake::NoReplaySync));
+}
+
+fn caught(format: Format, mistake: Mistake) -> bool {
+    (0..150).any(|seed| run(seed, format, mistake).is_err())
 }

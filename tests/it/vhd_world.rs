@@ -3,7 +3,7 @@
 //! One life lasts from an open to a crash. Every operation is in flight for a while; nothing waits for anything that
 //! the image code does not wait for.
 
-use crate::blocking::{Disk, Store, range, write_new};
+use crate::blocking::{Disk, Store, range, replay_batches, write_new};
 use crate::sector_history::{History, Promise};
 use crate::sim_disk::{Effect, Rng, SimDisk, SimFile, sector_of};
 use goldrush::plan::{
@@ -16,6 +16,15 @@ use goldrush::vhd::create::{NewDisk, NewKind, ParentRef, create};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
+use crate::vhdx_files::new_vhdx_chain;
+
+/// What a world's images are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Vhd,
+    Vhdx,
+}
+
 /// Deliberate mistakes, to see that the tests notice them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mistake {
@@ -26,6 +35,10 @@ pub enum Mistake {
     NoZero,
     /// Writes are answered without waiting for their commit.
     EarlyAnswer,
+    /// VHDX: a log that a crash left is emptied, and not replayed.
+    NoReplay,
+    /// VHDX: the log is replayed before it is stable.
+    NoReplaySync,
 }
 
 /// What a sector counts as that no test wrote: a footer or a bitmap, say.
@@ -56,6 +69,7 @@ pub struct World {
     pub disk: Disk<SimFile>,
     pub leaf: SimDisk,
     pub history: History,
+    pub format: Format,
     pub mistake: Mistake,
     flights: Vec<Flight>,
     writes: BTreeMap<u64, GuestWrite>,
@@ -65,6 +79,8 @@ pub struct World {
     now: u64,
     next_write: u64,
     closing: bool,
+    /// Reads and writes are whole numbers of so many sectors.
+    unit: u64,
     /// A metadata operation of this life has failed.
     meta_fault: bool,
     pub states: u64,
@@ -84,7 +100,7 @@ fn new_image(kind: NewKind, sectors: u64, id: u128) -> SimFile {
 }
 
 /// Parents (nearest first) with some content, and an empty leaf in front.
-fn new_chain(rng: &mut Rng) -> Vec<SimFile> {
+fn new_vhd_chain(rng: &mut Rng) -> Vec<SimFile> {
     let (sectors, _) = random_layout(rng);
     let mut files: Vec<SimFile> = Vec::new();
     let depth = rng.below(3);
@@ -102,18 +118,24 @@ fn new_chain(rng: &mut Rng) -> Vec<SimFile> {
         };
         files.insert(0, new_image(kind, sectors, u128::from(level) + 1));
         if level < depth {
-            let mut disk = Disk::open(files, OpenMode::Writable).unwrap();
-            for _ in 0..rng.below(6) {
-                let start = rng.below(sectors);
-                let count = 1 + rng.below((sectors - start).min(200));
-                let bytes: Vec<u8> =
-                    (start..start + count).flat_map(|sector| sector_of((level + 1) << 60 | sector)).collect();
-                disk.write(start, &bytes).unwrap();
-            }
-            files = disk.close();
+            files = fill_parent(files, rng, level, 1);
         }
     }
     files
+}
+
+/// Writes something here and there, in whole numbers of `unit` sectors.
+pub fn fill_parent(files: Vec<SimFile>, rng: &mut Rng, level: u64, unit: u64) -> Vec<SimFile> {
+    let mut disk = Disk::open(files, OpenMode::Writable).unwrap();
+    let sectors = disk.sectors();
+    for _ in 0..rng.below(6) {
+        let start = rng.below(sectors / unit) * unit;
+        let count = (1 + rng.below(((sectors - start) / unit).min(200))) * unit;
+        let bytes: Vec<u8> =
+            (start..start + count).flat_map(|sector| sector_of((level + 1) << 60 | sector)).collect();
+        disk.write(start, &bytes).unwrap();
+    }
+    disk.close()
 }
 
 /// Everything a chain reads that is not zero.
@@ -138,9 +160,12 @@ fn content(disk: &mut Disk<SimFile>) -> BTreeMap<u64, u64> {
 }
 
 impl World {
-    pub fn new(seed: u64, mistake: Mistake) -> Self {
+    pub fn new(seed: u64, format: Format, mistake: Mistake) -> Self {
         let mut rng = Rng(seed);
-        let files = new_chain(&mut rng);
+        let (files, unit) = match format {
+            Format::Vhd => (new_vhd_chain(&mut rng), 1),
+            Format::Vhdx => new_vhdx_chain(&mut rng),
+        };
         let mut disk = Disk::open(files, OpenMode::Writable).unwrap();
         let mut history = History::default();
         history.restart(content(&mut disk));
@@ -150,6 +175,7 @@ impl World {
             disk,
             leaf,
             history,
+            format,
             mistake,
             flights: Vec::new(),
             writes: BTreeMap::new(),
@@ -159,6 +185,7 @@ impl World {
             now: 0,
             next_write: 1,
             closing: false,
+            unit,
             meta_fault: false,
             states: 0,
         }
@@ -182,10 +209,11 @@ impl World {
     }
 
     fn begin_write(&mut self) {
-        let sectors = self.disk.sectors();
-        let start = self.rng.below(sectors);
+        let units = self.disk.sectors() / self.unit;
+        let start = self.rng.below(units);
         let most = if self.rng.chance(10) { 2000 } else { 12 };
-        let count = 1 + self.rng.below((sectors - start).min(most));
+        let count = 1 + self.rng.below((units - start).min(most));
+        let (start, count) = (start * self.unit, count * self.unit);
         let kind = if self.rng.chance(25) { WriteKind::Zero } else { WriteKind::Data };
         let mut left = range(start, count);
         let mut plan = WritePlan::default();
@@ -255,15 +283,10 @@ impl World {
         self.batch_result = Ok(());
         for op in &batch.ops {
             let (effect, purpose) = match op {
-                MetaOp::Write { offset, bytes } => {
-                    let bytes = batch.bytes[bytes.clone()].to_vec();
-                    (Some(Effect::Write { offset: offset.0, bytes }), Purpose::Meta)
-                }
                 MetaOp::Zero { .. } if self.mistake == Mistake::NoZero => (None, Purpose::Meta),
-                MetaOp::Zero { offset, len } => {
-                    (Some(Effect::Zero { offset: offset.0, len: *len }), Purpose::Meta)
+                MetaOp::Write { .. } | MetaOp::Zero { .. } | MetaOp::SetLen { .. } => {
+                    (effect_of(op, &batch), Purpose::Meta)
                 }
-                MetaOp::SetLen { len } => (Some(Effect::SetLen(*len)), Purpose::Meta),
                 MetaOp::Sync if self.mistake == Mistake::NoMetaSync => (None, Purpose::MetaSync(0)),
                 MetaOp::Sync => (None, Purpose::MetaSync(self.leaf.sync_begins())),
             };
@@ -381,52 +404,116 @@ impl World {
         let in_flight = self.effects_in_flight();
         if self.rng.chance(30) {
             let state = self.leaf.killed(&in_flight, &mut self.rng);
-            self.verify(&state, Promise::Acknowledged).map(drop)
+            self.verify(&state, Promise::Acknowledged)
         } else {
             let state = self.leaf.power_cut(&in_flight, &mut self.rng);
-            self.verify(&state, Promise::Flushed).map(drop)
+            self.verify(&state, Promise::Flushed)
         }
     }
 
-    fn verify(&mut self, state: &SimDisk, promise: Promise) -> Result<Disk<SimFile>, String> {
+    fn verify(&mut self, state: &SimDisk, promise: Promise) -> Result<(), String> {
         self.states += 1;
         let file = &state.volatile;
-        let report = check(file.len, |offset, bytes| file.read_at(offset, bytes)).unwrap();
-        if !report.is_clean() {
-            return Err(format!("{promise:?}: {:?}", report.findings));
+        // Of a VHDX, opening checks everything that could be wrong.
+        if self.format == Format::Vhd {
+            let report = check(file.len, |offset, bytes| file.read_at(offset, bytes)).unwrap();
+            if !report.is_clean() {
+                return Err(format!("{promise:?}: {:?}", report.findings));
+            }
         }
         let mut files = self.disk.files.clone();
         files[0] = file.clone();
-        let mut disk = Disk::open(files, OpenMode::Writable)?;
-        let content = content(&mut disk);
-        match self.history.complaint(&content, promise) {
-            Some(complaint) => Err(format!("{promise:?}: {complaint}")),
-            None => Ok(disk),
+        let mut disk = Disk::open(files.clone(), OpenMode::ReadOnly)?;
+        let as_it_is = content(&mut disk);
+        if let Some(complaint) = self.history.complaint(&as_it_is, promise) {
+            return Err(format!("{promise:?}: {complaint}"));
         }
+        let mut disk = Disk::open(files, OpenMode::Writable)?;
+        let repaired = content(&mut disk);
+        if repaired != as_it_is {
+            return Err(format!("{promise:?}: a log reads otherwise once it is replayed"));
+        }
+        Ok(())
+    }
+
+    /// Opens the leaf again, which may need changes first; they may be interrupted, too.
+    fn reopen(&mut self) -> Result<(), String> {
+        'again: loop {
+            let mut batches = replay_batches(&self.leaf.volatile)?;
+            match self.mistake {
+                Mistake::NoReplay => batches.iter_mut().for_each(drop_pages),
+                Mistake::NoReplaySync => batches.iter_mut().take(1).for_each(|batch| batch.ops.clear()),
+                _ => {}
+            }
+            for batch in batches {
+                let mut in_flight: Vec<Effect> = Vec::new();
+                for op in &batch.ops {
+                    match op {
+                        MetaOp::Sync => {
+                            let covers = self.leaf.sync_begins();
+                            self.leaf.sync_ends(covers);
+                        }
+                        op => in_flight.extend(effect_of(op, &batch)),
+                    }
+                }
+                let chance = if in_flight.len() > 1 { 30 } else { 8 };
+                if self.rng.chance(chance) {
+                    self.leaf = self.crashed(&in_flight)?;
+                    continue 'again;
+                }
+                in_flight.into_iter().for_each(|effect| self.leaf.complete(effect));
+            }
+            let mut files = core::mem::take(&mut self.disk.files);
+            files[0] = self.leaf.volatile.clone();
+            self.disk = Disk::open(files, OpenMode::Writable)?;
+            return Ok(());
+        }
+    }
+
+    /// What a crash leaves, checked.
+    fn crashed(&mut self, in_flight: &[Effect]) -> Result<SimDisk, String> {
+        if self.rng.chance(40) {
+            let state = self.leaf.killed(in_flight, &mut self.rng);
+            self.verify(&state, Promise::Acknowledged)?;
+            self.history.killed(self.now);
+            return Ok(state);
+        }
+        let state = self.leaf.power_cut(in_flight, &mut self.rng);
+        self.verify(&state, Promise::Flushed)?;
+        let mut files = self.disk.files.clone();
+        files[0] = state.volatile.clone();
+        let content = content(&mut Disk::open(files, OpenMode::ReadOnly)?);
+        self.history.restart(content);
+        Ok(state)
     }
 
     /// Crashes, checks, and opens the image again.
     pub fn crash(&mut self) -> Result<(), String> {
         let in_flight = self.effects_in_flight();
-        let killed = self.rng.chance(40);
-        if killed {
-            let state = self.leaf.killed(&in_flight, &mut self.rng);
-            self.disk = self.verify(&state, Promise::Acknowledged)?;
-            self.history.killed(self.now);
-            self.leaf = state;
-        } else {
-            let state = self.leaf.power_cut(&in_flight, &mut self.rng);
-            self.disk = self.verify(&state, Promise::Flushed)?;
-            let content = content(&mut self.disk);
-            self.history.restart(content);
-            self.leaf = state;
-        }
+        self.leaf = self.crashed(&in_flight)?;
         self.flights.clear();
         self.writes.clear();
         self.waiting.clear();
         self.batch_left = 0;
         self.closing = false;
         self.meta_fault = false;
-        Ok(())
+        self.reopen()
     }
+}
+
+/// What an operation does to the file; `None` for a flush.
+fn effect_of(op: &MetaOp, batch: &MetaBatch) -> Option<Effect> {
+    match op {
+        MetaOp::Write { offset, bytes } => {
+            Some(Effect::Write { offset: offset.0, bytes: batch.bytes[bytes.clone()].to_vec() })
+        }
+        MetaOp::Zero { offset, len } => Some(Effect::Zero { offset: offset.0, len: *len }),
+        MetaOp::SetLen { len } => Some(Effect::SetLen(*len)),
+        MetaOp::Sync => None,
+    }
+}
+
+/// All writes but those of headers.
+fn drop_pages(batch: &mut MetaBatch) {
+    batch.ops.retain(|op| !matches!(op, MetaOp::Write { offset, .. } if offset.0 >= 1 << 20));
 }

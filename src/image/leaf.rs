@@ -1,0 +1,103 @@
+//! A layer that is written: the formats' own methods, told apart once.
+//!
+//! Knows which format a layer has. Does not know chains (`write`) nor what a format does.
+
+use super::Layer;
+use crate::plan::{CommitSeq, IoFault, MetaBatch, WriteRefused, WriteRun};
+use crate::units::{ByteOffset, SECTOR_BYTES, SectorRange};
+
+impl Layer {
+    /// As [`crate::vhd::VhdImage::write_run_at`].
+    pub(super) fn write_run_at(&mut self, at: u64, max: u64) -> Result<WriteRun, WriteRefused> {
+        match self {
+            _ if self.is_failed() => Err(WriteRefused::Failed),
+            Self::Vhd(vhd) => vhd.image.write_run_at(at, max),
+            Self::Vhdx(vhdx) => vhdx.image.write_run_at(at, max),
+            Self::Raw(raw) if raw.writable => {
+                let offset = ByteOffset(at * SECTOR_BYTES);
+                Ok(WriteRun::InPlace { offset, sectors: max, commit: false })
+            }
+            Self::Raw(_) => Err(WriteRefused::ReadOnly),
+        }
+    }
+
+    /// As [`crate::vhd::VhdImage::reserve`].
+    pub(super) fn reserve(&mut self, sector: u64) -> Result<bool, WriteRefused> {
+        match self {
+            Self::Raw(_) => Err(WriteRefused::ReadOnly),
+            Self::Vhd(vhd) => vhd.image.reserve(sector),
+            Self::Vhdx(vhdx) => vhdx.image.reserve(sector),
+        }
+    }
+
+    pub(super) fn write_resolved(&mut self, range: SectorRange) {
+        match self {
+            Self::Raw(_) => {}
+            Self::Vhd(vhd) => vhd.image.write_resolved(range),
+            Self::Vhdx(vhdx) => vhdx.image.write_resolved(range),
+        }
+    }
+
+    pub(super) fn data_written(&mut self, range: SectorRange) -> CommitSeq {
+        match self {
+            Self::Raw(_) => CommitSeq(0),
+            Self::Vhd(vhd) => vhd.image.data_written(range),
+            Self::Vhdx(vhdx) => vhdx.image.data_written(range),
+        }
+    }
+
+    pub(super) fn write_abandoned(&mut self, range: SectorRange) {
+        match self {
+            Self::Raw(_) => {}
+            Self::Vhd(vhd) => vhd.image.write_abandoned(range),
+            Self::Vhdx(vhdx) => vhdx.image.write_abandoned(range),
+        }
+    }
+
+    pub(super) fn next_meta_batch(&mut self, batch: &mut MetaBatch) -> bool {
+        match self {
+            Self::Raw(_) => false,
+            Self::Vhd(vhd) => vhd.image.next_meta_batch(batch),
+            Self::Vhdx(vhdx) => vhdx.image.next_meta_batch(batch),
+        }
+    }
+
+    pub(super) fn meta_batch_done(&mut self, result: Result<(), IoFault>) {
+        match self {
+            Self::Raw(_) => {}
+            Self::Vhd(vhd) => vhd.image.meta_batch_done(result),
+            Self::Vhdx(vhdx) => vhdx.image.meta_batch_done(result),
+        }
+    }
+
+    pub(super) fn committed(&self) -> CommitSeq {
+        match self {
+            Self::Raw(_) => CommitSeq(0),
+            Self::Vhd(vhd) => vhd.image.committed(),
+            Self::Vhdx(vhdx) => vhdx.image.committed(),
+        }
+    }
+
+    pub(super) fn begin_close(&mut self) {
+        match self {
+            Self::Raw(_) => {}
+            Self::Vhd(vhd) => vhd.image.begin_close(),
+            Self::Vhdx(vhdx) => vhdx.image.begin_close(),
+        }
+    }
+
+    /// As [`super::Images::fail`].
+    pub(super) fn fail(&mut self) {
+        match self {
+            Self::Raw(raw) => raw.failed = true,
+            Self::Vhd(vhd) => {
+                vhd.failed = true;
+                vhd.image.fail();
+            }
+            Self::Vhdx(vhdx) => {
+                vhdx.failed = true;
+                vhdx.image.fail();
+            }
+        }
+    }
+}
