@@ -3,16 +3,18 @@
 //! Knows how a format is told, and what a child must know of its parent in each. Does not know chains (`open_image`)
 //! nor how a format is parsed (`vhd`, `vhdx`).
 
+use std::io;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::block_io::run_batch;
 use super::file::OpenedFile;
 use super::open_image::{OpenError, OpenedLayer};
 use crate::parent_path::ParentCandidate;
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 use crate::vhd::{self, DiskType, FOOTER_BYTES, OpenMode, VhdImage};
-use crate::vhdx::{self, VhdxImage};
+use crate::vhdx::{self, VhdxImage, WriteIds};
 
 /// How the bytes of a file are to be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -241,16 +243,45 @@ fn parse_vhd(file: &OpenedFile) -> Result<VhdImage, OpenError> {
 }
 
 fn parse_vhdx(file: &OpenedFile) -> Result<VhdxImage, OpenError> {
-    if file.is_writable() {
-        return Err(OpenError::VhdxWritable { path: file.path().to_owned() });
+    if !file.is_writable() {
+        return open_vhdx(file, file.len(), OpenMode::ReadOnly);
     }
-    let image = vhdx::open_with(file.len(), OpenMode::ReadOnly, |offset, bytes| file.read_at(offset, bytes));
-    image.map_err(|error| match error {
+    let len = replay_log(file)?;
+    let mut image = open_vhdx(file, len, OpenMode::Writable)?;
+    let (file_write, data_write, log) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
+    image.begin_writing(WriteIds { file_write, data_write, log });
+    Ok(image)
+}
+
+fn open_vhdx(file: &OpenedFile, len: u64, mode: OpenMode) -> Result<VhdxImage, OpenError> {
+    let image = vhdx::open_with(len, mode, |offset, bytes| file.read_at(offset, bytes));
+    image.map_err(|error| vhdx_error(file, error))
+}
+
+/// Writes into place what a crash left in the log, and empties it. The bytes the file has then.
+fn replay_log(file: &OpenedFile) -> Result<u64, OpenError> {
+    let path = || file.path().to_owned();
+    let batches = vhdx::replay_with(file.len(), |offset, bytes| file.read_at(offset, bytes))
+        .map_err(|error| vhdx_error(file, error))?;
+    if batches.is_empty() {
+        return Ok(file.len());
+    }
+    tracing::warn!(image = %file.path().display(), "a crash left changes in the log: writing them into place");
+    for batch in &batches {
+        run_batch(file.file(), batch).map_err(|source| OpenError::Replay { path: path(), source })?;
+    }
+    let metadata = file.file().metadata().map_err(|source| OpenError::Replay { path: path(), source })?;
+    // A block device has the length it had.
+    Ok(metadata.len().max(file.len()))
+}
+
+fn vhdx_error(file: &OpenedFile, error: vhdx::OpenError<io::Error>) -> OpenError {
+    match error {
         vhdx::OpenError::Vhdx(source) => OpenError::Vhdx { path: file.path().to_owned(), source },
         vhdx::OpenError::Read { offset, len, source } => {
             OpenError::Read { path: file.path().to_owned(), offset, len, source }
         }
-    })
+    }
 }
 
 /// The words for a disk type.

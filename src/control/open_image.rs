@@ -77,8 +77,11 @@ pub enum OpenError {
     Shared { path: PathBuf },
     #[error("{path} is used in two formats: one of the two is wrong", path = .path.display())]
     TwoFormats { path: PathBuf },
-    #[error("{path} is a VHDX, which is read and not written: serve it read-only, or convert it to VHD", path = .path.display())]
-    VhdxWritable { path: PathBuf },
+    #[error(
+        "{path}: writing the changes its log holds into place failed: {source}; check the file system and the device",
+        path = .path.display()
+    )]
+    Replay { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Seal(#[from] SealError),
     #[error(

@@ -1,7 +1,8 @@
 //! The VHDX format: fixed, dynamic and differencing disks.
 //!
-//! Knows every byte of a VHDX file, what a hostile one may hold, and what its log adds to it. Does not know files,
-//! rings, SCSI or chains: it is fed bytes and answers with offsets.
+//! Knows every byte of a VHDX file, what a hostile one may hold, what its log adds to it, and in which order a file may
+//! be changed. Does not know files, rings, SCSI or chains: it is fed bytes and answers with offsets.
+#![doc = include_str!("FORMAT.md")]
 
 pub mod allocate;
 pub mod bat;

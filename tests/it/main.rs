@@ -31,8 +31,6 @@ mod vhd_edit;
 mod vhd_repair;
 mod vhd_world;
 mod vhdx_corpus;
-<<<<<<< HEAD
-mod vhdx_tool;
-=======
 mod vhdx_files;
->>>>>>> 16dc2b1 (vhdx, image: write dynamic and differencing disks, crash-safely)
+mod vhdx_oracles;
+mod vhdx_tool;
