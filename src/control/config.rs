@@ -242,23 +242,26 @@ fn one_line(message: &str) -> String {
 }
 
 /// Turns raw values into typed ones and collects what is wrong with them.
-struct Reader<'a> {
+struct Reader {
     path: Arc<Path>,
     folder: PathBuf,
-    text: &'a str,
+    /// Where each line ends: a room of nodes has tens of thousands, and each value is asked for its own.
+    line_ends: Vec<usize>,
     strict: bool,
     errors: Vec<ConfigError>,
 }
 
-impl<'a> Reader<'a> {
-    fn new(path: &Path, text: &'a str) -> Self {
+impl Reader {
+    fn new(path: &Path, text: &str) -> Self {
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        Self { path: Arc::from(path), folder, text, strict: false, errors: Vec::new() }
+        let line_ends =
+            text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+        Self { path: Arc::from(path), folder, line_ends, strict: false, errors: Vec::new() }
     }
 
     fn origin_at(&self, offset: usize) -> Origin {
-        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-        Origin::File { path: self.path.clone(), line: 1 + before.iter().filter(|b| **b == b'\n').count() }
+        let line = 1 + self.line_ends.partition_point(|end| *end < offset);
+        Origin::File { path: self.path.clone(), line }
     }
 
     fn origin<T>(&self, value: &Spanned<T>) -> Origin {

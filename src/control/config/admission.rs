@@ -19,7 +19,7 @@ const HOST_BYTES_MAX: usize = 253;
 
 type Texts = Spanned<Vec<Spanned<String>>>;
 
-impl Reader<'_> {
+impl Reader {
     pub(super) fn discovery(&mut self, raw: Option<RawDiscovery>) -> DiscoveryConfig {
         let Some(raw) = raw else { return DiscoveryConfig::default() };
         let access = self.access(raw.initiators, raw.addresses);
