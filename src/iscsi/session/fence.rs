@@ -27,6 +27,8 @@ const FENCE_WAIT: Duration = Duration::from_secs(8);
 pub(super) struct Fence {
     /// The answer, until it is queued.
     answer: Option<(InitiatorTaskTag, ManagementResponse, Place)>,
+    /// The session ends with the answer (TARGET COLD RESET).
+    closes: bool,
     /// Where the answer goes.
     on: ConnectionId,
     /// Connections whose confirmation is awaited: once all before it is sent, up to this number, and the answer of this
@@ -44,24 +46,29 @@ impl Session {
         let closes_this = function == ManagementFunction::TargetColdReset;
         let others: Vec<_> = self.connections.open().filter(|other| *other != on).collect();
         let single = matches!(function, ManagementFunction::AbortTask(_));
-        if single || closes_this || others.is_empty() {
+        if single || others.is_empty() {
             self.answer(on, Answer::Management { task_tag, response, closes_this }, Some(place));
-            if closes_this && self.connections[on].state == State::Open {
-                self.connections[on].go(Happening::Ends);
-                self.events.push_back(SessionEvent::Reset { connection: on });
-            }
-            return;
+            return self.end_with_answer(on, closes_this);
         }
         for other in &others {
             self.connections[*other].output.push_back(Queued::Mark);
         }
         self.fence = Some(Box::new(Fence {
             answer: Some((task_tag, response, place)),
+            closes: closes_this,
             on,
             awaited: others.into_iter().map(|other| (other, None)).collect(),
             held: Vec::new(),
             since: None,
         }));
+    }
+
+    /// After a TARGET COLD RESET the session ends as soon as the answer is sent.
+    fn end_with_answer(&mut self, on: ConnectionId, closes_this: bool) {
+        if closes_this && self.connections[on].state == State::Open {
+            self.connections[on].go(Happening::Ends);
+            self.events.push_back(SessionEvent::Reset { connection: on });
+        }
     }
 
     /// Everything that was queued on this connection before the fence is sent.
@@ -98,13 +105,13 @@ impl Session {
         if !fence.awaited.is_empty() {
             return;
         }
-        let on = fence.on;
+        let (on, closes_this) = (fence.on, fence.closes);
         if let Some((task_tag, response, place)) = fence.answer.take() {
             fence.awaited.push((on, None));
             fence.since = None;
-            self.answer(on, Answer::Management { task_tag, response, closes_this: false }, Some(place));
+            self.answer(on, Answer::Management { task_tag, response, closes_this }, Some(place));
             self.connections[on].output.push_back(Queued::Mark);
-            return;
+            return self.end_with_answer(on, closes_this);
         }
         let held = core::mem::take(&mut fence.held);
         self.fence = None;

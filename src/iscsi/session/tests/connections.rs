@@ -486,6 +486,9 @@ fn the_asker_of_a_cold_reset_is_answered_and_then_closed() {
     initiator.on(second).send(&request);
     initiator.event();
     initiator.session.complete_management(InitiatorTaskTag(900), ManagementResponse::FunctionComplete);
+    let ping = initiator.on(ON).output().expect("the fence asks the other connection");
+    confirm(&mut initiator, ON, &ping, 100);
+    initiator.on(second);
     assert_eq!(initiator.event(), SessionEvent::Reset { connection: second });
     assert_eq!(initiator.output().unwrap().header.opcode(), ResponseOpcode::TaskManagement as u8);
     assert!(initiator.session.is_closed(second));
