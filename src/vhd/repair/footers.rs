@@ -17,7 +17,6 @@ const SEARCH_BYTES: u64 = 1 << 20;
 const CHECKSUM: core::ops::Range<usize> = 64..68;
 const DATA_OFFSET: core::ops::Range<usize> = 16..24;
 const CURRENT_SIZE: core::ops::Range<usize> = 48..56;
-const DISK_TYPE: core::ops::Range<usize> = 60..64;
 
 /// A footer that is believed, and what remains to be done about the copies.
 #[derive(Clone, Debug)]
@@ -100,6 +99,9 @@ pub(super) fn rulers<E>(len: u64, read: &mut Read<'_, E>) -> Result<Vec<Ruler>, 
     if let Some((at, count)) = place {
         fill(read, len, at, &mut tail_bytes[..count])?;
         tail = Footer::parse(&tail_bytes, Structure::TailFooter, at).ok();
+        if tail.is_none() && is_meant(&tail_bytes) {
+            return Ok(rulers);
+        }
         if let Some(footer) = tail {
             let head_step = head_step(&footer, head.as_ref());
             rulers.push(Ruler {
@@ -122,6 +124,12 @@ pub(super) fn rulers<E>(len: u64, read: &mut Read<'_, E>) -> Result<Vec<Ruler>, 
         rulers.extend(searched(len, read)?);
     }
     Ok(rulers)
+}
+
+/// True for bytes that no accident made: a footer with a good checksum that says something we refuse is not damaged.
+fn is_meant(bytes: &[u8; FOOTER_BYTES]) -> bool {
+    let sum = footer::checksum(bytes, CHECKSUM.start);
+    bytes[..8] == footer::COOKIE && bytes[CHECKSUM] == sum.to_be_bytes()
 }
 
 /// What the copy at the start needs when `tail` rules.
@@ -203,6 +211,9 @@ fn searched<E>(len: u64, read: &mut Read<'_, E>) -> Result<Option<Ruler>, E> {
 /// Restores a damaged footer: first what is the same in every footer, then one field that can be derived, then the
 /// checksum itself where everything else is confirmed. `data_end` is known for a footer at the end.
 fn mend(bytes: &[u8; FOOTER_BYTES], data_end: Option<u64>) -> Option<([u8; FOOTER_BYTES], Footer)> {
+    if bytes[CHECKSUM] == footer::checksum(bytes, CHECKSUM.start).to_be_bytes() {
+        return None;
+    }
     let mut constant = *bytes;
     constant[..8].copy_from_slice(&footer::COOKIE);
     constant[12..16].copy_from_slice(&footer::VERSION.to_be_bytes());
@@ -220,12 +231,14 @@ fn mend(bytes: &[u8; FOOTER_BYTES], data_end: Option<u64>) -> Option<([u8; FOOTE
     };
     let mut guesses = vec![with(8..12, &2_u32.to_be_bytes()), with(8..12, &[0; 4])];
     guesses.extend([NO_OFFSET, FOOTER_BYTES as u64].map(|at| with(DATA_OFFSET, &at.to_be_bytes())));
-    guesses.extend([2_u32, 3, 4].map(|kind| with(DISK_TYPE, &kind.to_be_bytes())));
     guesses.push(with(40..48, &constant[CURRENT_SIZE]));
     guesses.push(with(CURRENT_SIZE, &constant[40..48]));
     guesses.extend(data_end.map(|end| with(CURRENT_SIZE, &end.to_be_bytes())));
     guesses.push(with(84..85, &[0]));
-    if let Some(found) = guesses.into_iter().find_map(parsed) {
+    // The sum of bytes does not see them change places: what else says the size must agree.
+    let agrees =
+        |(_, footer): &([u8; FOOTER_BYTES], Footer)| footer.geometry == Geometry::of(footer.sectors.0);
+    if let Some(found) = guesses.into_iter().find_map(|guess| parsed(guess).filter(agrees)) {
         return Some(found);
     }
     let sum = footer::checksum(&constant, CHECKSUM.start);

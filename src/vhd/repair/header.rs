@@ -98,8 +98,18 @@ fn restore<E>(
     parent_is: &mut dyn FnMut(&ParentInfo) -> bool,
     shape: Shape<'_>,
 ) -> Result<Option<Restored>, E> {
+    if bytes[CHECKSUM] == checksum(bytes, CHECKSUM.start).to_be_bytes() {
+        // No accident: what it says is meant, and refused.
+        return Ok(None);
+    }
     for candidate in candidates(bytes, ruler) {
         let Ok(header) = DynamicHeader::parse(&candidate, 0) else { continue };
+        // The sum of bytes does not see them change places: the size of the table must agree with that of the blocks.
+        let blocks = ruler.footer.sectors.bytes().0.div_ceil(u64::from(header.block_size));
+        let derived = candidate[BLOCK_SIZE] != bytes[BLOCK_SIZE];
+        if derived && u64::from(header.max_table_entries) != blocks {
+            continue;
+        }
         if fits(len, &header, ruler, read, shape)? {
             let found = "is damaged, and its checksum tells what was there";
             return Ok(Some((candidate, header, found)));
