@@ -52,6 +52,8 @@ pub const COPY_PORTION_BYTES: u64 = 1024 * 1024;
 pub const SANITIZE_PORTION_BYTES: u64 = 8 * 1024 * 1024;
 pub const SANITIZE_ERASE_BYTES: u64 = 256 * 1024 * 1024;
 pub const SANITIZE_BYTES_PER_S: u64 = 160 * 1024 * 1024;
+/// The longest WRITE ATOMIC (VPD page B0h): it is written down before it is written.
+pub const ATOMIC_BYTES_MAX: usize = 1024 * 1024;
 /// All ranges of one UNMAP together (VPD page B0h).
 pub const UNMAP_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// What one GET LBA STATUS looks at; the initiator asks on from there. Bounds the bitmaps it may have to read.
@@ -185,6 +187,7 @@ const _: () = assert!(8 + 16 * UNMAP_DESCRIPTORS_MAX as usize <= PARAMETER_BYTES
 const _: () = assert!(8 + 8 * UNITS_PER_TARGET_MAX <= REPLY_BYTES_MAX);
 const _: () = assert!(2 * COMPARE_AND_WRITE_BYTES_MAX <= TRANSFER_BYTES_MAX);
 const _: () = assert!(16 + COPY_DESCRIPTOR_BYTES_MAX <= PARAMETER_BYTES_MAX);
+const _: () = assert!(ATOMIC_BYTES_MAX <= TRANSFER_BYTES_MAX);
 const _: () = assert!(COPY_PORTION_BYTES as usize <= TRANSFER_BYTES_MAX);
 const _: () = assert!(COPY_RECORDS_MAX <= u8::MAX as usize);
 const _: () = assert!(TRANSFER_OPTIMAL_BYTES <= TRANSFER_BYTES_MAX);

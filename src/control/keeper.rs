@@ -20,8 +20,8 @@ use crate::shard::{KeepRequest, Keeper, Message, Peer, Sent};
 
 /// Requests that may wait for the disk: a unit's initiators send few, and wait for each.
 const REQUESTS_MAX: usize = 1024;
-/// The longest file: all registrants a unit can have, as JSON, several times over.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+/// The longest file: an atomic write in hexadecimal, and all registrants a unit can have, as JSON.
+const FILE_BYTES_MAX: u64 = 4 << 20;
 const VERSION: u32 = 1;
 
 /// One file. It names its LUN, so that a renamed file is noticed.

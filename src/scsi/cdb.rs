@@ -144,6 +144,9 @@ pub(super) enum Command {
         extent: Extent,
         fua: bool,
     },
+    WriteAtomic {
+        extent: Extent,
+    },
     WriteSame {
         extent: Extent,
         unmap: bool,
@@ -314,6 +317,7 @@ pub(super) fn decode(row: &Opcode, bytes: &[u8; CDB_BYTES_MAX]) -> Result<Comman
         Operation::PreFetch => Command::PreFetch { extent: extent(), immediate: fields.bit(1, 0x02) },
         Operation::CompareAndWrite => compare_and_write(&fields),
         Operation::OrWrite => Command::OrWrite { extent: extent(), fua: fields.fua() },
+        Operation::WriteAtomic => write_atomic(&fields),
         Operation::WriteSame => return write_same(&fields),
         Operation::Unmap => return unmap(&fields),
         Operation::Sanitize => return sanitize(&fields),
@@ -360,6 +364,11 @@ fn compare_and_write(fields: &Fields<'_>) -> Command {
         count_byte: 13,
     };
     Command::CompareAndWrite { extent, fua: fields.fua() }
+}
+
+fn write_atomic(fields: &Fields<'_>) -> Command {
+    let (lba, count) = (Lba(fields.be64(2)), BlockCount(u64::from(fields.be16(12))));
+    Command::WriteAtomic { extent: Extent { lba, count, lba_byte: 2, count_byte: 12 } }
 }
 
 fn write_same(fields: &Fields<'_>) -> Result<Command, Sense> {
@@ -532,7 +541,7 @@ mod tests {
 
     fn command(bytes: &[u8]) -> Result<Command, Sense> {
         let cdb = padded(bytes);
-        let row = find(&cdb, true)?;
+        let row = find(&cdb, crate::scsi::opcodes::Has::ALL)?;
         row.check(&cdb)?;
         decode(row, &cdb)
     }

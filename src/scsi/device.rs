@@ -8,7 +8,7 @@ use super::cdb::{self, Command};
 use super::copy::{CopyDevice, CopyEnd};
 use super::identity::{SERIAL_BYTES_MAX, UnitIdentity};
 use super::inquiry::{self, Peripheral};
-use super::kept::KeptUnit;
+use super::kept::{KeptAtomic, KeptUnit};
 use super::lun::{Lun, REPORT_LUNS_WELL_KNOWN};
 use super::opcodes::{self, Operation};
 use super::reply::{UnitFault, UnitIndex, UnitPlan, UnitReply};
@@ -300,6 +300,22 @@ impl Device {
         }
     }
 
+    /// An atomic write is about to begin: what the unit must remember before it does.
+    pub fn atomic_begun(&mut self, unit: UnitIndex, atomic: &KeptAtomic) -> KeptUnit {
+        self.units.get_mut(unit.0 as usize).map(|unit| unit.atomic_begun(atomic)).unwrap_or_default()
+    }
+
+    /// It has ended, and is stable: what the unit must remember before it is answered.
+    pub fn atomic_ended(&mut self, unit: UnitIndex) -> KeptUnit {
+        self.units.get_mut(unit.0 as usize).map(LogicalUnit::atomic_ended).unwrap_or_default()
+    }
+
+    /// The atomic write that this unit's last run has begun and perhaps not ended: until it is done the unit is not
+    /// ready.
+    pub fn interrupted_atomic(&self, unit: UnitIndex) -> Option<&KeptAtomic> {
+        self.units.get(unit.0 as usize)?.interrupted_atomic()
+    }
+
     /// The sanitize operation has ended; what the unit remembers now is returned where it is to be written down.
     pub fn sanitize_ended(&mut self, unit: UnitIndex, well: bool) -> Option<KeptUnit> {
         self.units.get_mut(unit.0 as usize)?.sanitize_ended(well)
@@ -353,7 +369,7 @@ impl Device {
             || Lun::from_field(lun_field) == Ok(Lun::ZERO)
             || self.unit(lun_field).is_some();
         let padded = cdb::padded(cdb);
-        let row = opcodes::find(&padded, true).ok()?;
+        let row = opcodes::find(&padded, opcodes::Has::ALL).ok()?;
         if !answers || cdb.len() < row.cdb_len() {
             return None;
         }
@@ -393,7 +409,7 @@ fn check_unit(target_name: &str, unit: &UnitConfig) -> Result<(), DeviceError> {
 /// data it returns, everything else in its status.
 fn absent(cdb: &[u8]) -> UnitReply {
     let padded = cdb::padded(cdb);
-    let decoded = opcodes::find(&padded, true)
+    let decoded = opcodes::find(&padded, opcodes::Has::ALL)
         .and_then(|row| row.check(&padded).map(|()| row))
         .and_then(|row| cdb::decode(row, &padded).map(|command| (row.operation, command)));
     match decoded {

@@ -101,7 +101,7 @@ fn check(plan: &UnitPlan) {
             inside(range);
             assert!(range.count.0 <= limits::COMPARE_AND_WRITE_BYTES_MAX as u64 / 512);
         }
-        UnitPlan::WriteSame { range, .. } => within(range),
+        UnitPlan::WriteSame { range, .. } | UnitPlan::WriteAtomic { range, .. } => within(range),
         UnitPlan::Zero { ranges, .. } => {
             assert!(ranges.len() <= limits::UNMAP_DESCRIPTORS_MAX as usize);
             ranges.iter().for_each(within);

@@ -1,5 +1,5 @@
 //! What a unit remembers across restarts: reservations whose initiators asked for it (APTPL), saved mode parameters, a
-//! sanitize operation that has not ended.
+//! sanitize operation and an atomic write that have not ended.
 //!
 //! Knows the shape of that memory and which values it may have. Does not know where it is kept, nor in which
 //! encoding: whoever keeps it gets plain values, and gives back values that are checked like any other input.
@@ -11,6 +11,7 @@ use super::mode::ModeValues;
 use super::reservation::ReservationType;
 use super::sanitize::Sanitizing;
 use crate::limits;
+use crate::units::Lba;
 
 /// A unit's memory. Empty: nothing to keep, and nothing kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,40 @@ pub struct KeptUnit {
     /// A sanitize operation that has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sanitizing: Option<Sanitizing>,
+    /// An atomic write that has begun and is not known to have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub atomic: Option<KeptAtomic>,
+}
+
+/// What an atomic write writes, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptAtomic {
+    lba: u64,
+    /// Hexadecimal.
+    data: String,
+}
+
+impl KeptAtomic {
+    pub fn new(lba: Lba, data: &[u8]) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |value: u8| char::from(DIGITS[usize::from(value & 0x0F)]);
+        Self { lba: lba.0, data: data.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect() }
+    }
+
+    pub fn lba(&self) -> Lba {
+        Lba(self.lba)
+    }
+
+    /// `None`: what was written down is no data.
+    pub fn data(&self) -> Option<Vec<u8>> {
+        let digit = |byte: u8| char::from(byte).to_digit(16).map(|value| value as u8);
+        let (pairs, rest) = self.data.as_bytes().as_chunks::<2>();
+        if !rest.is_empty() || pairs.len() > limits::ATOMIC_BYTES_MAX {
+            return None;
+        }
+        pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+    }
 }
 
 impl KeptUnit {
@@ -166,6 +201,7 @@ mod tests {
     fn what_is_written_is_read_back() {
         let port = InitiatorPort { name: "iqn.a:b".into(), isid: [0, 2, 0x3D, 0, 0, 1] };
         let kept = KeptUnit {
+            atomic: Some(KeptAtomic::new(Lba(7), &[0xA5, 0x0F])),
             sanitizing: Some(Sanitizing { method: SanitizeMethod::BlockErase, may_exit: true }),
             modes: Some(ModeValues { write_cache: false, ..ModeValues::default() }),
             reservations: Some(KeptReservations {
@@ -176,6 +212,8 @@ mod tests {
         let text = serde_json::to_string(&kept).unwrap();
         assert_eq!(read(&text), Ok(kept));
         assert_eq!(read("{}"), Ok(KeptUnit::default()));
+        assert_eq!(KeptAtomic::new(Lba(7), &[0xA5, 0x0F]).data(), Some(vec![0xA5, 0x0F]));
+        assert_eq!(KeptAtomic { lba: 7, data: "a5g0".into() }.data(), None);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub mod fuzz;
 pub use copy::{Copy, CopyDevice, CopyEnd, CopySegment};
 pub use device::{Device, DeviceConfig, DeviceError, InitiatorPort, Nexus, UnitConfig};
 pub use identity::{SERIAL_BYTES_MAX, UnitIdentity};
-pub use kept::{KeptReservations, KeptUnit};
+pub use kept::{KeptAtomic, KeptReservations, KeptUnit};
 pub use lun::{Lun, LunError, REPORT_LUNS_WELL_KNOWN};
 pub use reply::{LbaRun, UnitFault, UnitIndex, UnitPlan, UnitReply, lba_runs_max, lba_status};
 pub use sanitize::{SanitizeMethod, Sanitizing};

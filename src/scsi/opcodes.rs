@@ -23,6 +23,7 @@ pub(super) enum Operation {
     Verify,
     CompareAndWrite,
     OrWrite,
+    WriteAtomic,
     WriteSame,
     Unmap,
     Sanitize,
@@ -90,6 +91,19 @@ const PROTECT: &[(u8, u8)] = &[(1, 0xE0)];
 
 /// ZNR, and reserved bits a command that wipes a disk does not overlook.
 const SANITIZE_RESERVED: &[(u8, u8)] = &[(1, 0x40), (2, 0xFF), (3, 0xFF), (4, 0xFF), (5, 0xFF), (6, 0xFF)];
+
+/// What a unit has that not every unit has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Has {
+    /// Thin provisioning.
+    pub(super) thin: bool,
+    /// A memory that outlives the process, and so atomic writes.
+    pub(super) memory: bool,
+}
+
+impl Has {
+    pub(super) const ALL: Self = Self { thin: true, memory: true };
+}
 
 /// One supported command.
 #[derive(Debug)]
@@ -172,6 +186,10 @@ impl Opcode {
     const fn thin(mut self) -> Self {
         self.thin_only = true;
         self
+    }
+
+    fn exists(&self, has: Has) -> bool {
+        (has.thin || !self.thin_only) && (has.memory || self.operation != Operation::WriteAtomic)
     }
 
     /// Bytes of the CDB.
@@ -285,6 +303,9 @@ pub(super) const OPCODES: &[Opcode] = &[
         0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).medium().long(),
     Opcode::write(Op::WriteSame, &[0x93, 0x19, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,
         0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).refusing(&[(1, 0xE6)]).long(),
+    // Reserved bits of the ATOMIC BOUNDARY are evaluated with it: there is none.
+    Opcode::write(Op::WriteAtomic, &[0x9C, 0x18, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,
+        0, 0, 0xFF, 0xFF, 0, NACA]).refusing(&[(1, 0xE0), (10, 0xFF), (11, 0xFF)]).long(),
     Opcode::new(Op::ReadCapacity16, Any, &[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0,
         0xFF, 0xFF, 0xFF, 0xFF, 0, NACA]).medium().service_action(),
     Opcode::read(Op::GetLbaStatus, &[0x9E, 0x12, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,
@@ -336,7 +357,7 @@ pub(super) fn rows_of(code: u8) -> &'static [Opcode] {
 ///
 /// # Errors
 /// INVALID COMMAND OPERATION CODE; for an unknown service action INVALID FIELD IN CDB, pointing at it.
-pub(super) fn find(cdb: &[u8; 16], thin: bool) -> Result<&'static Opcode, Sense> {
+pub(super) fn find(cdb: &[u8; 16], has: Has) -> Result<&'static Opcode, Sense> {
     let row = OPCODES.get(usize::from(FIRST_ROW[usize::from(cdb[0])])).ok_or(Sense::INVALID_OPCODE)?;
     let row = match row.service_action {
         None => row,
@@ -345,7 +366,7 @@ pub(super) fn find(cdb: &[u8; 16], thin: bool) -> Result<&'static Opcode, Sense>
             .find(|row| row.service_action == Some(cdb[1] & 0x1F))
             .ok_or(Sense::cdb_field(1, 4))?,
     };
-    if row.thin_only && !thin { Err(Sense::INVALID_OPCODE) } else { Ok(row) }
+    if row.exists(has) { Ok(row) } else { Err(Sense::INVALID_OPCODE) }
 }
 
 /// Which commands REPORT SUPPORTED OPERATION CODES is asked about (SPC-4, table 231).
@@ -364,10 +385,10 @@ pub(super) enum OpcodeQuery {
 ///
 /// # Errors
 /// INVALID FIELD IN CDB when the opcode has service actions and must not, or has none and must.
-pub(super) fn report(query: OpcodeQuery, timeouts: bool, thin: bool) -> Result<Vec<u8>, Sense> {
+pub(super) fn report(query: OpcodeQuery, timeouts: bool, has: Has) -> Result<Vec<u8>, Sense> {
     const REPORTING_OPTIONS: Sense = Sense::cdb_field(2, 2);
     let (code, action) = match query {
-        OpcodeQuery::All => return Ok(report_all(timeouts, thin)),
+        OpcodeQuery::All => return Ok(report_all(timeouts, has)),
         OpcodeQuery::Opcode(code) => (code, None),
         OpcodeQuery::ServiceAction(code, action) | OpcodeQuery::Either(code, action) => (code, Some(action)),
     };
@@ -379,16 +400,14 @@ pub(super) fn report(query: OpcodeQuery, timeouts: bool, thin: bool) -> Result<V
         _ => {}
     }
     let wanted = if has_actions { action } else { action.filter(|action| *action != 0) };
-    let row = rows
-        .iter()
-        .filter(|row| thin || !row.thin_only)
-        .find(|row| row.service_action.map(u16::from) == wanted);
+    let row =
+        rows.iter().filter(|row| row.exists(has)).find(|row| row.service_action.map(u16::from) == wanted);
     Ok(report_one(row, timeouts))
 }
 
-fn report_all(timeouts: bool, thin: bool) -> Vec<u8> {
+fn report_all(timeouts: bool, has: Has) -> Vec<u8> {
     let mut data = vec![0; 4];
-    for row in OPCODES.iter().filter(|row| thin || !row.thin_only) {
+    for row in OPCODES.iter().filter(|row| row.exists(has)) {
         let flags = u8::from(row.service_action.is_some()) | if timeouts { 0x02 } else { 0 };
         let [size_high, size_low] = (row.cdb_len() as u16).to_be_bytes();
         data.extend([row.code, 0, 0, row.service_action.unwrap_or(0), 0, flags, size_high, size_low]);
@@ -481,19 +500,22 @@ mod tests {
         cdb[0] = 0x5E;
         for action in 4..0x20 {
             cdb[1] = action;
-            assert_eq!(find(&cdb, true).unwrap_err(), Sense::cdb_field(1, 4));
+            assert_eq!(find(&cdb, Has::ALL).unwrap_err(), Sense::cdb_field(1, 4));
         }
         cdb[0] = 0x7F;
-        assert_eq!(find(&cdb, true).unwrap_err(), Sense::INVALID_OPCODE);
+        assert_eq!(find(&cdb, Has::ALL).unwrap_err(), Sense::INVALID_OPCODE);
     }
 
     #[test]
     fn unmap_exists_only_on_thin_units() {
         let mut cdb = [0; 16];
         cdb[0] = 0x42;
-        assert!(find(&cdb, true).is_ok());
-        assert_eq!(find(&cdb, false).unwrap_err(), Sense::INVALID_OPCODE);
-        assert_eq!(report(OpcodeQuery::Opcode(0x42), false, false).unwrap(), [0, 1, 0, 0]);
+        assert!(find(&cdb, Has::ALL).is_ok());
+        assert_eq!(find(&cdb, Has { thin: false, ..Has::ALL }).unwrap_err(), Sense::INVALID_OPCODE);
+        assert_eq!(
+            report(OpcodeQuery::Opcode(0x42), false, Has { thin: false, ..Has::ALL }).unwrap(),
+            [0, 1, 0, 0]
+        );
     }
 
     #[test]
@@ -501,7 +523,7 @@ mod tests {
         let mut cdb = [0; 16];
         cdb[0] = 0x28;
         cdb[9] = 0x04;
-        let row = find(&cdb, true).unwrap();
+        let row = find(&cdb, Has::ALL).unwrap();
         assert_eq!(row.check(&cdb), Err(Sense::cdb_field(9, 2)));
         cdb[9] = 0;
         cdb[1] = 0x20;
@@ -514,25 +536,25 @@ mod tests {
     fn every_listed_command_answers_the_right_one_command_form() {
         for row in OPCODES {
             let action = u16::from(row.service_action.unwrap_or(0));
-            let alone = report(OpcodeQuery::Opcode(row.code), true, true);
-            let with = report(OpcodeQuery::ServiceAction(row.code, action), true, true);
+            let alone = report(OpcodeQuery::Opcode(row.code), true, Has::ALL);
+            let with = report(OpcodeQuery::ServiceAction(row.code, action), true, Has::ALL);
             let (good, bad) = if row.service_action.is_some() { (with, alone) } else { (alone, with) };
             assert!(bad.is_err(), "opcode {:02x}", row.code);
             let good = good.unwrap();
             assert_eq!(good[1], 0x83);
             assert_eq!(good.len(), 4 + row.cdb_len() + 12);
             assert_eq!(good[4..4 + row.cdb_len()], *row.usage);
-            assert_eq!(report(OpcodeQuery::Either(row.code, action), true, true).unwrap(), good);
+            assert_eq!(report(OpcodeQuery::Either(row.code, action), true, Has::ALL).unwrap(), good);
         }
-        assert_eq!(report(OpcodeQuery::Either(0x28, 1), false, true).unwrap(), [0, 1, 0, 0]);
-        assert_eq!(report(OpcodeQuery::Opcode(0xEE), false, true).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(report(OpcodeQuery::Either(0x28, 1), false, Has::ALL).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(report(OpcodeQuery::Opcode(0xEE), false, Has::ALL).unwrap(), [0, 1, 0, 0]);
     }
 
     #[test]
     fn the_list_of_all_commands_has_a_descriptor_each() {
-        let plain = report(OpcodeQuery::All, false, true).unwrap();
+        let plain = report(OpcodeQuery::All, false, Has::ALL).unwrap();
         assert_eq!(plain.len(), 4 + 8 * OPCODES.len());
-        let timed = report(OpcodeQuery::All, true, true).unwrap();
+        let timed = report(OpcodeQuery::All, true, Has::ALL).unwrap();
         assert_eq!(timed.len(), 4 + 20 * OPCODES.len());
         assert_eq!(timed[..4], ((timed.len() - 4) as u32).to_be_bytes());
         assert!(timed[4..].chunks(20).all(|row| row[5] & 0x02 != 0 && row[9] == 0x0A));

@@ -97,6 +97,12 @@ pub enum UnitPlan {
         range: BlockRange,
         fua: bool,
     },
+    /// Data-out: the blocks, all or none of them whatever happens, stable before the status. Fails without the exact
+    /// amount of data-out.
+    WriteAtomic {
+        unit: UnitIndex,
+        range: BlockRange,
+    },
     /// EXTENDED COPY: each segment in order, within what `Device::may_copy` allows; then `Device::copy_ended`.
     Copy {
         unit: UnitIndex,
@@ -149,7 +155,9 @@ impl UnitPlan {
     pub fn data_out_bytes(&self, block_size: BlockSize) -> u64 {
         let block = u64::from(block_size.bytes());
         match self {
-            Self::Write { range, .. } | Self::OrWrite { range, .. } => range.count.0.saturating_mul(block),
+            Self::Write { range, .. } | Self::WriteAtomic { range, .. } | Self::OrWrite { range, .. } => {
+                range.count.0.saturating_mul(block)
+            }
             Self::CompareAndWrite { range, .. } => range.count.0.saturating_mul(2 * block),
             Self::Verify { one_block: true, .. } | Self::WriteSame { zero: false, .. } => block,
             Self::Verify { range, compare: true, .. } => range.count.0.saturating_mul(block),

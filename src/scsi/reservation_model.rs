@@ -43,6 +43,7 @@ const TABLE: &[(Operation, &str)] = &[
     (Operation::CompareAndWrite, "CCACC"),
     (Operation::OrWrite, "CCACC"),
     (Operation::Unmap, "CCACC"),
+    (Operation::WriteAtomic, "CCACC"),
     (Operation::Sanitize, "CCACC"),
     (Operation::ExtendedCopy, "CCACC"),
     (Operation::ReceiveCopyResults, "CCACC"),

@@ -65,6 +65,7 @@ impl Sense {
 
     pub const MEDIUM_NOT_PRESENT: Self = Self::new(SenseKey::NotReady, 0x3A, 0x00);
 
+    pub const BECOMING_READY: Self = Self::new(SenseKey::NotReady, 0x04, 0x01);
     pub const SANITIZE_IN_PROGRESS: Self = Self::new(SenseKey::NotReady, 0x04, 0x1B);
 
     pub const SANITIZE_FAILED: Self = Self::new(SenseKey::MediumError, 0x31, 0x03);

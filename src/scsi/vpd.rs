@@ -27,6 +27,8 @@ pub(super) struct VpdSource<'a> {
     pub(super) names: &'a UnitNames,
     pub(super) port: &'a TargetPort,
     pub(super) geometry: Geometry,
+    /// WRITE ATOMIC exists.
+    pub(super) atomic: bool,
 }
 
 impl VpdSource<'_> {
@@ -91,7 +93,7 @@ impl VpdSource<'_> {
     /// | 6..8              | OPTIMAL TRANSFER GRANULARITY   | 28..32 | OPTIMAL UNMAP GRANULARITY  |
     /// | 8..12             | MAXIMUM TRANSFER LENGTH        | 32..36 | UGAVALID, alignment        |
     /// | 12..16            | OPTIMAL TRANSFER LENGTH        | 36..44 | MAXIMUM WRITE SAME LENGTH  |
-    /// | 16..20            | MAXIMUM PREFETCH LENGTH        | 44..64 | atomic writes: none        |
+    /// | 16..20            | MAXIMUM PREFETCH LENGTH        | 44..48 | MAXIMUM ATOMIC TRANSFER    |
     fn block_limits(&self) -> Vec<u8> {
         let geometry = self.geometry;
         let mut body = vec![0; 0x3C];
@@ -108,6 +110,10 @@ impl VpdSource<'_> {
             put(32, 0x8000_0000);
         }
         put(40, geometry.blocks_in(limits::WRITE_SAME_BYTES_MAX));
+        if self.atomic {
+            // Any alignment, any granularity, no boundaries.
+            put(44, geometry.blocks_in(limits::ATOMIC_BYTES_MAX));
+        }
         body
     }
 
@@ -207,7 +213,7 @@ mod tests {
             serial: Some("S-1".into()),
         });
         let port = TargetPort::new(target_name, 1);
-        VpdSource { names: &names, port: &port, geometry }.page(code)
+        VpdSource { names: &names, port: &port, geometry, atomic: true }.page(code)
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::plan::WriteKind;
 use crate::scsi::{Sense, UnitFault, UnitIndex, UnitPlan, UnitReply};
 use crate::units::{BlockCount, BlockRange, Lba, SECTOR_BYTES, SectorCount, SectorRange};
 
+use super::atomic::AtomicStep;
 use super::executor::{Begun, Core, Preempting, Request, TaskKey};
 use super::task::{Pass, Stage, Task, Work};
 
@@ -122,6 +123,7 @@ impl Core {
             UnitPlan::Write { unit, range, .. }
             | UnitPlan::Verify { unit, range, .. }
             | UnitPlan::WriteSame { unit, range, .. }
+            | UnitPlan::WriteAtomic { unit, range }
             | UnitPlan::CompareAndWrite { unit, range, .. }
             | UnitPlan::OrWrite { unit, range, .. } => (unit, range),
             _ => (UnitIndex(0), NOTHING),
@@ -150,6 +152,7 @@ impl Core {
             UnitPlan::CompareAndWrite { fua, .. } => {
                 (Work::CompareAndWrite { fua }, Pass::Read, 2 * range.bytes().0)
             }
+            UnitPlan::WriteAtomic { .. } => (Work::WriteAtomic(AtomicStep::Journal), data, range.bytes().0),
             UnitPlan::OrWrite { fua, .. } => (Work::OrWrite { fua }, Pass::Read, range.bytes().0),
             _ => return self.reply(key, UnitReply::good(), 0),
         };
@@ -248,7 +251,10 @@ impl Core {
                 let range = task.range.take(SectorCount(blocks * block.sectors()));
                 task.start_pass(Pass::Write(WriteKind::Data), range);
             }
-            Work::CompareAndWrite { .. } | Work::OrWrite { .. } | Work::Verify { .. } => {
+            Work::CompareAndWrite { .. }
+            | Work::OrWrite { .. }
+            | Work::WriteAtomic(_)
+            | Work::Verify { .. } => {
                 let halves = if matches!(task.work, Work::CompareAndWrite { .. }) { 2 } else { 1 };
                 let needed = halves * task.range.bytes().0;
                 if u64::from(task.out_received) < needed {

@@ -32,6 +32,11 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new() -> Self {
+        Self::with_kept(KeptUnit::default())
+    }
+
+    /// With what its unit remembers.
+    pub(super) fn with_kept(kept: KeptUnit) -> Self {
         let pool = Pool::new(PoolConfig { chunks: 300, smalls: 64, huge_pages: false }).unwrap();
         let cache = GoldenCache::new(Arc::new(Golden::new(1, false).unwrap()), 0);
         let mut images = Images::new();
@@ -39,7 +44,7 @@ impl Bench {
         let chain = Chain::new(&images, vec![leaf]).unwrap();
         let mut core = Core::new(pool, cache, images);
         core.layers.push(super::commit::LayerWork::new(FileSlot(0)));
-        core.targets.push(Target::new(NAME.into(), device(), 0));
+        core.targets.push(Target::new(NAME.into(), device(kept), 0));
         core.luns.push(LunState {
             chain,
             block_size: BlockSize::B512,
@@ -167,7 +172,7 @@ pub(super) struct Ended {
     pub(super) data: Vec<u8>,
 }
 
-fn device() -> Device {
+fn device(kept: KeptUnit) -> Device {
     let target_name = NAME.to_owned();
     let unit = UnitConfig {
         identity: UnitIdentity { target_name: target_name.clone(), lun: Lun::ZERO, serial: None },
@@ -177,7 +182,7 @@ fn device() -> Device {
         read_only: false,
         thin: true,
         removable: false,
-        kept: Some(KeptUnit::default()),
+        kept: Some(kept),
     };
     let mut device = Device::new(DeviceConfig { target_name, portal_group: 1, units: vec![unit] }).unwrap();
     device.attach(Nexus(0), InitiatorPort { name: "iqn.2026-11.example:a".into(), isid: [0; 6] }).unwrap();

@@ -20,6 +20,7 @@ use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 
 use super::ConnKey;
+use super::atomic::AtomicStep;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::keep::{Keeping, Unkept};
@@ -186,7 +187,7 @@ impl Core {
     pub(super) fn advance(&mut self, key: TaskKey) {
         loop {
             let Some(task) = self.tasks.get_mut(key) else { return };
-            if task.aborted {
+            if task.aborted && !task.is_past_abort() {
                 self.end_aborted(key);
                 return;
             }
@@ -206,6 +207,10 @@ impl Core {
                         return;
                     }
                     self.portion_done(key)
+                }
+                Stage::Resolve if task.work == Work::WriteAtomic(AtomicStep::Journal) => {
+                    self.atomic_journal(key);
+                    false
                 }
                 Stage::Resolve if task.left.is_empty() => self.pass_done(key),
                 Stage::Resolve => match task.pass {
@@ -265,6 +270,10 @@ impl Core {
                     return true;
                 }
                 self.finish(key);
+                false
+            }
+            (Pass::Write(_), Work::WriteAtomic(_)) => {
+                self.sync(key);
                 false
             }
             (Pass::Write(_), Work::Copy(_)) => self.copy_written(key),
@@ -343,6 +352,7 @@ impl Core {
         let Some(task) = self.tasks.get(key) else { return false };
         match task.work {
             Work::Copy(_) if task.sense.is_none() => return self.copy_next(key),
+            Work::WriteAtomic(_) if task.sense.is_none() => self.atomic_written(key),
             Work::Sanitize(_) if task.sense.is_none() => self.sanitize_synced(key),
             _ => self.finish(key),
         }
@@ -393,10 +403,20 @@ impl Core {
         self.leave_turn(key);
         self.leave_order(key);
         if self.tasks.get(key).is_some_and(|task| task.background) {
+            self.atomic_left(key);
             self.background_done(key);
             return;
         }
         self.copy_left(key);
+        self.atomic_left(key);
+        if let Some(task) = self.tasks.get(key)
+            && task.aborted
+        {
+            let target = task.target as usize;
+            self.targets[target].aborted_in_flight -= 1;
+            self.release(key);
+            return;
+        }
         let Some(task) = self.tasks.get_mut(key) else { return };
         debug_assert_eq!(task.pending, 0);
         task.stage = Stage::Finished;
@@ -431,6 +451,12 @@ impl Core {
             return false;
         }
         match task.stage {
+            Stage::Keep if task.is_past_abort() => {
+                task.aborted = true;
+                let target = task.target as usize;
+                self.targets[target].aborted_in_flight += 1;
+                false
+            }
             Stage::Turn => {
                 self.give_up_turn(key);
                 self.release(key);

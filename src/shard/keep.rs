@@ -49,11 +49,11 @@ pub(super) struct Keeping {
 /// A request not yet handed to the keeper.
 #[derive(Debug)]
 pub(super) struct Unkept {
-    task: TaskKey,
-    target: u32,
-    unit: UnitIndex,
-    kept: KeptUnit,
-    then: UnitPlan,
+    pub(super) task: TaskKey,
+    pub(super) target: u32,
+    pub(super) unit: UnitIndex,
+    pub(super) kept: KeptUnit,
+    pub(super) then: UnitPlan,
 }
 
 impl Core {
@@ -82,6 +82,10 @@ impl Core {
 
     /// The command may be gone meanwhile: what it changed stays changed, and a sanitize operation begins all the same.
     fn after_keep(&mut self, task: TaskKey, target: u32, then: UnitPlan, stable: bool) {
+        if self.tasks.get(task).is_some_and(|task| task.is_past_abort()) {
+            self.atomic_kept(task, stable);
+            return;
+        }
         let gone = self.tasks.get(task).is_none();
         if let UnitPlan::Sanitize { unit, method, .. } = &then
             && (gone || !stable)

@@ -16,6 +16,7 @@
 //! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
 //! | `copy`       | EXTENDED COPY, portion by portion                                   |
+//! | `atomic`     | WRITE ATOMIC, by a journal                                          |
 //! | `sanitize`   | SANITIZE, in the background                                         |
 //! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `flush`      | one fdatasync of a file at a time                                   |
@@ -25,6 +26,7 @@
 //! | `mailbox`    | messages between shards                                             |
 
 mod admission;
+mod atomic;
 mod begin;
 #[cfg(test)]
 mod bench;

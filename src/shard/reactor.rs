@@ -37,6 +37,7 @@ impl<I: Io> Shard<I> {
             self.accept(index as u32);
         }
         self.await_wake();
+        self.core.resume_atomic();
         self.core.resume_sanitize();
         self.work();
     }

@@ -27,6 +27,7 @@ use crate::scsi::{ScsiStatus, Sense};
 use crate::units::{BlockRange, ByteOffset, Lba, SectorRange};
 
 use super::ConnKey;
+use super::atomic::AtomicStep;
 use super::copy::CopyWork;
 use super::lba_status::HeldRun;
 use super::sanitize::SanitizeWork;
@@ -97,6 +98,7 @@ pub(super) enum Work {
     Flush,
     /// The blocks will be read soon (SBC-3, 5.10). GOOD says that the cache keeps no place for them.
     PreFetch,
+    WriteAtomic(AtomicStep),
     Copy(Box<CopyWork>),
     Sanitize(Box<SanitizeWork>),
     /// A parameter list, given back to `scsi` when it has arrived.
@@ -107,7 +109,13 @@ impl Work {
     /// Data-out of another length means nothing. A plain write writes what came, and its residual tells the rest
     /// (RFC 7143, 11.4.5).
     pub(super) fn needs_exact_data(&self) -> bool {
-        matches!(self, Self::CompareAndWrite { .. } | Self::OrWrite { .. } | Self::WriteSame { .. })
+        matches!(
+            self,
+            Self::CompareAndWrite { .. }
+                | Self::OrWrite { .. }
+                | Self::WriteSame { .. }
+                | Self::WriteAtomic(_)
+        )
     }
 }
 

@@ -1,4 +1,5 @@
-//! Turns at a unit: a command that reads and then writes runs with no other write of its unit in between.
+//! Turns at a unit: a command that reads and then writes runs with no other write of its unit in between, an atomic
+//! write with no other command at all.
 //!
 //! Knows who writes and who waits, first come first served. Does not know ranges: COMPARE AND WRITE and ORWRITE are
 //! rare and short, so they have the whole unit (SBC-4, 4.29 asks only for the blocks they name).
@@ -17,10 +18,14 @@ pub(super) enum Turn {
     /// Not at all.
     #[default]
     None,
+    /// It reads, beside anything but an atomic write.
+    Reads,
     /// Beside other writes.
     Shared,
-    /// Alone.
+    /// The only one that writes.
     Alone,
+    /// The only one that writes or reads.
+    Atomic,
 }
 
 /// One unit's turns. While somebody waits, somebody writes.
@@ -28,6 +33,10 @@ pub(super) enum Turn {
 pub(super) struct Turns {
     writing: u32,
     alone: bool,
+    reading: u32,
+    atomic: bool,
+    /// Atomic writes among the waiting: reads do not overtake them.
+    atomic_waiting: u32,
     waiting: VecDeque<TaskKey>,
 }
 
@@ -35,19 +44,32 @@ impl Turns {
     fn admits(&self, turn: Turn) -> bool {
         match turn {
             Turn::None => true,
+            Turn::Reads => !self.atomic,
             Turn::Shared => !self.alone,
             Turn::Alone => self.writing == 0,
+            Turn::Atomic => self.writing == 0 && self.reading == 0,
         }
     }
 
     fn enter(&mut self, turn: Turn) {
-        self.writing += u32::from(turn != Turn::None);
-        self.alone |= turn == Turn::Alone;
+        match turn {
+            Turn::None => {}
+            Turn::Reads => self.reading += 1,
+            _ => self.writing += 1,
+        }
+        self.alone |= matches!(turn, Turn::Alone | Turn::Atomic);
+        self.atomic |= turn == Turn::Atomic;
     }
 
     fn leave(&mut self, turn: Turn) {
-        self.writing -= u32::from(turn != Turn::None);
-        self.alone &= turn != Turn::Alone;
+        match turn {
+            Turn::None => {}
+            Turn::Reads => self.reading -= 1,
+            _ => {
+                self.writing -= 1;
+                (self.alone, self.atomic) = (false, false);
+            }
+        }
     }
 }
 
@@ -56,6 +78,8 @@ impl Work {
         match self {
             Self::Write { .. } | Self::WriteSame { .. } | Self::Zero { .. } | Self::Copy(_) => Turn::Shared,
             Self::CompareAndWrite { .. } | Self::OrWrite { .. } | Self::Sanitize(_) => Turn::Alone,
+            Self::WriteAtomic(_) => Turn::Atomic,
+            Self::Read | Self::Verify { .. } => Turn::Reads,
             _ => Turn::None,
         }
     }
@@ -95,13 +119,18 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return false };
         let lun = &mut self.luns[task.lun as usize];
         if turn != Turn::None {
-            if !lun.turns.waiting.is_empty() || !lun.turns.admits(turn) {
+            let queued = match turn {
+                Turn::Reads => lun.turns.atomic_waiting > 0,
+                _ => !lun.turns.waiting.is_empty(),
+            };
+            if queued || !lun.turns.admits(turn) {
+                lun.turns.atomic_waiting += u32::from(turn == Turn::Atomic);
                 task.stage = Stage::Turn;
                 lun.turns.waiting.push_back(key);
                 return false;
             }
             lun.turns.enter(turn);
-            lun.erased = false;
+            lun.erased &= turn == Turn::Reads;
             task.turn = turn;
         }
         task.stage = Stage::Resolve;
@@ -123,7 +152,9 @@ impl Core {
     pub(super) fn give_up_turn(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get(key) else { return };
         let lun = task.lun;
-        self.luns[lun as usize].turns.waiting.retain(|waiting| *waiting != key);
+        let turns = &mut self.luns[lun as usize].turns;
+        turns.atomic_waiting -= u32::from(task.work.turn() == Turn::Atomic);
+        turns.waiting.retain(|waiting| *waiting != key);
         self.next_turns(lun);
     }
 
@@ -136,7 +167,8 @@ impl Core {
                     return;
                 }
                 turns.enter(turn);
-                *erased = false;
+                *erased &= turn == Turn::Reads;
+                turns.atomic_waiting -= u32::from(turn == Turn::Atomic);
                 task.turn = turn;
                 task.stage = Stage::Resolve;
                 self.ready.push_back(key);

@@ -62,6 +62,7 @@ impl LogicalUnit {
             Command::Verify { extent, check } => self.verify(extent, check),
             Command::CompareAndWrite { extent, fua } => self.compare_and_write(extent, fua),
             Command::OrWrite { extent, fua } => self.or_write(extent, fua),
+            Command::WriteAtomic { extent } => self.write_atomic(extent),
             Command::WriteSame { extent, unmap, no_data } => self.write_same(extent, unmap, no_data),
             Command::SynchronizeCache { extent, immediate } => self.synchronize_cache(extent, immediate),
             Command::PreFetch { extent, immediate } => self.pre_fetch(extent, immediate),
@@ -100,7 +101,7 @@ impl LogicalUnit {
                 data(vpd::target_port_groups(around.target_port, extended), allocation)
             }
             Command::ReportSupportedOpcodes { query, timeouts, allocation } => {
-                data(opcodes::report(query, timeouts, self.geometry.thin)?, allocation)
+                data(opcodes::report(query, timeouts, self.has())?, allocation)
             }
             Command::ReportTaskManagement { extended, allocation } => {
                 data(opcodes::report_task_management(extended), allocation)
@@ -158,6 +159,15 @@ impl LogicalUnit {
         Ok(self.transfer(extent)?.map_or(GOOD, |range| UnitPlan::OrWrite { unit, range, fua }))
     }
 
+    /// It is stable before it is answered, so FUA asks for nothing more.
+    fn write_atomic(&self, extent: Extent) -> Result<UnitPlan, Sense> {
+        let range = self.range(extent)?;
+        if range.count.0 > u64::from(self.geometry.blocks_in(limits::ATOMIC_BYTES_MAX)) {
+            return Err(Sense::cdb_field(u16::from(extent.count_byte), 7));
+        }
+        Ok(if range.count.0 == 0 { GOOD } else { UnitPlan::WriteAtomic { unit: self.index, range } })
+    }
+
     /// A length is needed (WSNZ is one).
     fn write_same(&self, extent: Extent, unmap: bool, no_data: bool) -> Result<UnitPlan, Sense> {
         if unmap && !self.geometry.thin {
@@ -196,7 +206,8 @@ impl LogicalUnit {
             None => Ok(inquiry::standard(Peripheral::Disk { removable: self.removable })),
             Some(code) => {
                 let port = around.target_port;
-                VpdSource { names: &self.names, port, geometry: self.geometry }.page(code)
+                VpdSource { names: &self.names, port, geometry: self.geometry, atomic: self.can_keep }
+                    .page(code)
             }
         }
     }

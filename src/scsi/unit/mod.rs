@@ -16,10 +16,10 @@ use super::cdb::{self, CDB_BYTES_MAX, Command};
 use super::copy::Copies;
 use super::device::{InitiatorPort, Nexus, TargetPort, UnitConfig};
 use super::identity::UnitNames;
-use super::kept::KeptUnit;
+use super::kept::{KeptAtomic, KeptUnit};
 use super::lun::Lun;
 use super::mode::ModeValues;
-use super::opcodes::{self, Access, Opcode, Operation};
+use super::opcodes::{self, Access, Has, Opcode, Operation};
 use super::reply::{UnitIndex, UnitPlan, UnitReply};
 use super::reservation::{Refusal, Reservations, Role, conflicts};
 use super::sanitize::SanitizeState;
@@ -59,6 +59,9 @@ pub(super) struct LogicalUnit {
     saved: Option<ModeValues>,
     sanitize: SanitizeState,
     copies: Copies,
+    /// The atomic write that is under way; one that a restart has interrupted keeps the unit from being ready.
+    atomic: Option<KeptAtomic>,
+    recovering: bool,
     reservations: Reservations,
     /// There is a place for what must outlive the process.
     can_keep: bool,
@@ -91,6 +94,8 @@ impl LogicalUnit {
                 .and_then(|kept| kept.sanitizing.clone())
                 .map_or(SanitizeState::None, |what| SanitizeState::Running { what, progress: 0 }),
             copies: Copies::default(),
+            atomic: config.kept.as_ref().and_then(|kept| kept.atomic.clone()),
+            recovering: config.kept.as_ref().is_some_and(|kept| kept.atomic.is_some()),
             reservations: config
                 .kept
                 .as_ref()
@@ -108,7 +113,12 @@ impl LogicalUnit {
             SanitizeState::Running { what, .. } if self.can_keep => Some(what.clone()),
             _ => None,
         };
-        KeptUnit { reservations: self.reservations.kept(), modes: self.saved, sanitizing }
+        KeptUnit {
+            reservations: self.reservations.kept(),
+            modes: self.saved,
+            sanitizing,
+            atomic: self.atomic.clone(),
+        }
     }
 
     pub(super) const fn lun(&self) -> Lun {
@@ -147,7 +157,7 @@ impl LogicalUnit {
         around: Surroundings<'_>,
     ) -> UnitPlan {
         let cdb = cdb::padded(bytes);
-        opcodes::find(&cdb, self.geometry.thin)
+        opcodes::find(&cdb, self.has())
             .and_then(|row| cdb::decode(row, &cdb))
             .map_err(Refusal::Check)
             .and_then(|command| self.execute_list(nexus, command, list, around))
@@ -172,7 +182,7 @@ impl LogicalUnit {
         len: usize,
         cdb: &[u8; CDB_BYTES_MAX],
     ) -> Result<&'static Opcode, Refusal> {
-        let found = opcodes::find(cdb, self.geometry.thin);
+        let found = opcodes::find(cdb, self.has());
         // These three answer in spite of a pending unit attention (SAM-5, 5.14.2).
         let exempt = matches!(
             found.map(|row| row.operation),
@@ -199,6 +209,9 @@ impl LogicalUnit {
         if let Some(sense) = self.sanitize.refusal(row.operation) {
             return Err(Refusal::Check(sense));
         }
+        if row.needs_medium && self.recovering {
+            return Err(Refusal::Check(Sense::BECOMING_READY));
+        }
         if row.needs_medium && self.ejected {
             return Err(Refusal::Check(Sense::MEDIUM_NOT_PRESENT));
         }
@@ -206,6 +219,10 @@ impl LogicalUnit {
             self.check_writable().map_err(Refusal::Check)?;
         }
         Ok(row)
+    }
+
+    const fn has(&self) -> Has {
+        Has { thin: self.geometry.thin, memory: self.can_keep }
     }
 
     fn check_writable(&self) -> Result<(), Sense> {

@@ -1,11 +1,11 @@
-//! What a unit answers for copies and sanitize operations: their beginning, their end, and whether it takes part.
+//! What a unit answers for copies, sanitize operations and atomic writes: their beginning, their end, and whether it takes part.
 //!
 //! Knows the unit's own state. Does not know other units: the shard asks each for itself.
 
 use super::{LogicalUnit, Nexus, Refusal, UnitPlan, UnitReply};
 use crate::scsi::cdb::SanitizeAction;
 use crate::scsi::copy::{self, CopyDevice, CopyEnd};
-use crate::scsi::kept::KeptUnit;
+use crate::scsi::kept::{KeptAtomic, KeptUnit};
 use crate::scsi::opcodes::{Access, Operation};
 use crate::scsi::reservation::conflicts;
 use crate::scsi::sanitize::{self, SanitizeMethod, SanitizeState, Sanitizing};
@@ -46,7 +46,7 @@ impl LogicalUnit {
             (None, Some(kind)) => conflicts(kind, self.role(nexus), access),
             (None, None) => false,
         };
-        if reserved || self.ejected || self.sanitize.refusal(operation).is_some() {
+        if reserved || self.ejected || self.recovering || self.sanitize.refusal(operation).is_some() {
             return Err(Sense::COPY_UNREACHABLE);
         }
         if !self.geometry.contains(range) {
@@ -117,6 +117,21 @@ impl LogicalUnit {
         if let SanitizeState::Running { progress, .. } = &mut self.sanitize {
             *progress = parts;
         }
+    }
+
+    pub(in crate::scsi) fn atomic_begun(&mut self, atomic: &KeptAtomic) -> KeptUnit {
+        self.atomic = Some(atomic.clone());
+        self.kept()
+    }
+
+    pub(in crate::scsi) fn atomic_ended(&mut self) -> KeptUnit {
+        self.atomic = None;
+        self.recovering = false;
+        self.kept()
+    }
+
+    pub(in crate::scsi) fn interrupted_atomic(&self) -> Option<&KeptAtomic> {
+        self.atomic.as_ref().filter(|_| self.recovering)
     }
 
     /// It has ended. The memory to write down, where it changed and there is a place for it.
