@@ -122,7 +122,12 @@ pub struct Device {
     /// Sorted by LUN; a `UnitIndex` is a place here.
     units: Vec<LogicalUnit>,
     ports: Vec<Option<InitiatorPort>>,
+    /// The units that are hidden from a nexus, as bits; a slot beyond the end sees all.
+    hidden: Vec<UnitSet>,
 }
+
+/// A bit for each unit of a device.
+type UnitSet = [u64; limits::UNITS_PER_TARGET_MAX.div_ceil(64)];
 
 impl Device {
     /// Units keep the order of their LUNs, whatever the order of `config.units`: see [`Device::unit`].
@@ -146,6 +151,7 @@ impl Device {
             target_port: TargetPort::new(&target_name, portal_group),
             units: indexed.collect(),
             ports: Vec::new(),
+            hidden: Vec::new(),
         })
     }
 
@@ -172,7 +178,40 @@ impl Device {
             && port.take().is_some()
         {
             self.units.iter_mut().for_each(|unit| unit.detach(nexus));
+            self.show(nexus, &[]);
         }
+    }
+
+    /// LUN masking: the nexus sees the units whose place holds true, and those beyond the end. The others do not exist
+    /// for it: REPORT LUNS leaves them out, and commands to them are answered as for a LUN without a unit. True when
+    /// that was otherwise before.
+    pub fn show(&mut self, nexus: Nexus, visible: &[bool]) -> bool {
+        let mut hidden = UnitSet::default();
+        for (place, _) in visible.iter().enumerate().take(self.units.len()).filter(|(_, seen)| !**seen) {
+            hidden[place / 64] |= 1 << (place % 64);
+        }
+        if self.hidden.len() <= nexus.slot() {
+            if hidden == UnitSet::default() || nexus.slot() >= limits::NEXUSES_PER_TARGET_MAX {
+                return false;
+            }
+            self.hidden.resize(nexus.slot() + 1, UnitSet::default());
+        }
+        core::mem::replace(&mut self.hidden[nexus.slot()], hidden) != hidden
+    }
+
+    fn sees(&self, nexus: Nexus, unit: UnitIndex) -> bool {
+        let place = unit.0 as usize;
+        self.hidden.get(nexus.slot()).is_none_or(|hidden| hidden[place / 64] & 1 << (place % 64) == 0)
+    }
+
+    /// The unit a LUN field names, if the nexus may see it.
+    pub fn unit_for(&self, nexus: Nexus, lun_field: [u8; 8]) -> Option<UnitIndex> {
+        self.unit(lun_field).filter(|unit| self.sees(nexus, *unit))
+    }
+
+    /// The list of LUNs is another one for the nexus now (3Fh/0Eh).
+    pub fn luns_changed(&mut self, nexus: Nexus) {
+        self.units.iter_mut().for_each(|unit| unit.raise(nexus, UnitAttention::ReportedLunsChanged));
     }
 
     /// The unit a LUN field names.
@@ -208,7 +247,7 @@ impl Device {
         {
             return plan;
         }
-        let Some(index) = self.unit(lun_field) else {
+        let Some(index) = self.unit_for(nexus, lun_field) else {
             return UnitPlan::Done(absent(cdb));
         };
         let around = Surroundings { target_port: &self.target_port, ports: &self.ports };
@@ -223,7 +262,7 @@ impl Device {
         if !self.is_attached(nexus) {
             return UnitPlan::Done(UnitReply::status(ScsiStatus::Busy));
         }
-        let index = self.unit(lun_field);
+        let index = self.unit_for(nexus, lun_field);
         let around = Surroundings { target_port: &self.target_port, ports: &self.ports };
         match index.and_then(|index| self.units.get_mut(index.0 as usize)) {
             Some(unit) => unit.parameter(nexus, cdb, list, around),
@@ -367,7 +406,7 @@ impl Device {
     fn report_luns(&mut self, nexus: Nexus, lun_field: [u8; 8], cdb: &[u8]) -> Option<UnitPlan> {
         let answers = lun_field == REPORT_LUNS_WELL_KNOWN
             || Lun::from_field(lun_field) == Ok(Lun::ZERO)
-            || self.unit(lun_field).is_some();
+            || self.unit_for(nexus, lun_field).is_some();
         let padded = cdb::padded(cdb);
         let row = opcodes::find(&padded, opcodes::Has::ALL).ok()?;
         if !answers || cdb.len() < row.cdb_len() {
@@ -377,12 +416,13 @@ impl Device {
         let (select, allocation) = match command {
             Ok(Command::ReportLuns { select, allocation }) => (select, allocation),
             Ok(_) => return None,
-            Err(_) if self.unit(lun_field).is_some() => return None,
+            Err(_) if self.unit_for(nexus, lun_field).is_some() => return None,
             Err(sense) => return Some(UnitPlan::Done(UnitReply::check(sense))),
         };
         let changed = UnitAttention::ReportedLunsChanged;
         self.units.iter_mut().for_each(|unit| unit.clear_attention(nexus, changed));
-        let data = report_luns::report(select, self.units.iter().map(LogicalUnit::lun));
+        let seen = self.units.iter().zip(0..).filter(|(_, place)| self.sees(nexus, UnitIndex(*place)));
+        let data = report_luns::report(select, seen.map(|(unit, _)| unit.lun()));
         Some(UnitPlan::Done(UnitReply::data(data, allocation)))
     }
 }
@@ -481,6 +521,34 @@ mod tests {
         assert_eq!(bench.device.unit([1, 5, 0, 0, 0, 0, 0, 0]), None);
         let plan = bench.device.plan(A, [0x41, 0x2C, 0, 0, 0, 0, 0, 0], &READ_10);
         assert!(matches!(plan, UnitPlan::Read { unit: UnitIndex(1), .. }));
+    }
+
+    #[test]
+    fn a_hidden_unit_does_not_exist_for_its_nexus() {
+        let mut bench = Bench::of(vec![unit_config(0), unit_config(5)]);
+        bench.attach(A);
+        bench.attach(B);
+        assert!(bench.device.show(A, &[true, false]));
+        assert!(!bench.device.show(A, &[true, false]), "nothing new");
+        let listed = |bench: &mut Bench, nexus| done(bench.device.plan(nexus, [0; 8], &REPORT_LUNS)).data;
+        assert_eq!(listed(&mut bench, A), [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(listed(&mut bench, B)[..4], [0, 0, 0, 16]);
+        assert_eq!(done(bench.device.plan(A, LUN_5, &[0x12, 0, 0, 0, 96, 0])).data[0], 0x7F);
+        for cdb in [&TEST_UNIT_READY[..], &READ_10, &REPORT_LUNS] {
+            assert_eq!(codes(bench.device.plan(A, LUN_5, cdb)), (5, 0x25, 0));
+        }
+        assert_eq!(codes(bench.device.parameter(A, LUN_5, &[0x42; 10], &[])), (5, 0x25, 0));
+        assert_eq!(
+            (bench.device.unit_for(A, LUN_5), bench.device.unit_for(B, LUN_5)),
+            (None, Some(UnitIndex(1)))
+        );
+        // Whoever comes into the slot next sees all until it is told otherwise.
+        bench.device.detach(A);
+        bench.attach(A);
+        assert_eq!(listed(&mut bench, A)[..4], [0, 0, 0, 16]);
+        bench.device.luns_changed(A);
+        assert_eq!(codes(bench.device.plan(A, [0; 8], &TEST_UNIT_READY)), (6, 0x3F, 0x0E));
+        assert!(!bench.device.show(Nexus(u32::MAX), &[false]));
     }
 
     #[test]
