@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::config::{ChapConfig, Config, ConfigError, DiscoveryConfig, Origin, TargetConfig, UnitConfig};
 use super::file::{Access, FileIdentity};
 use super::open_image::{Format, OpenError, OpenedChain, Opener};
-use crate::shard::{Admission, Redirect};
+use crate::shard::{Admission, MacTable, Redirect};
 use crate::units::BlockSize;
 use crate::uring::host;
 
@@ -17,6 +17,7 @@ use crate::uring::host;
 #[derive(Debug)]
 pub struct Catalog {
     pub discovery: DiscoveryConfig,
+    pub macs: MacTable,
     pub targets: Vec<TargetSpec>,
 }
 
@@ -39,6 +40,7 @@ pub struct UnitSpec {
     pub removable: bool,
     pub block_size: BlockSize,
     pub physical_block_size: BlockSize,
+    pub access: Admission,
     pub chain: OpenedChain,
 }
 
@@ -52,8 +54,11 @@ impl Catalog {
         let opener = Opener::confined(&config.image_roots, config.strict);
         let mut opener = opener
             .map_err(|error| vec![ConfigError { origin: Origin::CommandLine, reason: error.to_string() }])?;
-        let mut catalog =
-            Self { discovery: config.discovery.clone(), targets: Vec::with_capacity(config.targets.len()) };
+        let mut catalog = Self {
+            discovery: config.discovery.clone(),
+            macs: config.macs.clone(),
+            targets: Vec::with_capacity(config.targets.len()),
+        };
         let mut users = HashMap::new();
         let mut errors = Vec::new();
         for target in &config.targets {
@@ -119,5 +124,13 @@ fn open_unit(
         ));
     }
     let UnitConfig { lun, readonly, removable, block_size, physical_block_size, .. } = *unit;
-    Ok(UnitSpec { lun, readonly, removable, block_size, physical_block_size, chain })
+    Ok(UnitSpec {
+        lun,
+        readonly,
+        removable,
+        block_size,
+        physical_block_size,
+        access: unit.access.clone(),
+        chain,
+    })
 }

@@ -19,7 +19,7 @@ use super::name;
 use super::open_image::Format;
 use super::secrets::{self, Secret};
 use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
-use crate::shard::{Admission, Redirect};
+use crate::shard::{Admission, MacTable, Redirect};
 use crate::units::BlockSize;
 
 /// The longest configuration file: a room of 65,536 nodes fits.
@@ -40,6 +40,8 @@ pub struct Config {
     /// Where LUNs keep what outlives the server; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
     pub discovery: DiscoveryConfig,
+    /// Which address has which MAC: what leases say, and before it what the file says itself.
+    pub macs: MacTable,
     pub targets: Vec<TargetConfig>,
 }
 
@@ -98,6 +100,8 @@ pub struct UnitConfig {
     pub block_size: BlockSize,
     /// What the unit says its medium is made of; never smaller than its logical blocks.
     pub physical_block_size: BlockSize,
+    /// Who sees it, of those that may log in.
+    pub access: Admission,
 }
 
 /// Where something was written, for messages.
@@ -135,6 +139,10 @@ struct RawConfig {
     state_dir: Option<PathBuf>,
     discovery: Option<RawDiscovery>,
     #[serde(default)]
+    host: Vec<admission::RawHost>,
+    #[serde(default)]
+    leases: Vec<Spanned<PathBuf>>,
+    #[serde(default)]
     target: Vec<Spanned<RawTarget>>,
 }
 
@@ -144,6 +152,7 @@ struct RawTarget {
     name: Spanned<String>,
     initiators: Option<Spanned<Vec<Spanned<String>>>>,
     addresses: Option<Spanned<Vec<Spanned<String>>>>,
+    macs: Option<Spanned<Vec<Spanned<String>>>>,
     chap: Option<Spanned<RawChap>>,
     redirect: Option<RawRedirect>,
     portals: Option<Spanned<Vec<Spanned<String>>>>,
@@ -158,6 +167,7 @@ struct RawTarget {
 struct RawDiscovery {
     initiators: Option<Spanned<Vec<Spanned<String>>>>,
     addresses: Option<Spanned<Vec<Spanned<String>>>>,
+    macs: Option<Spanned<Vec<Spanned<String>>>>,
     chap: Option<Spanned<RawChap>>,
 }
 
@@ -199,6 +209,9 @@ struct RawLun {
     removable: bool,
     block_size: Option<Spanned<i64>>,
     physical_block_size: Option<Spanned<i64>>,
+    initiators: Option<Spanned<Vec<Spanned<String>>>>,
+    addresses: Option<Spanned<Vec<Spanned<String>>>>,
+    macs: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 /// Reads and checks a configuration file. All that is wrong with it comes back, in order of the file; a syntax
@@ -325,8 +338,9 @@ impl Reader {
             image_roots.extend(folders);
         }
         let discovery = self.discovery(raw.discovery);
+        let macs = self.macs(&raw.leases, &raw.host);
         let state_dir = raw.state_dir.map(|path| self.folder.join(path));
-        Config { listen, image_roots, strict: raw.strict, state_dir, discovery, targets }
+        Config { listen, image_roots, strict: raw.strict, state_dir, discovery, macs, targets }
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {
@@ -375,7 +389,7 @@ impl Reader {
         let origin = self.origin(&raw.get_ref().name);
         let raw = raw.into_inner();
         self.check_luns(&name, &raw);
-        let access = self.access(raw.initiators, raw.addresses);
+        let access = self.access(raw.initiators, raw.addresses, raw.macs);
         let (redirect, portals) = (self.redirect(raw.redirect), self.portals(raw.portals, listen));
         let chap = raw.chap.and_then(|chap| self.chap(chap));
         let blocks = (raw.block_size, raw.physical_block_size);
@@ -474,6 +488,7 @@ impl Reader {
             );
             return None;
         }
+        let access = self.access(raw.initiators, raw.addresses, raw.macs);
         let path = self.folder.join(raw.path.get_ref());
         let origin = self.origin(&raw.path);
         match std::fs::metadata(&path) {
@@ -488,6 +503,7 @@ impl Reader {
                     removable,
                     block_size,
                     physical_block_size,
+                    access,
                 })
             }
             Err(error) => {
@@ -545,8 +561,8 @@ block_size = 4096
         let target = &config.targets[0];
         assert_eq!(target.name, "iqn.2026-11.io.goldrush:node-001");
         let peer = "192.0.2.7".parse().unwrap();
-        assert!(target.access.admits("iqn.2010-04.org.ipxe:node-001", peer));
-        assert!(!target.access.admits("iqn.2010-04.org.ipxe:node-002", peer));
+        assert!(target.access.admits("iqn.2010-04.org.ipxe:node-001", peer, &config.macs));
+        assert!(!target.access.admits("iqn.2010-04.org.ipxe:node-002", peer, &config.macs));
         let chap = target.chap.as_ref().unwrap();
         assert_eq!(
             (chap.inward.user.as_str(), chap.inward.secret.bytes()),

@@ -150,6 +150,7 @@ fn seeds(
         portals: portals.to_vec(),
         discovery_auth: auth(catalog.discovery.chap.as_ref()),
         discovery_access: catalog.discovery.access.clone(),
+        macs: catalog.macs.clone(),
         ..Directory::default()
     };
     let mut tables: Vec<LayerTable> = cores.iter().map(|_| LayerTable::default()).collect();
@@ -163,6 +164,7 @@ fn seeds(
             auth: auth(spec.chap.as_ref()),
             redirect: spec.redirect.clone(),
             portals: spec.portals.clone(),
+            units: spec.units.iter().map(|unit| unit.access.clone()).collect(),
         };
         directory.targets.insert(spec.name.clone(), entry);
         targets[owner].push(target(spec, &mut tables[owner], state)?);

@@ -38,6 +38,7 @@ mod image_snapshot;
 mod json_stream;
 mod keeper;
 pub mod launch;
+mod leases;
 mod lock_holder;
 mod logging;
 mod man;

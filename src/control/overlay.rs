@@ -10,6 +10,7 @@ use super::error::Error;
 use super::file::{Access, Locking, folder_of};
 use super::image_create::create_child_of;
 use super::open_image::Opener;
+use crate::shard::{Admission, MacTable};
 use crate::units::BlockSize;
 
 /// What target names begin with when the command line makes them.
@@ -45,9 +46,19 @@ pub(super) fn prepare(
         }
         let origin = Origin::CommandLine;
         let (format, readonly, removable) = (Some(format), false, false);
+        let access = Admission::default();
         let physical_block_size = BlockSize::B4096;
-        let unit =
-            UnitConfig { lun: 0, path, origin, format, readonly, removable, block_size, physical_block_size };
+        let unit = UnitConfig {
+            lun: 0,
+            path,
+            origin,
+            format,
+            readonly,
+            removable,
+            block_size,
+            physical_block_size,
+            access,
+        };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
         targets.push(TargetConfig::open(name, origin, vec![unit]));
@@ -62,6 +73,7 @@ pub(super) fn prepare(
         strict: false,
         state_dir: None,
         discovery: DiscoveryConfig::default(),
+        macs: MacTable::default(),
         targets,
     })
 }

@@ -292,9 +292,10 @@ impl Device {
         }
     }
 
-    /// The unit a copy names, if it is one of this device.
-    pub fn copy_device(&self, device: &CopyDevice) -> Option<UnitIndex> {
-        self.units.iter().position(|unit| unit.is_copy_device(device)).map(|place| UnitIndex(place as u32))
+    /// The unit a copy names, if it is one of this device that the nexus may see.
+    pub fn copy_device(&self, nexus: Nexus, device: &CopyDevice) -> Option<UnitIndex> {
+        let place = self.units.iter().position(|unit| unit.is_copy_device(device))?;
+        Some(UnitIndex(place as u32)).filter(|unit| self.sees(nexus, *unit))
     }
 
     /// Whether a copy of this nexus may read, or write, these blocks of the unit now.

@@ -1,10 +1,12 @@
-//! Who may use a target: rules over initiator names and addresses.
+//! Who may use a target or one of its LUNs: rules over initiator names, addresses and MACs.
 //!
 //! Knows how a rule matches. Does not know where rules are written, nor secrets (`iscsi::chap`).
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+
+use super::{Mac, MacTable};
 
 /// An initiator name, or a pattern of names: `*` stands for any text, `?` for one character. Both sides are normalized
 /// (`iscsi::name`), so letters are compared as they are.
@@ -50,16 +52,19 @@ impl NamePattern {
 pub struct Admission {
     pub initiators: Option<Vec<NamePattern>>,
     pub addresses: Option<Vec<IpNet>>,
+    pub macs: Option<Vec<Mac>>,
 }
 
 impl Admission {
-    /// `initiator` is normalized. An IPv4 peer of an IPv6 socket is an IPv4 peer.
-    pub fn admits(&self, initiator: &str, peer: IpAddr) -> bool {
+    /// `initiator` is normalized. A peer whose MAC is not among the `known` has none. An IPv4 peer of an IPv6 socket is an IPv4 peer.
+    pub fn admits(&self, initiator: &str, peer: IpAddr, known: &MacTable) -> bool {
         let peer = peer.to_canonical();
         let named =
             self.initiators.as_ref().is_none_or(|names| names.iter().any(|name| name.matches(initiator)));
         let near = self.addresses.as_ref().is_none_or(|nets| nets.iter().any(|net| net.contains(&peer)));
-        named && near
+        let mac = || known.get(peer);
+        let carded = self.macs.as_ref().is_none_or(|macs| mac().is_some_and(|mac| macs.contains(&mac)));
+        named && near && carded
     }
 }
 
@@ -73,8 +78,9 @@ mod tests {
         let access = Admission {
             initiators: names.map(|names| names.iter().map(|name| NamePattern((*name).to_owned())).collect()),
             addresses: nets.map(|nets| nets.iter().map(|net| net.parse().unwrap()).collect()),
+            macs: None,
         };
-        access.admits(initiator, peer.parse().unwrap())
+        access.admits(initiator, peer.parse().unwrap(), &MacTable::default())
     }
 
     #[test]
@@ -93,6 +99,20 @@ mod tests {
     fn an_ipv4_peer_of_an_ipv6_socket_is_an_ipv4_peer() {
         assert!(admits(None, Some(&["192.0.2.0/24"]), "iqn.a:b", "::ffff:192.0.2.7"));
         assert!(!admits(None, Some(&["::/0"]), "iqn.a:b", "::ffff:192.0.2.7"));
+    }
+
+    #[test]
+    fn a_mac_counts_only_where_it_is_known() {
+        let [card, other]: [Mac; 2] =
+            ["52:54:00:00:00:01", "52:54:00:00:00:02"].map(|mac| mac.parse().unwrap());
+        let [here, there]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
+        let mut known = MacTable::default();
+        known.insert(here, card);
+        let rule = |macs: &[Mac]| Admission { macs: Some(macs.to_vec()), ..Admission::default() };
+        assert!(rule(&[other, card]).admits("iqn.a:b", here, &known));
+        assert!(!rule(&[other]).admits("iqn.a:b", here, &known));
+        assert!(!rule(&[card]).admits("iqn.a:b", there, &known));
+        assert!(!rule(&[card]).admits("iqn.a:b", here, &MacTable::default()));
     }
 
     /// Every way to take the stars apart.

@@ -89,14 +89,16 @@ impl Core {
 
     /// The unit a designator names, where this initiator may use it.
     fn reach(&self, target: usize, nexus: Nexus, device: &CopyDevice) -> Option<Reached> {
-        if let Some(unit) = self.targets[target].device.copy_device(device) {
+        if let Some(unit) = self.targets[target].device.copy_device(nexus, device) {
             return Some(Reached { target, unit, nexus });
         }
         let name = &self.targets[target].sessions.iter().find(|entry| entry.nexus == nexus)?.initiator;
         self.targets.iter().enumerate().find_map(|(target, other)| {
-            let unit = other.device.copy_device(device)?;
-            let entry = other.sessions.iter().find(|entry| entry.initiator == *name)?;
-            Some(Reached { target, unit, nexus: entry.nexus })
+            let mut entries = other.sessions.iter().filter(|entry| entry.initiator == *name);
+            entries.find_map(|entry| {
+                let unit = other.device.copy_device(entry.nexus, device)?;
+                Some(Reached { target, unit, nexus: entry.nexus })
+            })
         })
     }
 

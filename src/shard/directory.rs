@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use crate::iscsi::chap::AuthPolicy;
 
-use super::{Admission, ShardId};
+use super::{Admission, MacTable, ShardId};
 
 #[derive(Clone, Debug)]
 pub struct DirectoryEntry {
@@ -21,6 +21,8 @@ pub struct DirectoryEntry {
     pub redirect: Option<Redirect>,
     /// Portals that lead to it; `None`: all of the directory.
     pub portals: Option<Vec<SocketAddr>>,
+    /// Who sees which unit, in the order of the device's units.
+    pub units: Vec<Admission>,
 }
 
 impl DirectoryEntry {
@@ -55,6 +57,8 @@ pub struct Directory {
     /// How initiators prove themselves before they are told of targets.
     pub discovery_auth: AuthPolicy,
     pub discovery_access: Admission,
+    /// Which address has which MAC, for rules that ask.
+    pub macs: MacTable,
 }
 
 impl Directory {
@@ -91,6 +95,7 @@ mod tests {
             auth: AuthPolicy::None,
             redirect: None,
             portals: portals.map(|texts| texts.iter().map(|text| text.parse().unwrap()).collect()),
+            units: Vec::new(),
         }
     }
 

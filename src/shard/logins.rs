@@ -94,7 +94,7 @@ impl<I: Io> Shard<I> {
                 tracing::info!(%initiator, target = %name, "login refused: no such target");
                 TargetAnswer::NotFound
             }
-            Some(entry) if !entry.access.admits(&initiator, peer) => {
+            Some(entry) if !entry.access.admits(&initiator, peer, &self.directory.macs) => {
                 tracing::info!(%initiator, %peer, target = %name, "login refused: the target's rules do not admit it");
                 TargetAnswer::Forbidden
             }
@@ -137,7 +137,7 @@ impl<I: Io> Shard<I> {
 
     /// Discovery stays where it landed; its TSIH only has to be non-zero.
     fn answer_to_discovery(&self, initiator: &str, peer: std::net::IpAddr) -> TargetAnswer {
-        if !self.directory.discovery_access.admits(initiator, peer) {
+        if !self.directory.discovery_access.admits(initiator, peer, &self.directory.macs) {
             tracing::info!(%initiator, %peer, "discovery refused: the rules do not admit it");
             return TargetAnswer::Forbidden;
         }
@@ -268,6 +268,8 @@ impl<I: Io> Shard<I> {
                 return;
             };
             nexus = granted;
+            self.mask_units(index, nexus, &initiator, peer.ip());
+            let target = &self.core.targets[index as usize];
             tracing::info!(%initiator, target = %target.name, %peer, "logged in");
         } else {
             tracing::debug!(%initiator, %peer, "discovery session");
@@ -296,6 +298,16 @@ impl<I: Io> Shard<I> {
             self.await_drain(session_key);
             self.ask_to_negotiate(session_key, ConnectionId::LEADING);
         }
+    }
+
+    /// LUN masking: hides the units that the initiator may not see.
+    fn mask_units(&mut self, index: u32, nexus: Nexus, initiator: &str, peer: std::net::IpAddr) {
+        let target = &mut self.core.targets[index as usize];
+        let Some(entry) = self.directory.find(&target.name) else { return };
+        let macs = &self.directory.macs;
+        let visible: Vec<bool> =
+            entry.units.iter().map(|access| access.admits(initiator, peer, macs)).collect();
+        target.device.show(nexus, &visible);
     }
 
     /// Stops receiving; the socket moves when that has ended.

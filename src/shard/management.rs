@@ -201,7 +201,7 @@ impl<I: Io> Shard<I> {
             ManagementFunction::TargetWarmReset | ManagementFunction::TargetColdReset => Scope::Target,
         };
         let device = &mut self.core.targets[index as usize].device;
-        let unit = device.unit(lun);
+        let unit = device.unit_for(nexus, lun);
         if matches!(scope, Scope::NexusUnit(_) | Scope::Unit(_)) && unit.is_none() {
             response = ManagementResponse::LunDoesNotExist;
         } else {
@@ -357,7 +357,7 @@ impl<I: Io> Shard<I> {
         let listings = directory
             .targets
             .iter()
-            .filter(|(_, entry)| entry.access.admits(&session.initiator, peer))
+            .filter(|(_, entry)| entry.access.admits(&session.initiator, peer, &directory.macs))
             .map(|(name, entry)| TargetListing { name: name.clone(), portals: portals(entry).collect() });
         let mut text = Vec::new();
         crate::iscsi::discovery::send_targets(request, listings, own, &mut text);

@@ -9,7 +9,7 @@
 //! | `connection` | one stream: framer, login machine or session, queue out             |
 //! | `session`    | the connections of a session, its commands in their order           |
 //! | `logins`     | what a login asks of the shard: targets, hand-off, reinstatement    |
-//! | `admission`  | who may use a target                                                |
+//! | `admission`  | who may use a target; `mac` which address has which MAC             |
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
@@ -40,6 +40,7 @@ mod flush;
 mod keep;
 mod lba_status;
 mod logins;
+mod mac;
 mod mailbox;
 mod management;
 mod order;
@@ -71,6 +72,7 @@ use crate::units::BlockSize;
 pub use admission::{Admission, NamePattern};
 pub use directory::{Directory, DirectoryEntry, Redirect};
 pub use keep::{KeepRequest, Keeper, NoKeeper};
+pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.

@@ -131,6 +131,7 @@ fn shard(
         auth: AuthPolicy::None,
         redirect: None,
         portals: None,
+        units: Vec::new(),
     };
     directory.targets.insert(TARGET.to_owned(), entry);
     // Fewer frames than the golden image has: hits, misses and evictions.

@@ -12,6 +12,7 @@ mod cli_config;
 mod cli_corpus;
 mod cli_foreign;
 mod cli_image;
+mod cli_masking;
 mod cli_repair;
 mod cli_reservations;
 mod cli_reshape;

@@ -24,7 +24,11 @@ fn u32_at(bhs: &Bhs, at: usize) -> u32 {
 
 impl RawInitiator {
     pub fn connect(port: u16) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Self::connect_to(("127.0.0.1", port))
+    }
+
+    pub fn connect_to(address: (&str, u16)) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self { stream, cmd_sn: 1, tsih: 0, cid: 0, exp_stat_sn: 0 }

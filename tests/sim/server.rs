@@ -121,11 +121,12 @@ impl Server {
                         .allowed
                         .as_ref()
                         .map(|names| names.iter().cloned().map(NamePattern::new).collect()),
-                    addresses: None,
+                    ..Admission::default()
                 },
                 auth: auth(plan.chap.as_ref()),
                 redirect: None,
                 portals: None,
+                units: Vec::new(),
             };
             directory.targets.insert(plan.name.clone(), entry);
             targets[plan.owner].push(target(plan, world, &mut tables[plan.owner])?);

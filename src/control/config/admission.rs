@@ -1,16 +1,18 @@
-//! Who may see and use what: the keys `initiators`, `addresses`, `portals`, `redirect` and the table `discovery`.
+//! Who may see and use what: the keys `initiators`, `addresses`, `macs`, `leases`, `host`, `portals`, `redirect` and the table `discovery`.
 //!
 //! Knows their spelling and bounds. Does not know how a rule matches (`shard::Admission`).
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use toml::Spanned;
 
 use super::{DiscoveryConfig, RawDiscovery, RawRedirect, RawTarget, Reader};
-use crate::control::name;
+use crate::control::{leases, name};
 use crate::limits::ISCSI_NAME_BYTES_MAX;
-use crate::shard::{Admission, NamePattern, Redirect};
+use crate::shard::{Admission, Mac, MacTable, NamePattern, Redirect};
 
 /// Entries of one list.
 const RULES_MAX: usize = 4096;
@@ -19,17 +21,60 @@ const HOST_BYTES_MAX: usize = 253;
 
 type Texts = Spanned<Vec<Spanned<String>>>;
 
+/// A machine whose MAC is known without DHCP.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHost {
+    mac: Spanned<String>,
+    address: Spanned<String>,
+}
+
 impl Reader {
+    /// What leases say, and over it what the hosts of the file say.
+    pub(super) fn macs(&mut self, files: &[Spanned<PathBuf>], hosts: &[RawHost]) -> MacTable {
+        let mut table = MacTable::default();
+        for file in files {
+            let path = self.folder.join(file.get_ref());
+            match leases::load(&path) {
+                Ok(found) => table.overlay(&found),
+                Err(error) => self.refuse(file, format!("leases {}: {error}", path.display())),
+            }
+        }
+        let mut stated = MacTable::default();
+        for host in hosts {
+            match (mac(host.mac.get_ref()), host.address.get_ref().parse::<IpAddr>()) {
+                (Ok(mac), Ok(address)) => {
+                    if stated.insert(address, mac).is_some_and(|former| former != mac) {
+                        self.refuse(&host.address, format!("address {address} has another MAC above"));
+                    }
+                }
+                (Err(reason), _) => self.refuse(&host.mac, reason),
+                (_, Err(_)) => {
+                    let reason = format!("\"{}\" is no address", host.address.get_ref());
+                    self.refuse(&host.address, reason);
+                }
+            }
+        }
+        table.overlay(&stated);
+        table
+    }
+
     pub(super) fn discovery(&mut self, raw: Option<RawDiscovery>) -> DiscoveryConfig {
         let Some(raw) = raw else { return DiscoveryConfig::default() };
-        let access = self.access(raw.initiators, raw.addresses);
+        let access = self.access(raw.initiators, raw.addresses, raw.macs);
         DiscoveryConfig { access, chap: raw.chap.and_then(|chap| self.chap(chap)) }
     }
 
-    pub(super) fn access(&mut self, initiators: Option<Texts>, addresses: Option<Texts>) -> Admission {
+    pub(super) fn access(
+        &mut self,
+        initiators: Option<Texts>,
+        addresses: Option<Texts>,
+        macs: Option<Texts>,
+    ) -> Admission {
         Admission {
             initiators: initiators.map(|list| self.rules(list, "initiators", initiator)),
             addresses: addresses.map(|list| self.rules(list, "addresses", address)),
+            macs: macs.map(|list| self.rules(list, "macs", mac)),
         }
     }
 
@@ -147,6 +192,10 @@ fn is_portal(text: &str) -> bool {
     (1..=HOST_BYTES_MAX).contains(&host.len())
         && host.chars().all(letters)
         && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+fn mac(text: &str) -> Result<Mac, String> {
+    text.parse::<Mac>().map_err(|error| format!("\"{text}\" is no MAC: {error}"))
 }
 
 #[cfg(test)]
