@@ -30,6 +30,8 @@ pub mod vhdx;
 
 #[forbid(unsafe_code)]
 pub mod image;
+#[forbid(unsafe_code)]
+pub mod pending;
 
 #[allow(unsafe_code)] // UNSAFETY: one mapping per shard, shared with the kernel.
 pub mod buf;

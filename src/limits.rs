@@ -161,6 +161,14 @@ pub const VHDX_ENTRY_PAGES_MAX: usize = 64;
 pub const VHDX_PENDING_MAX: usize = 1024;
 /// VHDX: pages of sector bitmaps one layer keeps in memory, 4 KiB each.
 pub const LAYER_BITMAP_PAGES_MAX: usize = 1024;
+/// Records of pending writes one shard's journal holds; when half of them are taken commits begin.
+pub const JOURNAL_RECORDS: u32 = 64 * 1024;
+/// Seconds after which a recorded write is committed although nobody asks for it.
+pub const COMMIT_DELAY_S: u64 = 1;
+/// Commits that begin for that reason in one second: thousands of leaves do not all flush at once.
+pub const COMMITS_PER_TICK: usize = 256;
+/// Blocks of one layer with pending bits after which a commit begins: their bitmaps cannot be forgotten.
+pub const COMMIT_BLOCKS_MAX: usize = LAYER_BITMAPS_MAX / 2;
 /// Targets of one server and units of one target.
 pub const TARGETS_MAX: usize = 65_536;
 pub const UNITS_PER_TARGET_MAX: usize = 256;
@@ -171,6 +179,7 @@ pub const REGISTRANTS_PER_UNIT_MAX: usize = 240;
 /// One registrant in READ FULL STATUS: descriptor, TransportID header, `name,i,0x` and ISID, padding.
 pub const REGISTRANT_BYTES_MAX: usize = 24 + 4 + (ISCSI_NAME_BYTES_MAX + 5 + 12 + 4) / 4 * 4;
 
+const _: () = assert!(COMMIT_BLOCKS_MAX < LAYER_BITMAPS_MAX && JOURNAL_RECORDS > 1);
 const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= BURST_BYTES_MAX);
 const _: () = assert!(BURST_BYTES_MAX as usize <= TRANSFER_BYTES_MAX);

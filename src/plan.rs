@@ -304,6 +304,54 @@ pub enum IoFault {
     Failed,
 }
 
+/// A write whose data is in its place and whose metadata is not in the file yet: what a pending journal remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PendingRecord {
+    pub block: BlockIndex,
+    /// The first sector of the write within its block, and how many they are.
+    pub first: u32,
+    pub sectors: u32,
+    /// Where the block lies in the file: its format's idea of where a block begins.
+    pub place: ByteOffset,
+}
+
+impl PendingRecord {
+    /// Both as one, where `next` continues this one in the same block.
+    #[must_use]
+    pub fn followed_by(self, next: Self) -> Option<Self> {
+        let same = self.block == next.block && self.place == next.place;
+        let adjoins = self.first.checked_add(self.sectors) == Some(next.first);
+        let sectors = self.sectors.checked_add(next.sectors)?;
+        (same && adjoins).then_some(Self { sectors, ..self })
+    }
+}
+
+/// Takes records of pending writes to where a killed process does not lose them.
+pub trait RecordSink {
+    /// False: there is no room. The write then waits for a commit.
+    fn record(&mut self, record: PendingRecord) -> bool;
+}
+
+/// Remembers nothing: every write waits for its commit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoRecords;
+
+impl RecordSink for NoRecords {
+    fn record(&mut self, _: PendingRecord) -> bool {
+        false
+    }
+}
+
+/// Agrees to everything and remembers nothing: for images that nobody reads again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Forgetful;
+
+impl RecordSink for Forgetful {
+    fn record(&mut self, _: PendingRecord) -> bool {
+        true
+    }
+}
+
 /// A point in a layer's sequence of commits: a write is complete when `committed() >= its CommitSeq`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct CommitSeq(pub u64);

@@ -39,10 +39,11 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("vhd", &["base"]),
     ("vhdx", &["base"]),
     ("image", &["base", "vhd", "vhdx"]),
+    ("pending", &["base"]),
     ("buf", &["base"]),
     ("cache", &["base", "buf"]),
     ("io", &["base", "buf"]),
-    ("uring", &["base", "buf", "io"]),
+    ("uring", &["base", "buf", "io", "pending"]),
     (
         "shard",
         &[
@@ -54,6 +55,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "vhd",
             "vhdx",
             "image",
+            "pending",
             "buf",
             "cache",
             "io",
@@ -70,6 +72,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "vhd",
             "vhdx",
             "image",
+            "pending",
             "buf",
             "cache",
             "io",

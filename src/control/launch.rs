@@ -24,8 +24,8 @@ use crate::iscsi::chap::{AuthPolicy, Credentials, Secret};
 use crate::plan::FileSlot;
 use crate::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use crate::shard::{
-    Directory, DirectoryEntry, Keeper, Mailbox, Message, NoKeeper, PORTAL_GROUP, Peer, Sent, Shard,
-    ShardConfig, ShardId, ShardSeed, TargetSeed, UnitSeed,
+    Directory, DirectoryEntry, Durability, Keeper, Mailbox, Message, NoKeeper, PORTAL_GROUP, Peer, Sent,
+    Shard, ShardConfig, ShardId, ShardSeed, TargetSeed, UnitSeed,
 };
 use crate::uring::host::{self, Signal, Signals};
 use crate::uring::{UringConfig, UringIo, probe};
@@ -258,7 +258,14 @@ fn target(
             removable: unit.removable,
             kept: state.map(|folder| folder.load(&spec.name, unit.lun)).transpose()?,
         });
-        units.push(UnitSeed { chain, block_size, leaf, leaf_file, writable });
+        units.push(UnitSeed {
+            chain,
+            block_size,
+            leaf,
+            leaf_file,
+            writable,
+            durability: Durability::GroupCommit,
+        });
     }
     let config = DeviceConfig { target_name: spec.name.clone(), portal_group: PORTAL_GROUP, units: configs };
     let device = Device::new(config).map_err(|error| Error::Failed(error.to_string()))?;
@@ -337,6 +344,7 @@ fn serve(seed: Seed, ready: &Sender<Ready>, may_go: &Receiver<Wakers>) {
             Some(keeper) => Box::new(keeper) as Box<dyn Keeper>,
             None => Box::new(NoKeeper),
         },
+        journal: None,
     });
     shard.run();
 }

@@ -4,8 +4,8 @@
 
 use super::{Chain, Images, Layer};
 use crate::plan::{
-    BitmapRead, FileSlot, IoFault, MetaBatch, MetaOp, ReadPlan, ReadStep, Source, WriteExtent, WriteKind,
-    WritePlan, WriteStep,
+    BitmapRead, FileSlot, IoFault, MetaBatch, MetaOp, NoRecords, ReadPlan, ReadStep, Source, WriteExtent,
+    WriteKind, WritePlan, WriteStep,
 };
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 use crate::vhd::create::{NewDisk, NewKind, ParentRef, create};
@@ -156,7 +156,7 @@ impl World {
             self.put(&plan, value);
             self.model[part.start().0 as usize..part.end().0 as usize].fill(value);
             if commit {
-                let seq = self.images.data_written(&self.chain, part);
+                let seq = self.images.data_written(&self.chain, part, &mut NoRecords);
                 self.pump(false);
                 let leaf = self.chain.leaf();
                 assert!(

@@ -3,7 +3,7 @@
 //! Knows which format a layer has. Does not know chains (`write`) nor what a format does.
 
 use super::Layer;
-use crate::plan::{CommitSeq, IoFault, MetaBatch, WriteRefused, WriteRun};
+use crate::plan::{CommitSeq, IoFault, MetaBatch, RecordSink, WriteRefused, WriteRun};
 use crate::units::{ByteOffset, SECTOR_BYTES, SectorRange};
 
 impl Layer {
@@ -38,11 +38,20 @@ impl Layer {
         }
     }
 
-    pub(super) fn data_written(&mut self, range: SectorRange) -> CommitSeq {
+    /// A VHDX offers no records: its writes wait for their commit.
+    pub(super) fn data_written(&mut self, range: SectorRange, sink: &mut dyn RecordSink) -> CommitSeq {
         match self {
             Self::Raw(_) => CommitSeq(0),
-            Self::Vhd(vhd) => vhd.image.data_written(range),
+            Self::Vhd(vhd) => vhd.image.data_written(range, sink),
             Self::Vhdx(vhdx) => vhdx.image.data_written(range),
+        }
+    }
+
+    /// Of writes that were answered and are only recorded.
+    pub(super) fn request_commit(&mut self) -> CommitSeq {
+        match self {
+            Self::Raw(_) | Self::Vhdx(_) => CommitSeq(0),
+            Self::Vhd(vhd) => vhd.image.request_commit(),
         }
     }
 

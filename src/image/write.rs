@@ -6,7 +6,7 @@
 use super::images::{ChainRun, EXTENT_SECTORS_MAX, Images, bitmap_read};
 use super::{Chain, Layer};
 use crate::plan::{
-    CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, Source, WriteExtent, WriteKind, WritePlan,
+    CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, RecordSink, Source, WriteExtent, WriteKind, WritePlan,
     WriteRefused, WriteRun, WriteStep,
 };
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
@@ -140,9 +140,16 @@ impl Images {
     }
 
     /// The data of `range` (a resolved write whose step said `commit`, or a part of it) is in the file. The write is
-    /// complete when [`Self::committed`] reaches the answer, and never when [`Self::is_failed`].
-    pub fn data_written(&mut self, chain: &Chain, range: SectorRange) -> CommitSeq {
-        self.layer_mut(chain.leaf()).map_or(CommitSeq(0), |layer| layer.data_written(range))
+    /// complete when [`Self::committed`] reaches the answer, and never when [`Self::is_failed`]. `sink` is offered a
+    /// record of each part that the file does not say yet; where it takes them all, the write is complete at once, and
+    /// the records are to be kept until the commit after [`Self::commit_begun`] of now has ended.
+    pub fn data_written(
+        &mut self,
+        chain: &Chain,
+        range: SectorRange,
+        sink: &mut dyn RecordSink,
+    ) -> CommitSeq {
+        self.layer_mut(chain.leaf()).map_or(CommitSeq(0), |layer| layer.data_written(range, sink))
     }
 
     /// A resolved write whose step said `commit`, or a part of it, was not done or failed.
@@ -163,6 +170,22 @@ impl Images {
         if let Some(layer) = self.layer_mut(layer) {
             layer.meta_batch_done(result);
         }
+    }
+
+    /// Asks for a commit of all that was written to a leaf so far: run batches until [`Self::committed`] reaches the
+    /// answer.
+    pub fn request_commit(&mut self, layer: LayerId) -> CommitSeq {
+        self.layer_mut(layer).map_or(CommitSeq(0), Layer::request_commit)
+    }
+
+    /// The last commit that was begun: it has what was written before its flush was handed out, and nothing else.
+    pub fn commit_begun(&self, layer: LayerId) -> CommitSeq {
+        self.layer(layer).and_then(Layer::as_vhd).map_or(CommitSeq(0), crate::vhd::VhdImage::commit_begun)
+    }
+
+    /// Blocks of a leaf with something that waits for its next commit.
+    pub fn pending_blocks(&self, layer: LayerId) -> usize {
+        self.layer(layer).and_then(Layer::as_vhd).map_or(0, crate::vhd::VhdImage::pending_blocks)
     }
 
     /// The last finished commit of a layer.

@@ -9,6 +9,7 @@ use crate::units::ByteOffset;
 
 use super::executor::{Core, TaskKey};
 use super::flush::Flushes;
+use super::records::{Durability, Records};
 use super::token::{Kind, Token};
 use super::write_path::{io_fault, libc_eopnotsupp};
 
@@ -24,6 +25,7 @@ pub(super) struct LayerWork {
     commit_waiters: Vec<(CommitSeq, TaskKey)>,
     space_waiters: Vec<TaskKey>,
     pub(super) flushes: Flushes,
+    pub(super) records: Records,
 }
 
 impl LayerWork {
@@ -38,6 +40,7 @@ impl LayerWork {
             commit_waiters: Vec::new(),
             space_waiters: Vec::new(),
             flushes: Flushes::default(),
+            records: Records::default(),
         }
     }
 
@@ -91,6 +94,8 @@ impl Core {
         let work = &mut self.layers[layer.0 as usize];
         work.batch.clear();
         work.running = self.images.next_meta_batch(layer, &mut work.batch);
+        self.follow_commits(layer);
+        let work = &mut self.layers[layer.0 as usize];
         if !work.running {
             return;
         }
@@ -111,6 +116,13 @@ impl Core {
             let Some(index) = work.unsent.checked_sub(1) else { return };
             let file = work.file;
             let op = match &work.batch.ops[index] {
+                MetaOp::Sync if work.records.durability == Durability::UntilReset => {
+                    // Nobody reads the file after a crash. A flush is a batch of its own.
+                    work.unsent = index;
+                    work.pending += 1;
+                    self.meta_op_ended(layer);
+                    return;
+                }
                 MetaOp::Sync => {
                     work.unsent = index;
                     work.pending += 1;
@@ -233,6 +245,7 @@ impl Core {
             }
         };
         self.images.meta_batch_done(layer, result);
+        self.follow_commits(layer);
         let committed = self.images.committed(layer);
         let failed = self.images.is_failed(layer);
         let ready = &mut self.ready;

@@ -14,6 +14,7 @@ use crate::io::{Op, OpToken};
 use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::limits;
+use crate::pending::Area;
 use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
 use crate::scsi::{Nexus, ScsiStatus, Sense, UnitFault, UnitIndex};
 use crate::slab::{Key, Slab};
@@ -25,6 +26,7 @@ use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::keep::{Keeping, Unkept};
 use super::order::Order;
+use super::records::Durability;
 use super::sanitize::SanitizeWaiter;
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
@@ -138,6 +140,9 @@ pub(super) struct Core {
     pub(super) freed: bool,
     /// A command was refused for want of buffers since then: they come free in more places than tell.
     pub(super) refused: bool,
+    /// What outlives this process, and the layers with something pending in it.
+    pub(super) journal: Option<Area>,
+    pub(super) recorded: Vec<LayerId>,
     /// PUNCH_HOLE was refused once by some file system: zeros are written from then on.
     pub(super) punch_refused: bool,
 }
@@ -175,6 +180,8 @@ impl Core {
             write_plan: WritePlan::with_capacity(limits::PLAN_EXTENTS_MAX),
             freed: false,
             refused: false,
+            journal: None,
+            recorded: Vec::new(),
             punch_refused: false,
         }
     }
@@ -220,6 +227,10 @@ impl Core {
                     Pass::Prefetch => self.prefetch_portion(key),
                 },
                 Stage::Commit => self.commit_done(key),
+                Stage::Settle => {
+                    self.settled(key);
+                    false
+                }
                 Stage::Sync => {
                     if task.pending > 0 {
                         return;
@@ -359,12 +370,18 @@ impl Core {
         false
     }
 
-    /// fdatasync of the unit's own file; its completion finishes the task.
+    /// A commit of what is only recorded, if need be, and fdatasync of the unit's own file; that finishes the task.
     pub(super) fn sync(&mut self, key: TaskKey) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         task.stage = Stage::Sync;
         let lun = &self.luns[task.lun as usize];
         let (writable, leaf) = (lun.writable, lun.leaf);
+        let durability = self.layers[leaf.0 as usize].records.durability;
+        if durability == Durability::UntilReset {
+            // As if it were flushed.
+            self.ready.push_back(key);
+            return;
+        }
         if !writable {
             self.finish(key);
             return;
@@ -374,6 +391,27 @@ impl Core {
             self.fail_io(key, UnitFault::Write);
             return;
         }
+        let seq = self.images.request_commit(leaf);
+        if self.images.committed(leaf) < seq {
+            task.stage = Stage::Settle;
+            task.commit = Some(seq);
+            self.await_batch(leaf, seq, key);
+            return;
+        }
+        task.pending = 1;
+        self.flush(leaf, Token::of(Kind::Task, key, 0));
+    }
+
+    /// Woken from `Stage::Settle`: the metadata of all that was answered is in the file, or never will be.
+    fn settled(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        let leaf = self.luns[task.lun as usize].leaf;
+        let committed = task.commit.take().is_some_and(|seq| self.images.committed(leaf) >= seq);
+        if !committed || self.images.is_failed(leaf) {
+            self.fail_io(key, UnitFault::Write);
+            return;
+        }
+        task.stage = Stage::Sync;
         task.pending = 1;
         self.flush(leaf, Token::of(Kind::Task, key, 0));
     }
@@ -466,7 +504,7 @@ impl Core {
                 self.release(key);
                 true
             }
-            Stage::Resolve | Stage::Transfer | Stage::Commit | Stage::Sync => {
+            Stage::Resolve | Stage::Transfer | Stage::Commit | Stage::Settle | Stage::Sync => {
                 task.aborted = true;
                 let target = task.target as usize;
                 self.targets[target].aborted_in_flight += 1;
@@ -489,7 +527,9 @@ impl Core {
             task.portion_commits = false;
             self.images.write_abandoned(&self.luns[lun].chain, portion);
         }
-        if let Some(seq) = task.commit {
+        // A flush brings nothing to the disk that was not answered before.
+        let own_commit = task.commit.filter(|_| task.stage != Stage::Settle);
+        if let Some(seq) = own_commit {
             let leaf = self.luns[lun].leaf;
             let to_come = self.images.committed(leaf) < seq && !self.images.is_failed(leaf);
             let waits = task.stage == Stage::Commit;

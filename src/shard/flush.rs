@@ -45,7 +45,7 @@ impl Core {
         if let Err(error) = result {
             // What the kernel had in its cache may be gone for good: nothing more is acknowledged.
             tracing::error!(%error, "fdatasync failed; the image takes no more writes until it is checked");
-            self.images.fail(layer);
+            self.fail_layer(layer);
         }
         let flushes = &mut self.layers[layer.0 as usize].flushes;
         let mut answered = core::mem::take(&mut flushes.spare);

@@ -21,6 +21,7 @@
 //! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `flush`      | one fdatasync of a file at a time                                   |
 //! | `keep`       | what a unit must remember across restarts                           |
+//! | `records`    | what a restart must know of writes that are not committed           |
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
@@ -46,6 +47,7 @@ mod management;
 mod order;
 mod reactor;
 mod read_path;
+mod records;
 mod sanitize;
 mod session;
 mod stop;
@@ -64,6 +66,7 @@ use crate::clock::Duration;
 use crate::image::{Chain, Images};
 use crate::io::{Completion, Io, ListenerSlot, Part};
 use crate::limits;
+use crate::pending::Area;
 use crate::plan::{FileSlot, LayerId};
 use crate::scsi::Device;
 use crate::slab::{Key, Slab};
@@ -74,6 +77,7 @@ pub use directory::{Directory, DirectoryEntry, Redirect};
 pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
+pub use records::Durability;
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
 pub const PORTAL_GROUP: u16 = 1;
@@ -127,6 +131,7 @@ pub struct UnitSeed {
     pub leaf: LayerId,
     pub leaf_file: FileSlot,
     pub writable: bool,
+    pub durability: Durability,
 }
 
 /// One target this shard owns. `units` are in the order of the device's units.
@@ -154,6 +159,8 @@ pub struct ShardSeed<I: Io> {
     pub mailbox: Arc<Mailbox<I::Socket>>,
     pub peers: Vec<Peer<I::Socket>>,
     pub keeper: Box<dyn Keeper>,
+    /// Where leaves with `Durability::Journal` have their records.
+    pub journal: Option<Area>,
 }
 
 /// One core's server.
@@ -203,9 +210,13 @@ impl<I: Io> Shard<I> {
         }
         let mut core = executor::Core::new(seed.pool, cache, seed.images);
         core.layers = seed.layer_files.iter().map(|file| commit::LayerWork::new(*file)).collect();
+        core.journal = seed.journal;
         for target in seed.targets {
             let first_lun = core.luns.len() as u32;
             core.targets.push(target::Target::new(target.name, target.device, first_lun));
+            for unit in &target.units {
+                core.layers[unit.leaf.0 as usize].records.durability = unit.durability;
+            }
             core.luns.extend(target.units.into_iter().map(|unit| executor::LunState {
                 chain: unit.chain,
                 block_size: unit.block_size,

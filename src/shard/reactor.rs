@@ -73,7 +73,7 @@ impl<I: Io> Shard<I> {
         if self.is_stopping() {
             return Some(self.core.now.after(Duration::from_millis(20)));
         }
-        let idle = self.connections.is_empty() && self.accept_again.is_empty();
+        let idle = self.connections.is_empty() && self.accept_again.is_empty() && !self.core.has_records();
         let tick = (!idle).then_some(self.next_tick);
         let paced = self.core.paced.iter().map(|(due, _)| *due).min();
         tick.into_iter().chain(paced).min()
@@ -388,6 +388,7 @@ impl<I: Io> Shard<I> {
             }
         }
         self.send_now();
+        self.core.commit_when_crowded();
         self.core.retry_batches();
         self.rearm();
         if self.core.now >= self.next_tick {
@@ -530,6 +531,7 @@ impl<I: Io> Shard<I> {
                 Phase::Draining(_) | Phase::Closing | Phase::Closed => {}
             }
         }
+        self.core.commit_old_records();
         // Pings go out now, not with whatever happens next.
         self.send_now();
     }

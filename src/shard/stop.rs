@@ -20,7 +20,9 @@ pub(super) enum Stop {
     Draining {
         deadline: Instant,
     },
-    /// No connections any more: everything that was written becomes stable, raw images included.
+    /// No connections any more: what is only recorded goes into the images.
+    Settling,
+    /// Everything that was written becomes stable, raw images included.
     Flushing {
         pending: u32,
     },
@@ -85,6 +87,11 @@ impl<I: Io> Shard<I> {
                 }
                 // Other shards may wait for what this one reads.
                 if self.connections.is_empty() && self.core.tasks.is_empty() && self.core.fills == 0 {
+                    self.settle_images();
+                }
+            }
+            Stop::Settling => {
+                if !self.core.layers.iter().any(|layer| layer.is_running()) {
                     self.flush_images();
                 }
             }
@@ -114,6 +121,17 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    fn settle_images(&mut self) {
+        self.stop = Stop::Settling;
+        for index in 0..self.core.layers.len() {
+            let layer = LayerId(index as u32);
+            if self.core.images.pending_blocks(layer) > 0 {
+                self.core.images.request_commit(layer);
+                self.core.kick(layer);
+            }
+        }
+    }
+
     fn flush_images(&mut self) {
         let files = self.core.luns.iter().filter(|lun| lun.writable).map(|lun| (lun.leaf, lun.leaf_file));
         let files: std::collections::BTreeMap<_, _> = files.collect();
@@ -126,7 +144,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn image_flushed(&mut self, token: Token, result: Result<(), Errno>) {
         if let Err(error) = result {
             // Not closed as a whole image: its metadata stays as it is.
-            self.core.images.fail(LayerId(token.index));
+            self.core.fail_layer(LayerId(token.index));
             tracing::error!(%error, "fdatasync failed while stopping: what was written last may be lost");
         }
         if let Stop::Flushing { pending } = &mut self.stop {

@@ -10,6 +10,7 @@
 //! | `Resolve`  | nothing, or a bitmap, prepared space, a buffer   | `Transfer`, `Commit`, `Sync`, `Finished`  |
 //! | `Transfer` | file operations of one portion                   | `Resolve`, `Finished` (fault)             |
 //! | `Commit`   | the metadata commit that covers its data         | `Resolve`, `Sync`, `Finished`             |
+//! | `Settle`   | a commit of what is only recorded, before `Sync` | `Sync`, `Finished`                        |
 //! | `Sync`     | fdatasync                                        | `Resolve`, `Finished`                     |
 //! | `Keep`     | a change of its unit to be stable                | any of the others                         |
 //! | `Pace`     | the time of its next portion                     | `Resolve`                                 |
@@ -41,6 +42,7 @@ pub(super) enum Stage {
     Resolve,
     Transfer,
     Commit,
+    Settle,
     Sync,
     Keep,
     Pace,

@@ -194,7 +194,7 @@ impl Core {
         }
         task.stage = Stage::Resolve;
         if commits {
-            let seq = self.images.data_written(&self.luns[lun].chain, portion);
+            let seq = self.data_written(lun, portion);
             if let Some(task) = self.tasks.get_mut(key) {
                 task.commit = task.commit.max(Some(seq));
             }

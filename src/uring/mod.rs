@@ -13,6 +13,7 @@
 //! | `rx`        | the provided buffers multishot receives fill                              |
 //! | `send`      | the iovec lists of sends in flight                                        |
 //! | `tables`    | slots of sockets, listeners and files                                     |
+//! | `shared_map`| memory that outlives this process, for the pending journal             |
 //! | `waker`     | waking a ring from another thread                                         |
 //! | [`probe`]   | may we use io_uring here, and if not, why not, in one sentence            |
 //! | [`host`]    | cores, limits, listeners, signals                                         |
@@ -25,6 +26,7 @@ pub mod probe;
 mod ring;
 mod rx;
 mod send;
+mod shared_map;
 mod start;
 mod tables;
 mod uring_io;
@@ -34,6 +36,7 @@ mod waker;
 mod tests;
 
 pub use config::{Registered, RingReport, UringConfig, UringError};
+pub use shared_map::SharedMap;
 pub use uring_io::UringIo;
 pub use waker::UringWaker;
 

@@ -3,13 +3,14 @@
 //! Knows reserved blocks and bits whose data is on its way. Does not know the order in which the file learns about
 //! them (`commit`).
 
-use super::bitmap_table::BitmapTable;
+use super::bitmap_table::{BitmapTable, PendingBits};
 use super::block_bitmap::BlockBitmap;
 use super::commit::Phase;
 use super::image::{Body, OpenMode, Sparse, VhdImage};
+use super::layout::Layout;
 use super::space::{Extension, Space};
 pub use crate::plan::WriteRun;
-use crate::plan::{CommitSeq, WriteRefused};
+use crate::plan::{CommitSeq, PendingRecord, RecordSink, WriteRefused};
 use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES, SectorRange};
 use std::collections::BTreeMap;
 
@@ -32,6 +33,8 @@ pub(super) enum Wait {
 pub(super) struct Reserved {
     pub(super) entry: u32,
     pub(super) wait: Wait,
+    /// A record of it survives this process: it is in the table in memory, and reads see it.
+    pub(super) recorded: bool,
 }
 
 /// What a writable dynamic or differencing image has in memory.
@@ -42,6 +45,8 @@ pub(super) struct Writer {
     /// Blocks whose bits or table entry go with the next commit, and with the one that runs.
     pub(super) pending: Vec<BlockIndex>,
     pub(super) committing: Vec<BlockIndex>,
+    /// Somebody waits for a commit of what is pending. Recorded writes alone can wait for company.
+    pub(super) commit_wanted: bool,
     /// Dynamic: blocks of other writers whose bitmaps must say "all" before data goes in; and those in this round.
     pub(super) fill: Vec<(BlockIndex, u32)>,
     pub(super) filling: Vec<(BlockIndex, u32)>,
@@ -66,6 +71,7 @@ impl Writer {
             reserved: BTreeMap::new(),
             pending: Vec::new(),
             committing: Vec::new(),
+            commit_wanted: false,
             fill: Vec::new(),
             filling: Vec::new(),
             extend_wanted: false,
@@ -81,7 +87,7 @@ impl Writer {
     }
 
     /// The commit that takes what becomes pending now.
-    fn next_commit(&self) -> u64 {
+    pub(super) fn next_commit(&self) -> u64 {
         self.committed + 1 + u64::from(self.running)
     }
 }
@@ -132,12 +138,13 @@ impl VhdImage {
         }
     }
 
-    /// The data of `range`, or a part of what was resolved, is in the file. The commit that makes it visible.
-    pub fn data_written(&mut self, range: SectorRange) -> CommitSeq {
+    /// The data of `range`, or a part of what was resolved, is in the file. The commit that completes the write; one
+    /// that has ended where `sink` took records of all that the file does not say yet.
+    pub fn data_written(&mut self, range: SectorRange, sink: &mut dyn RecordSink) -> CommitSeq {
         let mut seq = 0;
         if let Body::Sparse(sparse) = &mut self.body {
             sparse.each_block(range, |sparse, block, at, count| {
-                seq = seq.max(sparse.block_written(block, at, count));
+                seq = seq.max(sparse.block_written(block, at, count, sink));
             });
         }
         CommitSeq(seq)
@@ -167,7 +174,7 @@ impl Sparse {
             sectors: u64::from(count),
             commit,
         };
-        if let Some(reserved) = writer.reserved.get(&block.0) {
+        if let Some(reserved) = writer.reserved.get(&block.0).filter(|reserved| !reserved.recorded) {
             return Ok(in_place(reserved.entry, true));
         }
         let Some(entry) = self.bat.get(block) else {
@@ -212,7 +219,7 @@ impl Sparse {
         writer.no_space = false;
         let low = matches!(writer.space.pool_left, 0 | POOL_LOW);
         writer.extend_wanted |= low && unprepared > 0 && writer.extension.is_none();
-        writer.reserved.insert(block.0, Reserved { entry, wait: Wait::Data });
+        writer.reserved.insert(block.0, Reserved { entry, wait: Wait::Data, recorded: false });
         if self.differencing {
             self.bitmaps.insert(block, BlockBitmap::empty(self.layout.block_sectors)).reserved = true;
         } else {
@@ -244,25 +251,49 @@ impl Sparse {
     }
 
     /// The number of the commit that completes a write to these sectors; at most `committed` when none is needed.
-    fn block_written(&mut self, block: BlockIndex, at: u32, count: u32) -> u64 {
+    fn block_written(&mut self, block: BlockIndex, at: u32, count: u32, sink: &mut dyn RecordSink) -> u64 {
         self.release(block, count);
+        if self.differencing {
+            self.sectors_written(block, at, count, sink)
+        } else {
+            self.new_block_written(block, at, count, sink)
+        }
+    }
+
+    /// In a dynamic disk the bits are set before the data is written: only a new block's table entry is pending.
+    fn new_block_written(
+        &mut self,
+        block: BlockIndex,
+        at: u32,
+        count: u32,
+        sink: &mut dyn RecordSink,
+    ) -> u64 {
         let Some(writer) = &mut self.writer else { return 0 };
         let next = writer.next_commit();
-        let reserved = writer.reserved.get_mut(&block.0);
-        if !self.differencing {
-            return match reserved {
-                None => writer.committed,
-                Some(reserved) if reserved.wait == Wait::Committing => writer.committed + 1,
-                Some(reserved) => {
-                    if reserved.wait == Wait::Data {
-                        reserved.wait = Wait::Commit;
-                        writer.pending.push(block);
-                    }
-                    next
-                }
-            };
+        let Some(reserved) = writer.reserved.get_mut(&block.0).filter(|reserved| !reserved.recorded) else {
+            return writer.committed;
+        };
+        if reserved.wait == Wait::Committing {
+            return writer.committed + 1;
         }
-        let Some(entry) = self.bitmaps.get(block) else {
+        if reserved.wait == Wait::Data {
+            reserved.wait = Wait::Commit;
+            writer.pending.push(block);
+        }
+        let place = Layout::bitmap_offset(reserved.entry);
+        if !writer.failed && sink.record(PendingRecord { block, first: at, sectors: count, place }) {
+            reserved.recorded = true;
+            self.bat.set(block, reserved.entry);
+            return writer.committed;
+        }
+        writer.commit_wanted = true;
+        next
+    }
+
+    fn sectors_written(&mut self, block: BlockIndex, at: u32, count: u32, sink: &mut dyn RecordSink) -> u64 {
+        let Some(writer) = &mut self.writer else { return 0 };
+        let next = writer.next_commit();
+        let Some(bitmap) = self.bitmaps.get(block) else {
             // A full block needs no bits. Anything else was not resolved, or reported twice: its bits are unknown.
             if self.full.contains(block) {
                 return writer.committed;
@@ -270,19 +301,34 @@ impl Sparse {
             writer.failed = true;
             return next;
         };
-        if entry.set.all_set(at, count) {
+        if bitmap.set.all_set(at, count) {
             return writer.committed;
         }
-        let bits = &mut entry.writes(self.layout.block_sectors).pending;
-        if bits.is_clear() {
+        let reserved = writer.reserved.get_mut(&block.0);
+        let entry = reserved.as_ref().map(|reserved| reserved.entry).or_else(|| self.bat.get(block));
+        let place = Layout::bitmap_offset(entry.unwrap_or_default());
+        let recorded =
+            !writer.failed && sink.record(PendingRecord { block, first: at, sectors: count, place });
+        let pending =
+            &mut bitmap.writes.get_or_insert_with(|| PendingBits::none(self.layout.block_sectors)).pending;
+        if pending.is_clear() {
             writer.pending.push(block);
         }
-        bits.set(at, count);
-        if let Some(reserved) = reserved
-            && reserved.wait == Wait::Data
-        {
-            reserved.wait = Wait::Commit;
+        pending.set_missing(at, count, &bitmap.set);
+        if let Some(reserved) = reserved {
+            if reserved.wait == Wait::Data {
+                reserved.wait = Wait::Commit;
+            }
+            if recorded && !reserved.recorded {
+                reserved.recorded = true;
+                self.bat.set(block, reserved.entry);
+            }
         }
+        if recorded {
+            bitmap.set.set(at, count);
+            return writer.committed;
+        }
+        writer.commit_wanted = true;
         next
     }
 

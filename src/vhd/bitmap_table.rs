@@ -32,7 +32,7 @@ impl BlockSet {
 /// Bits of a block on their way into the file.
 #[derive(Clone, Debug)]
 pub(super) struct PendingBits {
-    /// The data is in the file; the bits go with the next commit.
+    /// The data is in the file; the bits go with the next commit. Those of recorded writes are in `set` already.
     pub(super) pending: BlockBitmap,
     /// The bits go with the commit that runs.
     pub(super) committing: BlockBitmap,
@@ -40,9 +40,16 @@ pub(super) struct PendingBits {
     pub(super) in_flight: u64,
 }
 
+impl PendingBits {
+    pub(super) fn none(sectors: u32) -> Box<Self> {
+        let empty = BlockBitmap::empty(sectors);
+        Box::new(Self { pending: empty.clone(), committing: empty, in_flight: 0 })
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct BitmapEntry {
-    /// What the file holds, and what reads see.
+    /// What reads see: what the file holds, and the bits of recorded writes that it does not hold yet.
     pub(super) set: BlockBitmap,
     pub(super) writes: Option<Box<PendingBits>>,
     /// The block has no table entry yet: no file could give this bitmap back.
@@ -55,13 +62,7 @@ pub(super) struct BitmapEntry {
 
 impl BitmapEntry {
     pub(super) fn writes(&mut self, sectors: u32) -> &mut PendingBits {
-        self.writes.get_or_insert_with(|| {
-            Box::new(PendingBits {
-                pending: BlockBitmap::empty(sectors),
-                committing: BlockBitmap::empty(sectors),
-                in_flight: 0,
-            })
-        })
+        self.writes.get_or_insert_with(|| PendingBits::none(sectors))
     }
 
     /// Takes the bits of the commit that has ended.

@@ -80,6 +80,20 @@ impl BlockBitmap {
         }
     }
 
+    /// Sets the bits of `at..at + count` that `have` does not have.
+    pub fn set_missing(&mut self, at: u32, count: u32, have: &Self) {
+        let (mut at, mut left) = (at, count);
+        while left > 0 {
+            let here = left.min(64 - at % 64);
+            let index = (at / 64) as usize;
+            if let (Some(word), Some(have)) = (self.words.get_mut(index), have.words.get(index)) {
+                *word |= mask(at % 64, here) & !have;
+            }
+            at += here;
+            left -= here;
+        }
+    }
+
     /// Sets every bit that `other` has.
     pub fn merge(&mut self, other: &Self) {
         for (word, more) in self.words.iter_mut().zip(&other.words) {
@@ -92,11 +106,12 @@ impl BlockBitmap {
         self.words.fill(0);
     }
 
-    /// Appends the 512 bytes of the bitmap's sector `index`, with the bits of `self` and `more`, to `bytes`.
-    pub fn encode_sector(&self, more: &Self, index: usize, bytes: &mut Vec<u8>) {
+    /// Appends the 512 bytes of the bitmap's sector `index` to `bytes`: the bits of `self` that `without` does not
+    /// have, and those of `more`.
+    pub fn encode_sector(&self, without: &Self, more: &Self, index: usize, bytes: &mut Vec<u8>) {
         for at in index * WORDS_PER_SECTOR..(index + 1) * WORDS_PER_SECTOR {
             let word = |bitmap: &Self| bitmap.words.get(at).copied().unwrap_or(0);
-            bytes.extend_from_slice(&(word(self) | word(more)).to_be_bytes());
+            bytes.extend_from_slice(&(word(self) & !word(without) | word(more)).to_be_bytes());
         }
     }
 
@@ -131,7 +146,8 @@ mod tests {
         bitmap.set(0, 1);
         bitmap.set(9, 1);
         let mut bytes = Vec::new();
-        bitmap.encode_sector(&BlockBitmap::empty(4096), 0, &mut bytes);
+        let none = BlockBitmap::empty(4096);
+        bitmap.encode_sector(&none, &none, 0, &mut bytes);
         assert_eq!((bytes.len(), &bytes[..3]), (512, &[0x80, 0x40, 0][..]));
         assert_eq!(BlockBitmap::from_bytes(4096, &bytes), bitmap);
     }

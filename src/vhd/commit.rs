@@ -16,7 +16,7 @@
 
 use super::FOOTER_BYTES;
 use super::allocate::{Wait, Writer, forget_full};
-use super::bat::ENTRY_BYTES;
+use super::bat::{ENTRY_BYTES, UNALLOCATED};
 use super::image::{Body, Sparse, VhdImage};
 use super::layout::Layout;
 use crate::plan::{CommitSeq, IoFault, MetaBatch, MetaOp};
@@ -62,6 +62,28 @@ impl VhdImage {
     /// The last finished commit.
     pub fn committed(&self) -> CommitSeq {
         CommitSeq(self.writer().map_or(0, |writer| writer.committed))
+    }
+
+    /// Asks for a commit of all that was written so far, recorded or not. It has ended when [`Self::committed`] reaches
+    /// the answer; run batches until then.
+    pub fn request_commit(&mut self) -> CommitSeq {
+        let Body::Sparse(sparse) = &mut self.body else { return CommitSeq(0) };
+        let Some(writer) = &mut sparse.writer else { return CommitSeq(0) };
+        if writer.pending.is_empty() {
+            return CommitSeq(writer.committed + u64::from(writer.running));
+        }
+        writer.commit_wanted = true;
+        CommitSeq(writer.next_commit())
+    }
+
+    /// Blocks whose bits or table entry wait for the next commit.
+    pub fn pending_blocks(&self) -> usize {
+        self.writer().map_or(0, |writer| writer.pending.len())
+    }
+
+    /// The last commit whose flush was handed out: nothing that is written from now on goes with it.
+    pub fn commit_begun(&self) -> CommitSeq {
+        CommitSeq(self.writer().map_or(0, |writer| writer.committed + u64::from(writer.running)))
     }
 
     /// A flush of the file failed outside of a commit: as if one of its own had.
@@ -126,20 +148,20 @@ impl Sparse {
     /// Decides what the next round does. False when there is nothing.
     fn begin_round(&mut self) -> bool {
         let unprepared = self.unprepared_blocks();
-        let end = self.bat.end(&self.layout) * SECTOR_BYTES;
         let Some(writer) = &mut self.writer else { return false };
         writer.filling.append(&mut writer.fill);
         if core::mem::take(&mut writer.extend_wanted) && !writer.closing {
             writer.extension = writer.space.plan(&self.layout, unprepared);
         }
-        if writer.extension.is_some() || !writer.filling.is_empty() || !writer.pending.is_empty() {
+        let commit = !writer.pending.is_empty() && (writer.commit_wanted || writer.closing);
+        if writer.extension.is_some() || !writer.filling.is_empty() || commit {
             writer.phase = Phase::Prepare;
             return true;
         }
         if !writer.closing {
             return false;
         }
-        let lower = end.max(writer.space.floor);
+        let lower = (self.bat.end(&self.layout) * SECTOR_BYTES).max(writer.space.floor);
         writer.phase = if writer.space.extended && lower < writer.space.footer_at {
             Phase::CloseFooter
         } else {
@@ -149,9 +171,9 @@ impl Sparse {
     }
 
     fn fill_batch(&mut self, phase: Phase, footer: &[u8; FOOTER_BYTES], batch: &mut MetaBatch) {
-        let close_at = (self.bat.end(&self.layout) * SECTOR_BYTES)
-            .max(self.writer.as_ref().map_or(0, |writer| writer.space.floor));
         let Some(writer) = &mut self.writer else { return };
+        let floor = writer.space.floor;
+        let close_at = || (self.bat.end(&self.layout) * SECTOR_BYTES).max(floor);
         match phase {
             Phase::Prepare => {
                 if let Some(to) = writer.extension.and_then(|extension| extension.footer) {
@@ -187,9 +209,9 @@ impl Sparse {
                     push_bitmap(batch, &self.layout, entry, byte);
                 }
             }
-            Phase::CloseFooter => batch.push_write(ByteOffset(close_at), footer),
+            Phase::CloseFooter => batch.push_write(ByteOffset(close_at()), footer),
             Phase::CloseSync | Phase::CloseCutSync => batch.ops.push(MetaOp::Sync),
-            Phase::CloseCut => batch.ops.push(MetaOp::SetLen { len: close_at + FOOTER_BYTES as u64 }),
+            Phase::CloseCut => batch.ops.push(MetaOp::SetLen { len: close_at() + FOOTER_BYTES as u64 }),
             Phase::Idle | Phase::Closed => {}
         }
     }
@@ -201,6 +223,7 @@ impl Sparse {
             return;
         }
         writer.running = true;
+        writer.commit_wanted = false;
         core::mem::swap(&mut writer.pending, &mut writer.committing);
         for block in &writer.committing {
             if let Some(writes) = self.bitmaps.get(*block).and_then(|entry| entry.writes.as_mut()) {
@@ -221,7 +244,7 @@ impl Sparse {
             let Some(writes) = &bitmap.writes else { continue };
             for index in writes.committing.sectors_with_bits() {
                 let start = batch.bytes.len();
-                bitmap.set.encode_sector(&writes.committing, index, &mut batch.bytes);
+                bitmap.set.encode_sector(&writes.pending, &writes.committing, index, &mut batch.bytes);
                 let offset = ByteOffset(Layout::bitmap_offset(entry).0 + index as u64 * SECTOR_BYTES);
                 batch.ops.push(MetaOp::Write { offset, bytes: start..batch.bytes.len() });
             }
@@ -251,7 +274,8 @@ impl Sparse {
             for index in first..last {
                 batch.bytes.extend_from_slice(&self.bat.raw(index).to_be_bytes());
             }
-            for (index, entry) in writer.reserved.range(first..last).filter_map(new) {
+            for (index, reserved) in writer.reserved.range(first..last) {
+                let entry = if reserved.wait == Wait::Committing { reserved.entry } else { UNALLOCATED };
                 let slot = at + (index - first) as usize * ENTRY_BYTES as usize;
                 batch.bytes[slot..slot + ENTRY_BYTES as usize].copy_from_slice(&entry.to_be_bytes());
             }

@@ -26,6 +26,7 @@ pub mod open;
 pub mod parent_locator;
 pub mod relink;
 pub mod repair;
+pub mod replay;
 pub mod resize;
 mod space;
 

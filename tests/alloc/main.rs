@@ -21,8 +21,8 @@ use goldrush::iscsi::chap::AuthPolicy;
 use goldrush::plan::FileSlot;
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Admission, Directory, DirectoryEntry, Mailbox, Message, NoKeeper, Peer, Shard, ShardConfig, ShardId,
-    ShardSeed, TargetSeed, UnitSeed,
+    Admission, Directory, DirectoryEntry, Durability, Mailbox, Message, NoKeeper, Peer, Shard, ShardConfig,
+    ShardId, ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::{BlockSize, SectorCount};
 use goldrush::uring::{UringConfig, UringIo};
@@ -122,7 +122,14 @@ fn shard(
     };
     let device =
         Device::new(DeviceConfig { target_name: TARGET.to_owned(), portal_group: 1, units: vec![unit] });
-    let unit = UnitSeed { chain, block_size: BlockSize::B512, leaf, leaf_file: FileSlot(0), writable: true };
+    let unit = UnitSeed {
+        chain,
+        block_size: BlockSize::B512,
+        leaf,
+        leaf_file: FileSlot(0),
+        writable: true,
+        durability: Durability::GroupCommit,
+    };
     let mut directory = Directory::default();
     let entry = DirectoryEntry {
         owner: ShardId(0),
@@ -151,6 +158,7 @@ fn shard(
         mailbox,
         peers: vec![peer],
         keeper: Box::new(NoKeeper),
+        journal: None,
     })
 }
 

@@ -4,8 +4,8 @@
 
 use goldrush::image::{Chain, Images, Layer};
 use goldrush::plan::{
-    BitmapRead, FileSlot, LayerId, MetaBatch, MetaOp, ReadPlan, ReadStep, Source, WriteExtent, WriteKind,
-    WritePlan, WriteRefused, WriteStep,
+    BitmapRead, FileSlot, LayerId, MetaBatch, MetaOp, NoRecords, ReadPlan, ReadStep, Source, WriteExtent,
+    WriteKind, WritePlan, WriteRefused, WriteStep,
 };
 use goldrush::units::{Sector, SectorCount, SectorRange};
 use goldrush::vhd::create::NewImage;
@@ -227,7 +227,7 @@ impl<S: Store> Disk<S> {
                 done += len;
             }
             if commit {
-                let seq = self.images.data_written(&self.chain, left.take(covered));
+                let seq = self.images.data_written(&self.chain, left.take(covered), &mut NoRecords);
                 self.run_batches(self.chain.leaf());
                 assert!(self.images.committed(self.chain.leaf()) >= seq);
             }

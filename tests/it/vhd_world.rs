@@ -349,7 +349,7 @@ impl World {
             }
             self.answer(write, false);
         } else if commit {
-            let seq = self.disk.images.data_written(chain, range);
+            let seq = self.disk.images.data_written(chain, range, &mut goldrush::plan::NoRecords);
             self.waiting.push((seq, write));
             self.answer_committed();
         } else {

@@ -11,6 +11,7 @@ mod disk;
 mod group;
 mod images;
 mod initiator;
+mod journal;
 mod login;
 mod model;
 mod random;

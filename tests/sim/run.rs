@@ -3,6 +3,7 @@
 //! Knows the order of things. Does not know what is checked on the way (`checks`, `model`, `world`).
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::board::{Board, ChapPlan, Counts, TargetPlan};
@@ -344,6 +345,7 @@ impl Run {
                 disk.power_cut(survival, &mut self.rng);
             }
         }
+        let failed = self.replay(&mut world, ending)?;
         for (disk, digest) in &self.golden_disks {
             if world.disks[*disk].visible.digest() != *digest {
                 return Err(format!("the golden file on disk {disk} has changed"));
@@ -361,10 +363,31 @@ impl Run {
             }
             let found = images::tags(&chain, self.board.models[index].len());
             self.board.models[index]
-                .restarted(found.into_iter(), power_cut)
+                .restarted(found.into_iter(), power_cut || failed.contains(&target.chain[0]))
                 .map_err(|error| format!("after {ending:?}, the image of target {index}: {error}"))?;
         }
         Ok(())
+    }
+}
+
+impl Run {
+    /// What the next server does first: the leaves that it must not write to.
+    fn replay(&self, world: &mut World, ending: Ending) -> Result<BTreeSet<usize>, String> {
+        let mut failed = BTreeSet::new();
+        for journal in std::mem::take(&mut world.journals) {
+            match ending {
+                Ending::PowerCut => {}
+                Ending::Kill => failed.append(&mut journal.replay(&mut world.disks)?),
+                Ending::Quiet | Ending::Stop if self.board.disk_faults => {
+                    failed.append(&mut journal.replay(&mut world.disks)?);
+                }
+                Ending::Quiet | Ending::Stop if journal.is_spent() => {}
+                Ending::Quiet | Ending::Stop => {
+                    return Err("a server that stopped in good order left records behind".to_owned());
+                }
+            }
+        }
+        Ok(failed)
     }
 }
 

@@ -10,11 +10,12 @@ use goldrush::image::{Chain, Images, Layer};
 use goldrush::io::ListenerSlot;
 use goldrush::iscsi::chap::{AuthPolicy, Credentials, Secret};
 use goldrush::limits;
+use goldrush::pending::LeafIndex;
 use goldrush::plan::{FileSlot, LayerId};
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Admission, Directory, DirectoryEntry, Mailbox, Message, NamePattern, NoKeeper, Peer, Sent, Shard,
-    ShardConfig, ShardId, ShardLoad, ShardSeed, TargetSeed, UnitSeed,
+    Admission, Directory, DirectoryEntry, Durability, Mailbox, Message, NamePattern, NoKeeper, Peer, Sent,
+    Shard, ShardConfig, ShardId, ShardLoad, ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::BlockSize;
 use goldrush::vhd::OpenMode;
@@ -102,7 +103,14 @@ fn target(plan: &TargetPlan, world: &Shared, table: &mut Table) -> Result<Target
     let device = Device::new(config).map_err(|error| error.to_string())?;
     let leaf = chain.leaf();
     let leaf_file = table.images.layer(leaf).map_or(FileSlot(0), Layer::file);
-    let units = vec![UnitSeed { chain, block_size, leaf, leaf_file, writable: true }];
+    let units = vec![UnitSeed {
+        chain,
+        block_size,
+        leaf,
+        leaf_file,
+        writable: true,
+        durability: Durability::GroupCommit,
+    }];
     Ok(TargetSeed { name: plan.name.clone(), device, units })
 }
 
@@ -170,7 +178,7 @@ impl Server {
         world: &Shared,
         shard: usize,
         table: Table,
-        targets: Vec<TargetSeed>,
+        mut targets: Vec<TargetSeed>,
         directory: &Arc<Directory>,
         mailbox: &Arc<Mailbox<SimSocket>>,
         peers: &[Peer<SimSocket>],
@@ -187,6 +195,18 @@ impl Server {
         let layer_files = table.images.files().collect();
         let golden_files =
             table.golden.iter().filter_map(|(slot, disk)| Some((*slot, numbers[*disk]?, *slot))).collect();
+        let leaves: Vec<usize> =
+            targets.iter().map(|target| table.files[target.units[0].leaf_file.0 as usize]).collect();
+        let journal = rng.chance(700).then(|| crate::journal::new(&leaves, rng)).flatten();
+        let journal = journal.map(|(area, left)| {
+            world.borrow_mut().journals.push(left);
+            area
+        });
+        for (index, unit) in targets.iter_mut().flat_map(|target| &mut target.units).enumerate() {
+            if journal.is_some() {
+                unit.durability = Durability::Journal(LeafIndex(index as u32));
+            }
+        }
         Ok(Shard::new(ShardSeed {
             config,
             io: SimIo::new(world.clone(), shard),
@@ -201,6 +221,7 @@ impl Server {
             mailbox: Arc::clone(mailbox),
             peers: peers.to_vec(),
             keeper: Box::new(NoKeeper),
+            journal,
         }))
     }
 

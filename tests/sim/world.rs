@@ -189,6 +189,8 @@ pub(crate) struct World {
     pub(crate) ports: Vec<Port>,
     pub(crate) streams: Vec<Stream>,
     pub(crate) disks: Vec<SimFile>,
+    /// Of the server that runs, or has just ended.
+    pub(crate) journals: Vec<crate::journal::Left>,
     pub(crate) violations: Vec<String>,
     pub(crate) events_seen: u64,
 }
@@ -203,6 +205,7 @@ impl World {
             ports: Vec::new(),
             streams: Vec::new(),
             disks: Vec::new(),
+            journals: Vec::new(),
             violations: Vec::new(),
             events_seen: 0,
         }

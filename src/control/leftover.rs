@@ -1,0 +1,275 @@
+//! What killed servers left behind for an image: writes to replay, or the mark of a failed flush.
+//!
+//! Knows when a journal is true of a file: same boot, same file, not changed by anybody since. Does not know how a record
+//! gets into an image (`vhd::replay`), nor how journals are laid out (`pending`).
+//!
+//! Whoever opens an image for writing comes by here, with the image locked. A reader is told to let somebody write first:
+//! what it would read is older than what was acknowledged.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::block_io::run_batch;
+use super::file::{FileIdentity, OpenedFile};
+use super::runtime::{self, JOURNAL_ENDING};
+use crate::pending::{Journal, LeafIndex};
+use crate::plan::{MetaBatch, PendingRecord};
+use crate::vhd::{self, OpenMode};
+
+/// Seconds after its server's last sign of life in which a change of the image may still be the server's own.
+const SILENCE_S: u64 = 10;
+
+/// Why an image with something left behind was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LeftoverError {
+    #[error(
+        "{path}: {writes} acknowledged writes of a killed server are not in the file yet: open it for writing first \
+         (serve it, or run goldrush image check --repair)", path = .path.display()
+    )]
+    Pending { path: PathBuf, writes: usize },
+    #[error(
+        "{path}: a flush of it failed, so what was written last may be lost: it is read-only until goldrush image check \
+         finds it clean", path = .path.display()
+    )]
+    FlushFailed { path: PathBuf },
+    #[error(
+        "{path}: {writes} acknowledged writes of a killed server do not fit the file: {reason}; bring the file back as it \
+         was, or give the writes up with goldrush image check --forget-pending", path = .path.display()
+    )]
+    DoesNotFit { path: PathBuf, writes: usize, reason: String },
+    #[error("{path}: replaying the acknowledged writes of a killed server failed: {source}", path = .path.display())]
+    Replay { path: PathBuf, source: io::Error },
+    #[error("{journal}, with acknowledged writes to {path}, cannot be used: {source}", path = .path.display(), journal = .journal.display())]
+    Journal { path: PathBuf, journal: PathBuf, source: io::Error },
+}
+
+/// What one journal says of one image.
+#[derive(Debug)]
+struct Found {
+    journal: PathBuf,
+    leaf: LeafIndex,
+    unique_id: [u8; 16],
+    /// Each with the byte at which it is retired.
+    records: Vec<(u64, PendingRecord)>,
+    failed: bool,
+    alive: u64,
+}
+
+/// The journals that were left behind, read once. One opener has one of these; it is read anew where it may have become
+/// old.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    loaded: HashMap<PathBuf, Folder>,
+}
+
+#[derive(Debug)]
+struct Folder {
+    /// Changes whenever a journal comes or goes.
+    stamp: Option<(i64, i64)>,
+    found: HashMap<FileIdentity, Vec<Found>>,
+    /// A journal whose server lived was among them: it may say more by now.
+    living: bool,
+}
+
+impl Leftovers {
+    fn of(&mut self, file: &OpenedFile) -> Vec<&Found> {
+        let owner = file.file().metadata().map_or(u32::MAX, |metadata| metadata.uid());
+        let folders = runtime::folders(owner);
+        for folder in &folders {
+            let stamp = stamp(folder);
+            let fresh = self.loaded.get(folder).is_some_and(|known| known.stamp == stamp && !known.living);
+            if !fresh {
+                self.loaded.insert(folder.clone(), Folder::load(folder, stamp));
+            }
+        }
+        let loaded = folders.iter().filter_map(|folder| self.loaded.get(folder));
+        loaded.filter_map(|folder| folder.found.get(&file.identity())).flatten().collect()
+    }
+
+    /// For a reader: false where it would miss acknowledged writes.
+    pub(super) fn may_read(&mut self, file: &OpenedFile) -> Result<(), LeftoverError> {
+        let found = self.of(file);
+        let writes = found.iter().filter(|found| !found.failed).map(|found| found.records.len()).sum();
+        if writes > 0 {
+            return Err(LeftoverError::Pending { path: file.path().to_owned(), writes });
+        }
+        Ok(())
+    }
+
+    /// For a writer, who has locked the image: brings it up to date. True when something was written.
+    pub(super) fn settle(&mut self, file: &OpenedFile, is_vhd: bool) -> Result<bool, LeftoverError> {
+        let found = self.of(file);
+        if found.iter().any(|found| found.failed) {
+            return Err(LeftoverError::FlushFailed { path: file.path().to_owned() });
+        }
+        let mut changed = false;
+        for found in found {
+            changed |= found.settle(file, is_vhd)?;
+        }
+        if changed {
+            self.loaded.clear();
+        }
+        Ok(changed)
+    }
+
+    /// True when a flush of the image failed and nobody has checked it since.
+    pub(super) fn is_failed(&mut self, file: &OpenedFile) -> bool {
+        self.of(file).iter().any(|found| found.failed)
+    }
+
+    /// Gives up what was left for the image, marks and writes alike. How many writes were given up.
+    pub(super) fn forget(&mut self, file: &OpenedFile) -> Result<usize, LeftoverError> {
+        let mut writes = 0;
+        for found in self.of(file) {
+            writes += found.records.len();
+            found.retire(file)?;
+        }
+        self.loaded.clear();
+        Ok(writes)
+    }
+}
+
+fn stamp(folder: &Path) -> Option<(i64, i64)> {
+    let metadata = fs::metadata(folder).ok()?;
+    Some((metadata.mtime(), metadata.mtime_nsec()))
+}
+
+impl Folder {
+    fn load(path: &Path, stamp: Option<(i64, i64)>) -> Self {
+        let mut folder = Self { stamp, found: HashMap::new(), living: false };
+        let Some(boot_id) = runtime::boot_id() else { return folder };
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let journal = entry.path();
+            if journal.extension().is_some_and(|ending| ending == JOURNAL_ENDING)
+                && let Err(error) = folder.load_journal(&journal, boot_id)
+            {
+                tracing::warn!(journal = %journal.display(), "a journal of pending writes is not believed: {error}");
+            }
+        }
+        folder
+    }
+
+    fn load_journal(&mut self, path: &Path, boot_id: [u8; 16]) -> Result<(), String> {
+        let file = File::open(path).map_err(|error| error.to_string())?;
+        let lives = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
+        self.living |= lives;
+        let bytes = runtime::read_all(&file).map_err(|error| error.to_string())?;
+        let journal = Journal::parse(&bytes).map_err(|error| error.to_string())?;
+        if journal.boot_id() != boot_id || (!lives && journal.is_spent()) {
+            // Of another boot nothing is true; of a server that has ended and left nothing, nothing is needed.
+            if !lives {
+                let _ = fs::remove_file(path);
+            }
+            return Ok(());
+        }
+        for (identity, found) in read_journal(path, &journal)? {
+            self.found.entry(identity).or_default().push(found);
+        }
+        Ok(())
+    }
+}
+
+/// The images a journal says something of.
+fn read_journal(path: &Path, journal: &Journal) -> Result<HashMap<FileIdentity, Found>, String> {
+    let mut by_leaf: HashMap<LeafIndex, Vec<(u64, PendingRecord)>> = HashMap::new();
+    for record in journal.records() {
+        let (place, leaf, record) = record.map_err(|error| error.to_string())?;
+        by_leaf.entry(leaf).or_default().push((place.0, record));
+    }
+    let mut all = HashMap::new();
+    for (leaf, identity) in journal.leaves().map_err(|error| error.to_string())? {
+        let (records, failed) = (by_leaf.remove(&leaf).unwrap_or_default(), journal.is_failed(leaf));
+        if records.is_empty() && !failed {
+            continue;
+        }
+        let (unique_id, alive) = (identity.unique_id, journal.alive());
+        let found = Found { journal: path.to_owned(), leaf, unique_id, records, failed, alive };
+        all.insert(FileIdentity { device: identity.device, inode: identity.inode }, found);
+    }
+    Ok(all)
+}
+
+impl Found {
+    fn settle(&self, file: &OpenedFile, is_vhd: bool) -> Result<bool, LeftoverError> {
+        if self.records.is_empty() {
+            return Ok(false);
+        }
+        let does_not_fit = |reason: &dyn std::fmt::Display| LeftoverError::DoesNotFit {
+            path: file.path().to_owned(),
+            writes: self.records.len(),
+            reason: reason.to_string(),
+        };
+        if !is_vhd {
+            return Err(does_not_fit(&"it is no VHD any more"));
+        }
+        let image = vhd::open_with(file.len(), OpenMode::Writable, |at, bytes| file.read_at(at, bytes));
+        let mut image = image.map_err(|error| does_not_fit(&error))?;
+        if image.unique_id().into_bytes() != self.unique_id {
+            tracing::warn!(
+                image = %file.path().display(),
+                writes = self.records.len(),
+                "another image has taken the file: what was pending for the former one is dropped"
+            );
+            self.retire(file)?;
+            return Ok(false);
+        }
+        if file.modified() > self.alive.saturating_add(SILENCE_S) {
+            return Err(does_not_fit(&"it was changed after the server had ended"));
+        }
+        let records: Vec<PendingRecord> = self.records.iter().map(|(_, record)| *record).collect();
+        image
+            .replay(&records, |at, bytes| file.read_at(at, bytes))
+            .map_err(|error| does_not_fit(&error))?;
+        self.write(file, &mut image).map_err(|source| LeftoverError::Replay {
+            path: file.path().to_owned(),
+            source,
+        })?;
+        self.retire(file)?;
+        tracing::info!(
+            image = %file.path().display(),
+            writes = self.records.len(),
+            "acknowledged writes of a killed server were brought into the image"
+        );
+        Ok(true)
+    }
+
+    fn write(&self, file: &OpenedFile, image: &mut vhd::VhdImage) -> io::Result<()> {
+        let mut batch = MetaBatch::default();
+        while image.next_meta_batch(&mut batch) {
+            if let Err(error) = run_batch(file.file(), &batch) {
+                if batch.ops.contains(&crate::plan::MetaOp::Sync) {
+                    // The kernel tells of a lost page once: the next who tries would find all well.
+                    let journal = File::options().write(true).open(&self.journal)?;
+                    journal.write_all_at(&1_u64.to_ne_bytes(), Journal::failed_place(self.leaf))?;
+                }
+                return Err(error);
+            }
+            image.meta_batch_done(Ok(()));
+        }
+        file.file().sync_data()
+    }
+
+    /// Takes the records and the mark out of the journal, and the journal away when nothing is left in it.
+    fn retire(&self, image: &OpenedFile) -> Result<(), LeftoverError> {
+        let failed = |source| LeftoverError::Journal {
+            path: image.path().to_owned(),
+            journal: self.journal.clone(),
+            source,
+        };
+        let file = File::options().read(true).write(true).open(&self.journal).map_err(failed)?;
+        let clear = |at: u64| file.write_all_at(&[0; 8], at);
+        self.records.iter().try_for_each(|(at, _)| clear(*at)).map_err(failed)?;
+        clear(Journal::failed_place(self.leaf)).map_err(failed)?;
+        let bytes = runtime::read_all(&file).map_err(failed)?;
+        let spent = Journal::parse(&bytes).is_ok_and(|journal| journal.is_spent());
+        if spent && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_file(&self.journal);
+        }
+        Ok(())
+    }
+}
