@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use super::cli::DurabilityPolicy;
 use super::config::{ChapConfig, Config, ConfigError, DiscoveryConfig, Origin, TargetConfig, UnitConfig};
 use super::file::{Access, FileIdentity};
 use super::open_image::{Format, OpenError, OpenedChain, Opener};
+use super::overlay;
 use crate::shard::{Admission, MacTable, Redirect};
 use crate::units::BlockSize;
 use crate::uring::host;
@@ -41,6 +43,7 @@ pub struct UnitSpec {
     pub block_size: BlockSize,
     pub physical_block_size: BlockSize,
     pub access: Admission,
+    pub durability: DurabilityPolicy,
     pub chain: OpenedChain,
 }
 
@@ -97,6 +100,9 @@ fn open_unit(
     users: &mut HashMap<FileIdentity, Origin>,
 ) -> Result<UnitSpec, String> {
     let access = if unit.readonly { Access::ReadOnly } else { Access::Writable };
+    if unit.durability == DurabilityPolicy::UntilReset && !unit.readonly {
+        overlay::empty(&unit.path).map_err(|error| error.to_string())?;
+    }
     let chain = opener.open_chain_as(&unit.path, access, unit.format).map_err(|error| match error {
         OpenError::Shared { path } => {
             let user = super::file::identity_of(&path).ok().and_then(|identity| users.get(&identity));
@@ -123,7 +129,7 @@ fn open_unit(
             unit.path.display()
         ));
     }
-    let UnitConfig { lun, readonly, removable, block_size, physical_block_size, .. } = *unit;
+    let UnitConfig { lun, readonly, removable, block_size, physical_block_size, durability, .. } = *unit;
     Ok(UnitSpec {
         lun,
         readonly,
@@ -131,6 +137,7 @@ fn open_unit(
         block_size,
         physical_block_size,
         access: unit.access.clone(),
+        durability,
         chain,
     })
 }

@@ -14,7 +14,7 @@ use super::open_image::{LayerTable, OpenError, OpenedChain};
 use super::watch::Watch;
 use crate::image::Chain;
 use crate::limits::BITMAP_BYTES_MAX;
-use crate::plan::{BitmapRead, IoFault, MetaBatch, WriteExtent, WriteKind, WritePlan, WriteStep};
+use crate::plan::{BitmapRead, IoFault, MetaBatch, NoRecords, WriteExtent, WriteKind, WritePlan, WriteStep};
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
 /// Bytes moved at once.
@@ -85,7 +85,7 @@ impl<'a> ChainWriter<'a> {
                     let skip = (left.start().0 * SECTOR_BYTES - at) as usize;
                     self.put(bytes.map(|bytes| &bytes[skip..]))?;
                     if commit {
-                        self.table.images.data_written(&self.chain, left.take(covered));
+                        self.table.images.data_written(&self.chain, left.take(covered), &mut NoRecords);
                         self.wrote(covered)?;
                     }
                     left = left.skip(covered);

@@ -31,6 +31,10 @@ pub const LISTEN_DEFAULT: SocketAddr =
 pub struct Cli {
     #[command(flatten)]
     pub log: LogArgs,
+    /// Where writes are remembered that a killed server has acknowledged and an image does not say yet: a folder on a
+    /// tmpfs [default: the key runtime_dir, else /run/goldrush or /dev/shm/goldrush-UID]
+    #[arg(long, value_name = "FOLDER", env = "GOLDRUSH_RUNTIME_DIR", global = true)]
+    pub runtime_dir: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -101,8 +105,25 @@ pub struct ServeArgs {
     /// Where to listen without a file; may be repeated [default: 0.0.0.0:3260]
     #[arg(long, value_name = "ADDR:PORT", requires = "golden")]
     pub listen: Vec<SocketAddr>,
+    /// What acknowledged writes to the nodes' children outlive: see --help [default: persistent]
+    ///
+    /// persistent: a killed server loses no acknowledged write, a power cut loses no flushed one. until-reset: flushes
+    /// are answered at once, and every child is emptied when the server starts.
+    #[arg(long, value_enum, value_name = "POLICY", requires = "golden")]
+    pub durability: Option<DurabilityPolicy>,
     #[command(flatten)]
     pub data_plane: DataPlaneArgs,
+}
+
+/// What acknowledged writes outlive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurabilityPolicy {
+    /// A killed server loses no acknowledged write, a power cut loses no flushed one.
+    #[default]
+    Persistent,
+    /// Nothing: flushes are answered at once, and the overlay is emptied when the server starts.
+    UntilReset,
 }
 
 #[derive(Debug, Args)]
@@ -301,6 +322,9 @@ pub struct CheckArgs {
     /// With --repair: also do what makes some sectors read otherwise than they were written
     #[arg(long, requires = "repair")]
     pub accept_loss: bool,
+    /// Give up what a killed server has acknowledged and the file does not say, and the mark of a failed flush
+    #[arg(long, conflicts_with = "restore_backup")]
+    pub forget_pending: bool,
     /// Undo a repair: put back what this file kept, as long as the image was not used since
     #[arg(long, value_name = "FILE", conflicts_with = "repair")]
     pub restore_backup: Option<PathBuf>,

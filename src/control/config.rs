@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::cli::LISTEN_DEFAULT;
+use super::cli::{DurabilityPolicy, LISTEN_DEFAULT};
 use super::file::folder_of;
 use super::name;
 use super::open_image::Format;
@@ -39,6 +39,8 @@ pub struct Config {
     pub strict: bool,
     /// Where LUNs keep what outlives the server; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Where pending writes are remembered; `None`: the usual folders.
+    pub runtime_dir: Option<PathBuf>,
     pub discovery: DiscoveryConfig,
     /// Which address has which MAC: what leases say, and before it what the file says itself.
     pub macs: MacTable,
@@ -102,6 +104,7 @@ pub struct UnitConfig {
     pub physical_block_size: BlockSize,
     /// Who sees it, of those that may log in.
     pub access: Admission,
+    pub durability: DurabilityPolicy,
 }
 
 /// Where something was written, for messages.
@@ -137,6 +140,7 @@ struct RawConfig {
     #[serde(default)]
     strict: bool,
     state_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
     discovery: Option<RawDiscovery>,
     #[serde(default)]
     host: Vec<admission::RawHost>,
@@ -158,6 +162,8 @@ struct RawTarget {
     portals: Option<Spanned<Vec<Spanned<String>>>>,
     block_size: Option<Spanned<i64>>,
     physical_block_size: Option<Spanned<i64>>,
+    #[serde(default)]
+    durability: DurabilityPolicy,
     #[serde(default)]
     lun: Vec<Spanned<RawLun>>,
 }
@@ -212,6 +218,7 @@ struct RawLun {
     initiators: Option<Spanned<Vec<Spanned<String>>>>,
     addresses: Option<Spanned<Vec<Spanned<String>>>>,
     macs: Option<Spanned<Vec<Spanned<String>>>>,
+    durability: Option<DurabilityPolicy>,
 }
 
 /// Reads and checks a configuration file. All that is wrong with it comes back, in order of the file; a syntax
@@ -340,7 +347,8 @@ impl Reader {
         let discovery = self.discovery(raw.discovery);
         let macs = self.macs(&raw.leases, &raw.host);
         let state_dir = raw.state_dir.map(|path| self.folder.join(path));
-        Config { listen, image_roots, strict: raw.strict, state_dir, discovery, macs, targets }
+        let runtime_dir = raw.runtime_dir.map(|path| self.folder.join(path));
+        Config { listen, image_roots, strict: raw.strict, state_dir, runtime_dir, discovery, macs, targets }
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {
@@ -393,11 +401,12 @@ impl Reader {
         let (redirect, portals) = (self.redirect(raw.redirect), self.portals(raw.portals, listen));
         let chap = raw.chap.and_then(|chap| self.chap(chap));
         let blocks = (raw.block_size, raw.physical_block_size);
+        let durability = raw.durability;
         let mut units: Vec<UnitConfig> = Vec::new();
         let mut lines: HashMap<u16, usize> = HashMap::new();
         for lun in raw.lun {
             let line = self.line(&lun.get_ref().lun);
-            let Some(unit) = self.unit(lun, &blocks, &lines) else { continue };
+            let Some(unit) = self.unit(lun, (&blocks, durability), &lines) else { continue };
             lines.insert(unit.lun, line);
             units.push(unit);
         }
@@ -469,13 +478,13 @@ impl Reader {
     fn unit(
         &mut self,
         raw: Spanned<RawLun>,
-        blocks: &RawBlocks,
+        defaults: (&RawBlocks, DurabilityPolicy),
         lines: &HashMap<u16, usize>,
     ) -> Option<UnitConfig> {
         let raw = raw.into_inner();
         let lun = *raw.lun.get_ref();
         let (block_size, physical_block_size) =
-            self.block_sizes(&(raw.block_size, raw.physical_block_size), blocks);
+            self.block_sizes(&(raw.block_size, raw.physical_block_size), defaults.0);
         let Some(lun) = u16::try_from(lun).ok().filter(|lun| usize::from(*lun) < UNITS_PER_TARGET_MAX) else {
             let reason = format!("LUN {lun} is out of range: 0 to {}", UNITS_PER_TARGET_MAX - 1);
             self.refuse(&raw.lun, reason);
@@ -494,6 +503,7 @@ impl Reader {
         match std::fs::metadata(&path) {
             Ok(_) => {
                 let (format, readonly, removable) = (raw.format, raw.readonly, raw.removable);
+                let durability = raw.durability.unwrap_or(defaults.1);
                 Some(UnitConfig {
                     lun,
                     path,
@@ -504,6 +514,7 @@ impl Reader {
                     block_size,
                     physical_block_size,
                     access,
+                    durability,
                 })
             }
             Err(error) => {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::leftover::{self, LeftoverError};
 use super::lock_holder::{LockHolder, holder_of};
 use super::seal;
 
@@ -53,6 +54,8 @@ pub enum FileError {
         path = .path.display()
     )]
     Sealed { path: PathBuf },
+    #[error(transparent)]
+    Leftover(#[from] LeftoverError),
     #[error("{path} cannot be locked: {source}", path = .path.display())]
     Lock { path: PathBuf, source: io::Error },
 }
@@ -81,8 +84,21 @@ pub struct OpenedFile {
 }
 
 impl OpenedFile {
-    /// Opens `path`, following symbolic links, and locks it. A sealed image is never opened for writing. A FIFO is refused without waiting for its other end.
+    /// Opens `path`, following symbolic links, and locks it. A sealed image is never opened for writing. A FIFO is refused
+    /// without waiting for its other end.
+    ///
+    /// With a lock, what killed servers left behind for the image is settled: a writer brings it up to date, a reader
+    /// who would miss acknowledged writes is refused.
     pub fn open(path: &Path, access: Access, locking: Locking) -> Result<Self, FileError> {
+        let opened = Self::open_as_it_is(path, access, locking)?;
+        if locking == Locking::Hold {
+            leftover::settle(&opened)?;
+        }
+        Ok(opened)
+    }
+
+    /// As [`Self::open`], for those who look after what was left behind themselves, or will replace the content.
+    pub(super) fn open_as_it_is(path: &Path, access: Access, locking: Locking) -> Result<Self, FileError> {
         let failed = |source| FileError::Open { path: path.to_owned(), source };
         refuse_kind(path, std::fs::metadata(path).map_err(failed)?.file_type())?;
         if access == Access::Writable && seal::is_sealed(path) {

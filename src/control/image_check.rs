@@ -14,6 +14,7 @@ use super::cli::CheckArgs;
 use super::error::{EXIT_FAILED, Error, print};
 use super::file::{Access, FileError, Locking, OpenedFile};
 use super::image_repair::{self, RepairReport};
+use super::leftover;
 use super::open_image::{Format, OpenError, Opener, detect};
 use crate::vhd::check::{Report, Severity, check};
 use crate::vhdx;
@@ -53,6 +54,9 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, Error> {
     if let Some(backup) = &args.restore_backup {
         image_repair::restore(&args.path, backup)?;
     }
+    if args.forget_pending {
+        forget_pending(&args.path)?;
+    }
     let repair = args.repair.then(|| image_repair::run(args)).transpose().map_err(unchecked)?;
     let report = CheckReport { repair, ..report(&args.path).map_err(unchecked)? };
     print(|out| write(out, &report, args.json)).map_err(unchecked)?;
@@ -80,7 +84,32 @@ fn report(path: &Path) -> Result<CheckReport, Error> {
     };
     let finding = |file: &FileReport| file.findings.iter().any(|finding| finding.severity != "info");
     let clean = chain_error.is_none() && !chain.iter().any(finding);
+    if clean {
+        files.iter().try_for_each(|file| readmit(file))?;
+    }
     Ok(CheckReport { clean, chain, chain_error, repair: None })
+}
+
+/// A flush of the image had failed, and its structure is sound: what was not stable then is given up, and the image may be
+/// written again.
+fn readmit(file: &OpenedFile) -> Result<(), Error> {
+    if leftover::is_failed(file) {
+        file.file().sync_all().map_err(Error::io(file.path(), "flushing"))?;
+        let writes = leftover::forget(file).map_err(|error| OpenError::from(FileError::from(error)))?;
+        tracing::warn!(
+            image = %file.path().display(),
+            writes,
+            "a flush had failed and the image is sound: it may be written again; writes that were never flushed are given up"
+        );
+    }
+    Ok(())
+}
+
+fn forget_pending(path: &Path) -> Result<(), Error> {
+    let file = OpenedFile::open_as_it_is(path, Access::Writable, Locking::Hold).map_err(OpenError::from)?;
+    let writes = leftover::forget(&file).map_err(|error| OpenError::from(FileError::from(error)))?;
+    tracing::warn!(image = %path.display(), writes, "acknowledged writes that were pending are given up");
+    Ok(())
 }
 
 fn check_file(file: &OpenedFile) -> Result<FileReport, Error> {

@@ -177,7 +177,7 @@ fn check_destination(path: &Path, force: bool, source: &OpenedChain) -> Result<(
 
 /// A file that is to be replaced is a regular one that nobody uses.
 fn refuse_what_is_used(path: &Path) -> Result<(), Error> {
-    let old = OpenedFile::open(path, Access::Writable, Locking::Hold).map_err(OpenError::from)?;
+    let old = OpenedFile::open_as_it_is(path, Access::Writable, Locking::Hold).map_err(OpenError::from)?;
     if old.is_block_device() {
         return Err(Error::Failed(format!(
             "{} is a block device: choose the name of a file",

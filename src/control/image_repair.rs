@@ -14,7 +14,8 @@ use super::block_io::run_batch;
 use super::cli::CheckArgs;
 use super::edit_file::{is_zero, run_stages};
 use super::error::Error;
-use super::file::{Access, Locking, OpenedFile};
+use super::file::{Access, FileError, Locking, OpenedFile};
+use super::leftover;
 use super::open_image::{Format, OpenError, Opener, detect, places};
 use super::staged::sync_folder_of;
 use crate::plan::{MetaBatch, MetaOp};
@@ -82,7 +83,11 @@ struct Work {
 pub(super) fn run(args: &CheckArgs) -> Result<RepairReport, Error> {
     let path = &args.path;
     let access = if args.dry_run { Access::ReadOnly } else { Access::Writable };
-    let file = OpenedFile::open(path, access, Locking::Hold).map_err(OpenError::from)?;
+    let file = OpenedFile::open_as_it_is(path, access, Locking::Hold).map_err(OpenError::from)?;
+    // After a failed flush nothing is replayed: a repair and a clean check come first.
+    if !leftover::is_failed(&file) {
+        leftover::settle(&file).map_err(|error| OpenError::from(FileError::from(error)))?;
+    }
     let read = |offset, bytes: &mut [u8]| {
         let len = bytes.len();
         let failed = |source| OpenError::Read { path: path.clone(), offset, len, source };

@@ -12,15 +12,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::catalog::{Catalog, TargetSpec};
+use super::cli::DurabilityPolicy;
 use super::config::{ChapConfig, Credential};
 use super::error::Error;
 use super::golden::{GoldenFiles, ShardGolden};
 use super::keeper::{self, QueueKeeper, StateFolder};
 use super::open_image::LayerTable;
+use super::runtime::{JournalFile, RuntimeFolder};
 use crate::buf::{FRAME_BYTES, Pool, PoolConfig};
 use crate::cache::Golden;
+use crate::image::Layer;
 use crate::io::{ListenerSlot, Waker};
 use crate::iscsi::chap::{AuthPolicy, Credentials, Secret};
+use crate::pending::{Area, LeafIdentity, LeafIndex};
 use crate::plan::FileSlot;
 use crate::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use crate::shard::{
@@ -74,6 +78,7 @@ struct Seed {
     directory: Arc<Directory>,
     mailbox: Arc<Mailbox<OwnedFd>>,
     keeper: Option<QueueKeeper>,
+    journal: Option<Area>,
 }
 
 type Wakers = Vec<Peer<OwnedFd>>;
@@ -105,6 +110,7 @@ pub(super) fn run(
         seeds.iter_mut().for_each(|seed| seed.keeper = Some(keeper.clone()));
         (folder, requests)
     });
+    let journals = journals(&mut seeds);
     let shards = start(seeds)?;
     if let Some((folder, requests)) = requests {
         let peers: Vec<_> = shards.iter().map(|shard| shard.peer.clone()).collect();
@@ -116,6 +122,7 @@ pub(super) fn run(
     // Also when one has ended by itself: the others still close their images.
     let stopped = stop(shards);
     watched.and(stopped)?;
+    journals.into_iter().for_each(JournalFile::finish);
     // The kernel takes rings apart in its own time; whoever comes next need not wait for that.
     files.iter().for_each(|file| file.unlock());
     Ok(())
@@ -200,6 +207,7 @@ fn seeds(
             directory: Arc::clone(&directory),
             mailbox: Arc::new(Mailbox::new(MAILBOX_MESSAGES)),
             keeper: None,
+            journal: None,
         });
     }
     Ok(seeds)
@@ -244,6 +252,10 @@ fn target(
         let block_size = unit.block_size;
         let writable = !unit.readonly && unit.chain.leaf().file().is_writable();
         let chain = table.add(unit.chain).map_err(|error| Error::Failed(error.to_string()))?;
+        let durability = match unit.durability {
+            DurabilityPolicy::Persistent => Durability::GroupCommit,
+            DurabilityPolicy::UntilReset => Durability::UntilReset,
+        };
         let leaf = chain.leaf();
         let leaf_file = table.images.layer(leaf).map_or(FileSlot(0), |layer| layer.file());
         let lun = Lun::new(unit.lun)
@@ -258,18 +270,43 @@ fn target(
             removable: unit.removable,
             kept: state.map(|folder| folder.load(&spec.name, unit.lun)).transpose()?,
         });
-        units.push(UnitSeed {
-            chain,
-            block_size,
-            leaf,
-            leaf_file,
-            writable,
-            durability: Durability::GroupCommit,
-        });
+        units.push(UnitSeed { chain, block_size, leaf, leaf_file, writable, durability });
     }
     let config = DeviceConfig { target_name: spec.name.clone(), portal_group: PORTAL_GROUP, units: configs };
     let device = Device::new(config).map_err(|error| Error::Failed(error.to_string()))?;
     Ok(TargetSeed { name: spec.name, device, units })
+}
+
+/// Makes a journal for each core, and tells the leaves that are to be persistent. Where there can be none, they wait for
+/// commits.
+fn journals(seeds: &mut [Seed]) -> Vec<JournalFile> {
+    let mut files = Vec::new();
+    let Some(folder) = RuntimeFolder::for_server() else { return files };
+    for (number, seed) in seeds.iter_mut().enumerate() {
+        let table = &seed.table;
+        let units = seed.targets.iter_mut().flat_map(|target| &mut target.units);
+        let persistent = |unit: &&mut UnitSeed| unit.writable && unit.durability == Durability::GroupCommit;
+        let units: Vec<_> = units.filter(persistent).collect();
+        let identity = |unit: &&mut UnitSeed| {
+            let file = table.files[unit.leaf_file.0 as usize].identity();
+            let vhd = table.images.layer(unit.leaf).and_then(Layer::as_vhd);
+            let unique_id = vhd.map_or([0; 16], |vhd| vhd.unique_id().into_bytes());
+            LeafIdentity { device: file.device, inode: file.inode, unique_id }
+        };
+        let leaves: Vec<_> = units.iter().map(identity).collect();
+        match folder.journal(number, &leaves) {
+            Ok(journal) => {
+                let (area, file) = journal.split();
+                seed.journal = area;
+                files.push(file);
+                for (leaf, unit) in units.into_iter().enumerate() {
+                    unit.durability = Durability::Journal(LeafIndex(leaf as u32));
+                }
+            }
+            Err(error) => tracing::warn!("{error}: first writes of this core wait for the disk"),
+        }
+    }
+    files
 }
 
 /// A running shard.
@@ -344,7 +381,7 @@ fn serve(seed: Seed, ready: &Sender<Ready>, may_go: &Receiver<Wakers>) {
             Some(keeper) => Box::new(keeper) as Box<dyn Keeper>,
             None => Box::new(NoKeeper),
         },
-        journal: None,
+        journal: seed.journal,
     });
     shard.run();
 }

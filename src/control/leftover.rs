@@ -6,18 +6,19 @@
 //! Whoever opens an image for writing comes by here, with the image locked. A reader is told to let somebody write first:
 //! what it would read is older than what was acknowledged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::block_io::run_batch;
 use super::file::{FileIdentity, OpenedFile};
 use super::runtime::{self, JOURNAL_ENDING};
-use crate::pending::{Journal, LeafIndex};
+use crate::pending::{Journal, LeafIdentity, LeafIndex};
 use crate::plan::{MetaBatch, PendingRecord};
 use crate::vhd::{self, OpenMode};
 
@@ -60,11 +61,10 @@ struct Found {
     alive: u64,
 }
 
-/// The journals that were left behind, read once. One opener has one of these; it is read anew where it may have become
-/// old.
-#[derive(Debug, Default)]
-pub(super) struct Leftovers {
-    loaded: HashMap<PathBuf, Folder>,
+/// The journals that were left behind, read once, and anew where that may have become old.
+#[derive(Debug)]
+struct Leftovers {
+    loaded: BTreeMap<PathBuf, Folder>,
 }
 
 #[derive(Debug)]
@@ -72,8 +72,68 @@ struct Folder {
     /// Changes whenever a journal comes or goes.
     stamp: Option<(i64, i64)>,
     found: HashMap<FileIdentity, Vec<Found>>,
-    /// A journal whose server lived was among them: it may say more by now.
-    living: bool,
+    /// Images of servers that lived: their journals may say more by now.
+    living: HashSet<FileIdentity>,
+}
+
+/// What this program knows of them: a server opens thousands of images.
+static KNOWN: Mutex<Leftovers> = Mutex::new(Leftovers { loaded: BTreeMap::new() });
+
+/// What was left for the image is dealt with by whoever opens and locks it: a writer brings it up to date.
+///
+/// # Errors
+/// A reader would miss acknowledged writes; the image may not be written; or what was left does not fit.
+pub(super) fn settle(file: &OpenedFile) -> Result<(), LeftoverError> {
+    with_leftovers(|known| {
+        let found = known.of(file);
+        if !file.is_writable() {
+            let writes = found.iter().filter(|found| !found.failed).map(|found| found.records.len()).sum();
+            let path = || file.path().to_owned();
+            return if writes > 0 { Err(LeftoverError::Pending { path: path(), writes }) } else { Ok(()) };
+        }
+        if found.iter().any(|found| found.failed) {
+            return Err(LeftoverError::FlushFailed { path: file.path().to_owned() });
+        }
+        let mut any = false;
+        for found in found {
+            found.settle(file)?;
+            any = true;
+        }
+        if any {
+            known.loaded.clear();
+        }
+        Ok(())
+    })
+}
+
+/// True when a flush of the image failed and nobody has checked it since.
+pub(super) fn is_failed(file: &OpenedFile) -> bool {
+    with_leftovers(|known| known.of(file).iter().any(|found| found.failed))
+}
+
+/// Gives up what was left for the image, marks and writes alike. How many writes were given up.
+pub(super) fn forget(file: &OpenedFile) -> Result<usize, LeftoverError> {
+    with_leftovers(|known| {
+        let mut writes = 0;
+        for found in known.of(file) {
+            writes += found.records.len();
+            found.retire(file)?;
+        }
+        if writes > 0 {
+            known.loaded.clear();
+        }
+        Ok(writes)
+    })
+}
+
+fn with_leftovers<T>(act: impl FnOnce(&mut Leftovers) -> T) -> T {
+    // After a panic elsewhere what is known is read anew.
+    let mut known = KNOWN.lock().unwrap_or_else(|poisoned| {
+        let mut known = poisoned.into_inner();
+        known.loaded.clear();
+        known
+    });
+    act(&mut known)
 }
 
 impl Leftovers {
@@ -82,55 +142,16 @@ impl Leftovers {
         let folders = runtime::folders(owner);
         for folder in &folders {
             let stamp = stamp(folder);
-            let fresh = self.loaded.get(folder).is_some_and(|known| known.stamp == stamp && !known.living);
+            let fresh = self
+                .loaded
+                .get(folder)
+                .is_some_and(|known| known.stamp == stamp && !known.living.contains(&file.identity()));
             if !fresh {
                 self.loaded.insert(folder.clone(), Folder::load(folder, stamp));
             }
         }
         let loaded = folders.iter().filter_map(|folder| self.loaded.get(folder));
         loaded.filter_map(|folder| folder.found.get(&file.identity())).flatten().collect()
-    }
-
-    /// For a reader: false where it would miss acknowledged writes.
-    pub(super) fn may_read(&mut self, file: &OpenedFile) -> Result<(), LeftoverError> {
-        let found = self.of(file);
-        let writes = found.iter().filter(|found| !found.failed).map(|found| found.records.len()).sum();
-        if writes > 0 {
-            return Err(LeftoverError::Pending { path: file.path().to_owned(), writes });
-        }
-        Ok(())
-    }
-
-    /// For a writer, who has locked the image: brings it up to date. True when something was written.
-    pub(super) fn settle(&mut self, file: &OpenedFile, is_vhd: bool) -> Result<bool, LeftoverError> {
-        let found = self.of(file);
-        if found.iter().any(|found| found.failed) {
-            return Err(LeftoverError::FlushFailed { path: file.path().to_owned() });
-        }
-        let mut changed = false;
-        for found in found {
-            changed |= found.settle(file, is_vhd)?;
-        }
-        if changed {
-            self.loaded.clear();
-        }
-        Ok(changed)
-    }
-
-    /// True when a flush of the image failed and nobody has checked it since.
-    pub(super) fn is_failed(&mut self, file: &OpenedFile) -> bool {
-        self.of(file).iter().any(|found| found.failed)
-    }
-
-    /// Gives up what was left for the image, marks and writes alike. How many writes were given up.
-    pub(super) fn forget(&mut self, file: &OpenedFile) -> Result<usize, LeftoverError> {
-        let mut writes = 0;
-        for found in self.of(file) {
-            writes += found.records.len();
-            found.retire(file)?;
-        }
-        self.loaded.clear();
-        Ok(writes)
     }
 }
 
@@ -141,7 +162,7 @@ fn stamp(folder: &Path) -> Option<(i64, i64)> {
 
 impl Folder {
     fn load(path: &Path, stamp: Option<(i64, i64)>) -> Self {
-        let mut folder = Self { stamp, found: HashMap::new(), living: false };
+        let mut folder = Self { stamp, found: HashMap::new(), living: HashSet::new() };
         let Some(boot_id) = runtime::boot_id() else { return folder };
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
             let journal = entry.path();
@@ -157,7 +178,6 @@ impl Folder {
     fn load_journal(&mut self, path: &Path, boot_id: [u8; 16]) -> Result<(), String> {
         let file = File::open(path).map_err(|error| error.to_string())?;
         let lives = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
-        self.living |= lives;
         let bytes = runtime::read_all(&file).map_err(|error| error.to_string())?;
         let journal = Journal::parse(&bytes).map_err(|error| error.to_string())?;
         if journal.boot_id() != boot_id || (!lives && journal.is_spent()) {
@@ -166,6 +186,11 @@ impl Folder {
                 let _ = fs::remove_file(path);
             }
             return Ok(());
+        }
+        if lives {
+            let leaves = journal.leaves().map_err(|error| error.to_string())?;
+            let identity = |leaf: LeafIdentity| FileIdentity { device: leaf.device, inode: leaf.inode };
+            self.living.extend(leaves.into_iter().map(|(_, leaf)| identity(leaf)));
         }
         for (identity, found) in read_journal(path, &journal)? {
             self.found.entry(identity).or_default().push(found);
@@ -195,18 +220,15 @@ fn read_journal(path: &Path, journal: &Journal) -> Result<HashMap<FileIdentity, 
 }
 
 impl Found {
-    fn settle(&self, file: &OpenedFile, is_vhd: bool) -> Result<bool, LeftoverError> {
+    fn settle(&self, file: &OpenedFile) -> Result<(), LeftoverError> {
         if self.records.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         let does_not_fit = |reason: &dyn std::fmt::Display| LeftoverError::DoesNotFit {
             path: file.path().to_owned(),
             writes: self.records.len(),
             reason: reason.to_string(),
         };
-        if !is_vhd {
-            return Err(does_not_fit(&"it is no VHD any more"));
-        }
         let image = vhd::open_with(file.len(), OpenMode::Writable, |at, bytes| file.read_at(at, bytes));
         let mut image = image.map_err(|error| does_not_fit(&error))?;
         if image.unique_id().into_bytes() != self.unique_id {
@@ -215,27 +237,22 @@ impl Found {
                 writes = self.records.len(),
                 "another image has taken the file: what was pending for the former one is dropped"
             );
-            self.retire(file)?;
-            return Ok(false);
+            return self.retire(file);
         }
         if file.modified() > self.alive.saturating_add(SILENCE_S) {
             return Err(does_not_fit(&"it was changed after the server had ended"));
         }
         let records: Vec<PendingRecord> = self.records.iter().map(|(_, record)| *record).collect();
-        image
-            .replay(&records, |at, bytes| file.read_at(at, bytes))
-            .map_err(|error| does_not_fit(&error))?;
-        self.write(file, &mut image).map_err(|source| LeftoverError::Replay {
-            path: file.path().to_owned(),
-            source,
-        })?;
+        image.replay(&records, |at, bytes| file.read_at(at, bytes)).map_err(|error| does_not_fit(&error))?;
+        self.write(file, &mut image)
+            .map_err(|source| LeftoverError::Replay { path: file.path().to_owned(), source })?;
         self.retire(file)?;
         tracing::info!(
             image = %file.path().display(),
             writes = self.records.len(),
             "acknowledged writes of a killed server were brought into the image"
         );
-        Ok(true)
+        Ok(())
     }
 
     fn write(&self, file: &OpenedFile, image: &mut vhd::VhdImage) -> io::Result<()> {
@@ -271,5 +288,44 @@ impl Found {
             let _ = fs::remove_file(&self.journal);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pending::{Area, AreaHeader, Words, words_needed};
+    use crate::units::{BlockIndex, ByteOffset};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    fn journal(boot_id: [u8; 16]) -> Vec<u8> {
+        let memory: Arc<[AtomicU64]> = (0..words_needed(1, 8)).map(|_| AtomicU64::new(0)).collect();
+        let header = AreaHeader { boot_id, nonce: 5, records: 8 };
+        let leaf = LeafIdentity { device: 1, inode: 2, unique_id: [3; 16] };
+        let mut area = Area::new(Box::new(memory.clone()), &header, &[leaf]).unwrap();
+        let record = PendingRecord { block: BlockIndex(0), first: 0, sectors: 8, place: ByteOffset(4096) };
+        area.store(LeafIndex(0), record).unwrap();
+        memory.words().iter().flat_map(|word| word.load(Ordering::Acquire).to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn a_journal_of_another_boot_is_deleted_and_a_damaged_one_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = runtime::boot_id().unwrap();
+        let mut other = ours;
+        other[3] ^= 1;
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+        write("a.pending", &journal(other));
+        write("b.pending", &journal(ours));
+        write("c.pending", b"no journal");
+        write("d.part", &journal(ours));
+        let loaded = Folder::load(folder.path(), None);
+        let found: Vec<_> = loaded.found.values().flatten().collect();
+        assert!(found.len() == 1 && found[0].journal.ends_with("b.pending") && found[0].records.len() == 1);
+        let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.map(|name| name.into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, ["b.pending", "c.pending", "d.part"]);
     }
 }

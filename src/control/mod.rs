@@ -39,6 +39,7 @@ mod json_stream;
 mod keeper;
 pub mod launch;
 mod leases;
+mod leftover;
 mod lock_holder;
 mod logging;
 mod man;
@@ -48,6 +49,7 @@ pub mod open_image;
 mod overlay;
 mod progress;
 mod relink;
+mod runtime;
 mod seal;
 pub mod secrets;
 mod serve;
@@ -76,6 +78,9 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     logging::init(&cli.log);
+    if let Some(folder) = &cli.runtime_dir {
+        runtime::give(folder);
+    }
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {

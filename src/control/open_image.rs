@@ -32,6 +32,8 @@ const TIMESTAMP_SLACK_S: u32 = 2;
 pub enum OpenError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error("{path}: emptying it failed: {source}", path = .path.display())]
+    Empty { path: PathBuf, source: io::Error },
     #[error("{path}: {source}", path = .path.display())]
     Vhd { path: PathBuf, source: VhdError },
     #[error("{path}: {source}", path = .path.display())]
@@ -246,7 +248,7 @@ impl Opener {
             root.canonicalize().map_err(|source| OpenError::Root { path: root.clone(), source })
         };
         let roots = roots.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { roots: Some(roots), strict, locking: Locking::Hold, open: HashMap::new() })
+        Ok(Self { roots: Some(roots), strict, ..Self::anywhere(Locking::Hold) })
     }
 
     /// For a tool an administrator runs on images of his own: parents may lie where they say.

@@ -5,13 +5,17 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use super::block_io::run_batch;
+use super::cli::DurabilityPolicy;
 use super::config::{Config, DiscoveryConfig, Origin, TargetConfig, UnitConfig};
 use super::error::Error;
-use super::file::{Access, Locking, folder_of};
+use super::file::{Access, FileError, Locking, OpenedFile, folder_of};
 use super::image_create::create_child_of;
-use super::open_image::Opener;
+use super::leftover;
+use super::open_image::{OpenError, Opener};
 use crate::shard::{Admission, MacTable};
 use crate::units::BlockSize;
+use crate::vhd;
 
 /// What target names begin with when the command line makes them.
 const TARGET_PREFIX: &str = "iqn.2026-11.io.goldrush:";
@@ -28,6 +32,7 @@ pub(super) fn prepare(
     overlays: &Path,
     nodes: u32,
     listen: Vec<SocketAddr>,
+    durability: DurabilityPolicy,
 ) -> Result<Config, Error> {
     std::fs::create_dir_all(overlays).map_err(Error::io(overlays, "creating the folder"))?;
     // Held to the end of this function: nobody writes the golden image while children of it are made.
@@ -58,6 +63,7 @@ pub(super) fn prepare(
             block_size,
             physical_block_size,
             access,
+            durability,
         };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
@@ -72,10 +78,32 @@ pub(super) fn prepare(
         image_roots,
         strict: false,
         state_dir: None,
+        runtime_dir: None,
         discovery: DiscoveryConfig::default(),
         macs: MacTable::default(),
         targets,
     })
+}
+
+/// Empties the child at `path`: what was written to it is gone, whatever state it was in.
+pub(super) fn empty(path: &Path) -> Result<(), OpenError> {
+    let file = OpenedFile::open_as_it_is(path, Access::Writable, Locking::Hold)?;
+    let failed = |source| OpenError::Empty { path: path.to_owned(), source };
+    let batch = vhd::reset::emptied(file.len(), |offset, bytes| file.read_at(offset, bytes));
+    let batch = batch.map_err(|error| match error {
+        vhd::OpenError::Vhd(source) => OpenError::Vhd { path: path.to_owned(), source },
+        vhd::OpenError::Read { offset, len, source } => {
+            OpenError::Read { path: path.to_owned(), offset, len, source }
+        }
+    })?;
+    // Of a life with another policy: nobody will miss it.
+    leftover::forget(&file).map_err(FileError::from)?;
+    if let Some(batch) = batch {
+        run_batch(file.file(), &batch).map_err(failed)?;
+        tracing::info!(image = %path.display(), "emptied: its durability is until-reset");
+    }
+    file.unlock();
+    Ok(())
 }
 
 /// The folder the golden image really lies in: children name it by that.

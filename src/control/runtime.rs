@@ -74,7 +74,8 @@ impl RuntimeFolder {
     /// first write then waits for the disk, which is correct and slower.
     pub(super) fn for_server() -> Option<Self> {
         let given = GIVEN.get();
-        let usual = || vec![PathBuf::from(SYSTEM_FOLDER), PathBuf::from(format!("{USER_FOLDER}{}", own_user()))];
+        let usual =
+            || vec![PathBuf::from(SYSTEM_FOLDER), PathBuf::from(format!("{USER_FOLDER}{}", own_user()))];
         let candidates = given.map_or_else(usual, |given| vec![given.clone()]);
         let mut reasons = Vec::new();
         let Some(boot_id) = boot_id() else {
@@ -185,7 +186,9 @@ impl JournalFile {
                 journal = %self.path.display(),
                 "writes are pending or a flush has failed: this is settled when the images are opened next"
             ),
-            Err(error) => tracing::warn!(journal = %self.path.display(), %error, "the journal cannot be read"),
+            Err(error) => {
+                tracing::warn!(journal = %self.path.display(), %error, "the journal cannot be read")
+            }
         }
     }
 }
@@ -201,8 +204,9 @@ pub(super) fn read_all(file: &File) -> io::Result<Vec<u8>> {
 
 /// The longest journal there can be: every leaf a server may have, and all records.
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
-const _: () =
-    assert!(JOURNAL_BYTES_MAX > 64 * (1 + crate::limits::SHARD_FILES_MAX as u64) + 32 * JOURNAL_RECORDS as u64 + 512);
+const _: () = assert!(
+    JOURNAL_BYTES_MAX > 64 * (1 + crate::limits::SHARD_FILES_MAX as u64) + 32 * JOURNAL_RECORDS as u64 + 512
+);
 
 #[cfg(test)]
 mod tests {
@@ -220,8 +224,7 @@ mod tests {
         let runtime = RuntimeFolder { path: folder.path().to_owned(), boot_id: [1; 16] };
         let (area, file) = runtime.journal(0, &[leaf()]).unwrap().split();
         let (other, other_file) = runtime.journal(1, &[leaf()]).unwrap().split();
-        let record =
-            PendingRecord { block: BlockIndex(4), first: 0, sectors: 8, place: ByteOffset(4096) };
+        let record = PendingRecord { block: BlockIndex(4), first: 0, sectors: 8, place: ByteOffset(4096) };
         area.unwrap().store(crate::pending::LeafIndex(0), record).unwrap();
         drop(other);
         file.finish();

@@ -12,8 +12,8 @@ use super::error::{Error, print};
 use super::file::identity_of;
 use super::launch::{self, DataPlane};
 use super::open_image::OpenedChain;
-use super::overlay;
 use super::seal;
+use super::{overlay, runtime};
 
 /// Of the available memory, the share golden data may take by default.
 const GOLDEN_CACHE_SHARE: u64 = 2;
@@ -21,6 +21,9 @@ const GOLDEN_CACHE_SHARE: u64 = 2;
 /// Runs the command until the server is told to stop.
 pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
     let config = configuration(args)?;
+    if let Some(folder) = &config.runtime_dir {
+        runtime::give(folder);
+    }
     let catalog = Catalog::open(&config).map_err(Error::Config)?;
     if let Some(golden) = &args.golden {
         let golden = identity_of(golden).map_err(Error::io(golden, "looking for the golden image"))?;
@@ -53,7 +56,7 @@ fn configuration(args: &ServeArgs) -> Result<Config, Error> {
         (Some(path), ..) => config::load(path).map_err(Error::Config),
         (None, Some(golden), Some(overlays), Some(nodes)) => {
             let listen = if args.listen.is_empty() { vec![LISTEN_DEFAULT] } else { args.listen.clone() };
-            overlay::prepare(golden, overlays, nodes, listen)
+            overlay::prepare(golden, overlays, nodes, listen, args.durability.unwrap_or_default())
         }
         // The command line does not parse like this.
         _ => Err(Error::Usage("serve needs --config, or --golden, --overlays and --nodes".to_owned())),

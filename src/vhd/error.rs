@@ -106,4 +106,6 @@ pub enum VhdErrorKind {
         "has block size {0}; only 512 KiB to 32 MiB are written: convert the image, or open it read-only"
     )]
     BlockSizeReadOnly(u32),
+    #[error("is not that of a differencing disk: only a child can be emptied, its parent then shows through")]
+    NotDifferencing,
 }

@@ -27,6 +27,7 @@ pub mod parent_locator;
 pub mod relink;
 pub mod repair;
 pub mod replay;
+pub mod reset;
 pub mod resize;
 mod space;
 

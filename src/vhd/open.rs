@@ -57,8 +57,14 @@ pub(super) struct File<R> {
     read: R,
 }
 
+impl<R> File<R> {
+    pub(super) fn new(len: u64, read: R) -> Self {
+        Self { len, read }
+    }
+}
+
 impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> File<R> {
-    fn fill(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), OpenError<E>> {
+    pub(super) fn fill(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), OpenError<E>> {
         (self.read)(offset, bytes).map_err(|source| OpenError::Read { offset, len: bytes.len(), source })
     }
 
@@ -225,8 +231,8 @@ fn floor(footer: &Footer, layout: &Layout, bat: &Bat, metadata_end: u64, data_en
     metadata_end.max(blocks)
 }
 
-/// The end of everything but the blocks.
-fn metadata_end(header: &DynamicHeader, metadata: &[FileRange], data_end: u64) -> u64 {
+/// The end of `metadata` and of all locators, whether we understand them or not.
+pub(super) fn metadata_end(header: &DynamicHeader, metadata: &[FileRange], data_end: u64) -> u64 {
     let locators = header.locators.iter().filter(|entry| entry.code != [0; 4]);
     let locator_ends = locators.map(|entry| {
         let space = u64::from(entry.data_len.max(entry.data_space));

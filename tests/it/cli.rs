@@ -8,6 +8,8 @@ use std::process::{Command, Output, Stdio};
 /// A folder in which commands run, so that messages show relative paths.
 pub struct Desk {
     folder: tempfile::TempDir,
+    /// Where servers of this desk keep their journals.
+    runtime: PathBuf,
 }
 
 /// What a command did.
@@ -20,7 +22,8 @@ pub struct Said {
 
 impl Desk {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        let folder = tempfile::tempdir().unwrap();
+        Self { runtime: folder.path().join("runtime"), folder }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -35,7 +38,11 @@ impl Desk {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_goldrush"));
-        command.current_dir(self.folder.path()).args(arguments).stdin(Stdio::null());
+        command
+            .env("GOLDRUSH_RUNTIME_DIR", &self.runtime)
+            .current_dir(self.folder.path())
+            .args(arguments)
+            .stdin(Stdio::null());
         command
     }
 

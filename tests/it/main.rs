@@ -10,6 +10,7 @@ mod cli_chain_kill;
 mod cli_chain_look;
 mod cli_config;
 mod cli_corpus;
+mod cli_durability;
 mod cli_foreign;
 mod cli_image;
 mod cli_masking;

@@ -148,7 +148,7 @@ fn write_and_die(disk: &mut Disk<File>, start: u64, bytes: &[u8], model: &mut [u
         crate::blocking::Store::write_at(&mut disk.files[0], offset.0, piece).unwrap();
         done += len as usize;
     }
-    let seq = disk.images.data_written(&disk.chain, whole.take(covered));
+    let seq = disk.images.data_written(&disk.chain, whole.take(covered), &mut goldrush::plan::NoRecords);
     model[start as usize * 512..start as usize * 512 + done].copy_from_slice(&bytes[..done]);
     let mut batch = MetaBatch::default();
     while disk.images.committed(leaf) < seq {

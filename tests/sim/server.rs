@@ -197,7 +197,9 @@ impl Server {
             table.golden.iter().filter_map(|(slot, disk)| Some((*slot, numbers[*disk]?, *slot))).collect();
         let leaves: Vec<usize> =
             targets.iter().map(|target| table.files[target.units[0].leaf_file.0 as usize]).collect();
-        let journal = rng.chance(700).then(|| crate::journal::new(&leaves, rng)).flatten();
+        // Dice of its own: what else a seed means stays as it is.
+        let mut dice = Rng::new(world.borrow().now ^ u64::from(chunks) << 40 ^ u64::from(smalls) << 50);
+        let journal = dice.chance(700).then(|| crate::journal::new(&leaves, &mut dice)).flatten();
         let journal = journal.map(|(area, left)| {
             world.borrow_mut().journals.push(left);
             area

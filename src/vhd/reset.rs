@@ -1,0 +1,135 @@
+//! Emptying a differencing image: its blocks are given up, its parent shows through everywhere.
+//!
+//! Knows what of an image is fixed when it is made and never touched while it is in use: head footer, header, locators.
+//! Believes nothing else, so that what was written without any barrier can be emptied whatever became of it.
+
+use super::bat::ENTRY_BYTES;
+use super::dynamic_header::DynamicHeader;
+use super::error::{Structure, VhdError, VhdErrorKind};
+use super::footer::Footer;
+use super::open::{File, OpenError, header_place, metadata_end, table_place};
+use super::{DiskType, FOOTER_BYTES, HEADER_BYTES};
+use crate::plan::{MetaBatch, MetaOp};
+use crate::units::{ByteOffset, SECTOR_BYTES};
+
+/// What must be done to a file of `len` bytes to empty the image in it; `None` when it is empty.
+///
+/// Without flushes: who wants the emptiness to be stable flushes after it. Killed half-way, it can be done again.
+///
+/// # Errors
+/// The bytes at the start are not those of a differencing VHD.
+pub fn emptied<E>(
+    len: u64,
+    read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<Option<MetaBatch>, OpenError<E>> {
+    let mut file = File::new(len, read);
+    if len < FOOTER_BYTES as u64 {
+        return Err(VhdError::new(VhdErrorKind::Truncated, Structure::File, len).into());
+    }
+    let mut footer_bytes = [0; FOOTER_BYTES];
+    file.fill(0, &mut footer_bytes)?;
+    let footer = Footer::parse(&footer_bytes, Structure::HeadFooter, 0)?;
+    if footer.disk_type != DiskType::Differencing {
+        return Err(VhdError::new(VhdErrorKind::NotDifferencing, Structure::HeadFooter, 0).into());
+    }
+    let data_end = len / SECTOR_BYTES * SECTOR_BYTES;
+    let header_range = header_place(&footer, data_end)?;
+    let mut header_bytes = [0; HEADER_BYTES];
+    file.fill(header_range.start, &mut header_bytes)?;
+    let header = DynamicHeader::parse(&header_bytes, header_range.start)?;
+    let (layout, table) = table_place(&footer, &header, &[header_range], data_end)?;
+    let end = metadata_end(&header, &[header_range, table], data_end);
+    let mut entries = vec![0; layout.blocks as usize * ENTRY_BYTES as usize];
+    file.fill(table.start, &mut entries)?;
+    let mut tail = [0; FOOTER_BYTES];
+    if let Some(at) = len.checked_sub(FOOTER_BYTES as u64).filter(|at| *at >= end) {
+        file.fill(at, &mut tail)?;
+    }
+    if tail == footer_bytes && entries.iter().all(|byte| *byte == 0xFF) {
+        return Ok(None);
+    }
+    entries.fill(0xFF);
+    let mut batch = MetaBatch::default();
+    batch.push_write(ByteOffset(table.start), &entries);
+    batch.push_write(ByteOffset(end), &footer_bytes);
+    batch.ops.push(MetaOp::SetLen { len: end + FOOTER_BYTES as u64 });
+    Ok(Some(batch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::SectorCount;
+    use crate::vhd::create::{NewDisk, NewKind, ParentRef, create};
+    use crate::vhd::{OpenMode, open_with};
+    use uuid::Uuid;
+
+    fn read(file: &[u8], offset: u64, bytes: &mut [u8]) -> Result<(), ()> {
+        bytes.copy_from_slice(file.get(offset as usize..offset as usize + bytes.len()).ok_or(())?);
+        Ok(())
+    }
+
+    fn new_file(kind: NewKind) -> Vec<u8> {
+        let disk = NewDisk { kind, sectors: SectorCount(8192), unique_id: Uuid::from_u128(1), timestamp: 0 };
+        let image = create(&disk).unwrap();
+        let mut file = vec![0; image.len as usize];
+        for (offset, bytes) in &image.writes {
+            file[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
+        }
+        file
+    }
+
+    fn child() -> Vec<u8> {
+        let parent = ParentRef {
+            unique_id: Uuid::from_u128(9),
+            timestamp: 0,
+            relative: "p.vhd".to_owned(),
+            absolute: None,
+        };
+        new_file(NewKind::Differencing { block_size: 512 << 10, parent })
+    }
+
+    fn run(file: &mut Vec<u8>, batch: &MetaBatch) {
+        for op in &batch.ops {
+            match op {
+                MetaOp::Write { offset, bytes } => {
+                    let (from, bytes) = (offset.0 as usize, &batch.bytes[bytes.clone()]);
+                    file.resize(file.len().max(from + bytes.len()), 0);
+                    file[from..from + bytes.len()].copy_from_slice(bytes);
+                }
+                MetaOp::SetLen { len } => file.resize(*len as usize, 0),
+                MetaOp::Sync | MetaOp::Zero { .. } => {}
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_became_of_it_an_image_is_empty_again() {
+        let fresh = child();
+        assert!(matches!(emptied(fresh.len() as u64, |at, bytes| read(&fresh, at, bytes)), Ok(None)));
+        let head = &fresh[..fresh.len() - 512];
+        let table = head.windows(32).rposition(|bytes| bytes == [0xFF; 32]).unwrap();
+        // A table full of nonsense, no footer at the end, any length.
+        for len in [fresh.len() - 512, fresh.len() + 100_000, fresh.len() + 777] {
+            let mut file = fresh.clone();
+            file.resize(len, 0xAB);
+            file[table..table + 32].fill(0x11);
+            let batch = emptied(len as u64, |at, bytes| read(&file, at, bytes)).unwrap().unwrap();
+            run(&mut file, &batch);
+            let image = open_with(file.len() as u64, OpenMode::Writable, |at, bytes| read(&file, at, bytes));
+            assert_eq!(image.unwrap().statistics().allocated_blocks, 0, "{len}");
+            assert!(
+                file.len() <= fresh.len()
+                    && emptied(file.len() as u64, |at, bytes| read(&file, at, bytes)).unwrap().is_none()
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_child_is_emptied() {
+        for kind in [NewKind::Fixed, NewKind::Dynamic { block_size: 512 << 10 }] {
+            let file = new_file(kind);
+            assert!(emptied(file.len() as u64, |at, bytes| read(&file, at, bytes)).is_err());
+        }
+    }
+}
