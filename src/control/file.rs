@@ -62,12 +62,14 @@ pub enum FileError {
 
 /// How long this process waits for locks, all files together, and how often it looks.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// The same, when a process holds them that has ended: on a busy machine the kernel takes its time.
+const LOCK_WAIT_ENDED: Duration = Duration::from_secs(30);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// True until `LOCK_WAIT` after the first lock was found held: many held files cost no more than one.
-fn may_wait_for_locks() -> bool {
+/// True until the time is up, from the first lock that was found held: many held files cost no more than one.
+fn may_wait_for_locks(wait: Duration) -> bool {
     static SINCE: OnceLock<Instant> = OnceLock::new();
-    SINCE.get_or_init(Instant::now).elapsed() < LOCK_WAIT
+    SINCE.get_or_init(Instant::now).elapsed() < wait
 }
 
 /// An image file, open until this is dropped; so is its lock.
@@ -142,9 +144,16 @@ impl OpenedFile {
             };
             match locked {
                 Ok(()) => return Ok(()),
-                Err(TryLockError::WouldBlock) if may_wait_for_locks() => std::thread::sleep(LOCK_RETRY),
+                Err(TryLockError::WouldBlock) if may_wait_for_locks(LOCK_WAIT) => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
                 Err(TryLockError::WouldBlock) => {
-                    return Err(FileError::InUse { path: self.path.clone(), holder: self.lock_holder() });
+                    let holder = self.lock_holder();
+                    let ended = holder.as_ref().is_some_and(LockHolder::has_ended);
+                    if !(ended && may_wait_for_locks(LOCK_WAIT_ENDED)) {
+                        return Err(FileError::InUse { path: self.path.clone(), holder });
+                    }
+                    std::thread::sleep(LOCK_RETRY);
                 }
                 Err(TryLockError::Error(source)) => {
                     return Err(FileError::Lock { path: self.path.clone(), source });

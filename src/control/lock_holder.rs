@@ -24,6 +24,22 @@ impl fmt::Display for LockHolder {
     }
 }
 
+impl LockHolder {
+    /// True when the process has ended: the kernel still takes its ring apart, and then lets the files go.
+    pub(super) fn has_ended(&self) -> bool {
+        match std::fs::read_to_string(Path::new("/proc").join(self.pid.to_string()).join("stat")) {
+            Ok(stat) => is_dead(&stat),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        }
+    }
+}
+
+/// The state stands behind the name, which is in brackets and may have some itself: Z is a zombie, X is dead.
+fn is_dead(stat: &str) -> bool {
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    matches!(state, Some("Z" | "X"))
+}
+
 /// The process that holds a lock on the file. `None` where the kernel does not say, or says two things.
 pub(super) fn holder_of(identity: FileIdentity) -> Option<LockHolder> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
@@ -64,6 +80,14 @@ fn place_of(text: &str) -> Option<FileIdentity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zombie_has_ended_and_we_have_not() {
+        assert!(is_dead("17 (gold) rush)) Z 1 17") && !is_dead("17 (Z) S 1 17") && !is_dead(""));
+        let holder = |pid| LockHolder { pid, command: String::new() };
+        assert!(!holder(std::process::id()).has_ended());
+        assert!(holder(u32::MAX).has_ended());
+    }
 
     #[test]
     fn the_holder_is_the_one_process_named() {
