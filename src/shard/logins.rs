@@ -94,13 +94,14 @@ impl<I: Io> Shard<I> {
                 tracing::info!(%initiator, target = %name, "login refused: no such target");
                 TargetAnswer::NotFound
             }
-            Some(entry) if !entry.access.admits(&initiator, peer, &self.directory.macs) => {
-                tracing::info!(%initiator, %peer, target = %name, "login refused: the target's rules do not admit it");
-                TargetAnswer::Forbidden
-            }
+            // First: where a target does not exist, nobody learns whom it would admit.
             Some(entry) if !entry.is_reached_at(local) => {
                 tracing::info!(%initiator, target = %name, "login refused: no such target at this portal");
                 TargetAnswer::NotFound
+            }
+            Some(entry) if !entry.access.admits(&initiator, peer, &self.directory.macs) => {
+                tracing::info!(%initiator, %peer, target = %name, "login refused: the target's rules do not admit it");
+                TargetAnswer::Forbidden
             }
             Some(DirectoryEntry { redirect: Some(Redirect { address, permanent }), .. }) => {
                 tracing::info!(%initiator, target = %name, to = %address, permanent, "login sent elsewhere");
