@@ -268,11 +268,6 @@ impl FrameHold {
         pages.within(PageSet::valid_of(self.word().load(Ordering::Acquire)))
     }
 
-    /// True when somebody fills one of them.
-    pub fn is_filling(&self, pages: PageSet) -> bool {
-        pages.meets(PageSet::filling_of(self.word().load(Ordering::SeqCst)))
-    }
-
     /// Used once more: it stays longer. Hot frames leave the word alone.
     fn used(&self) {
         let word = self.word();
@@ -348,7 +343,7 @@ impl FrameBytes {
 
     pub(super) fn as_slice(&self) -> &[u8] {
         let address = self.hold.view.inner.frames.address(self.hold.frame, self.start);
-        // SAFETY: `FrameHold::bytes` checked that the range lies in the frame and that its pages are valid; the hold
+        // SAFETY: `FrameHold::into_bytes` checked that the range lies in the frame and that its pages are valid; the hold
         // keeps them so, and no fill of valid pages can be claimed: nobody writes them while this borrow lives.
         unsafe { core::slice::from_raw_parts(address.as_ptr(), self.len as usize) }
     }
