@@ -31,14 +31,23 @@ impl DirectoryEntry {
         self.portals.as_ref().is_none_or(|portals| portals.contains(portal))
     }
 
-    /// True when a connection that came in at `local` came to one of its portals.
+    /// True when a connection that came in at `local` came to one of its portals. One whose address nobody knows came to
+    /// none: a target with portals of its own is not shown where it should not be.
     pub fn is_reached_at(&self, local: Option<SocketAddr>) -> bool {
-        let (Some(portals), Some(local)) = (&self.portals, local) else { return true };
-        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-        portals
-            .iter()
-            .any(|portal| *portal == local || portal.ip().is_unspecified() && portal.port() == local.port())
+        let Some(portals) = &self.portals else { return true };
+        let Some(local) = local.map(canonical) else { return false };
+        portals.iter().any(|portal| *portal == local || listens_everywhere(portal, local))
     }
+}
+
+/// An IPv4 peer of an IPv6 socket came by IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// True when `portal` stands for every address of its family, and `local` is one of these.
+fn listens_everywhere(portal: &SocketAddr, local: SocketAddr) -> bool {
+    portal.ip().is_unspecified() && portal.is_ipv4() == local.is_ipv4() && portal.port() == local.port()
 }
 
 /// Where a target has gone (RFC 7143, 11.13.5: status 0101h or 0102h, and TargetAddress).
@@ -69,6 +78,7 @@ impl Directory {
         entry: &'a DirectoryEntry,
         local: Option<SocketAddr>,
     ) -> impl Iterator<Item = SocketAddr> + 'a {
+        let local = local.map(canonical);
         self.portals.iter().filter(|portal| entry.is_at(portal)).filter_map(move |portal| {
             if !portal.ip().is_unspecified() {
                 return Some(*portal);
@@ -114,6 +124,22 @@ mod tests {
     }
 
     #[test]
+    fn a_portal_on_every_address_is_one_of_its_family_only() {
+        let (four, six) = (entry(Some(&["0.0.0.0:3260"])), entry(Some(&["[::]:3260"])));
+        let at = |text: &str| Some(text.parse().unwrap());
+        assert!(four.is_reached_at(at("192.0.2.1:3260")) && !six.is_reached_at(at("192.0.2.1:3260")));
+        assert!(six.is_reached_at(at("[2001:db8::9]:3260")) && !four.is_reached_at(at("[2001:db8::9]:3260")));
+        assert!(four.is_reached_at(at("[::ffff:192.0.2.1]:3260")));
+        assert!(!four.is_reached_at(at("192.0.2.1:3261")));
+    }
+
+    #[test]
+    fn who_came_in_nobody_knows_where_reaches_no_target_with_portals_of_its_own() {
+        assert!(!entry(Some(&["0.0.0.0:3260", "192.0.2.1:3260"])).is_reached_at(None));
+        assert!(entry(None).is_reached_at(None));
+    }
+
+    #[test]
     fn a_portal_on_every_address_is_named_by_the_one_it_was_reached_at() {
         let portals =
             ["0.0.0.0:3260", "[::]:3261", "192.0.2.1:3260"].map(|text| text.parse().unwrap()).to_vec();
@@ -125,6 +151,7 @@ mod tests {
         };
         assert_eq!(at("10.0.0.9:3260"), ["10.0.0.9:3260", "192.0.2.1:3260"]);
         assert_eq!(at("[2001:db8::9]:3261"), ["[2001:db8::9]:3261", "192.0.2.1:3260"]);
+        assert_eq!(at("[::ffff:10.0.0.9]:3260"), ["10.0.0.9:3260", "192.0.2.1:3260"]);
         assert_eq!(at("unknown"), ["192.0.2.1:3260"]);
     }
 }
