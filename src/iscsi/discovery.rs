@@ -50,8 +50,7 @@ pub fn send_targets(
         (SendTargets::Named(name), None) => Some(name.as_str()),
         (SendTargets::Session, Some(target)) => Some(target),
         (SendTargets::Named(name), Some(target)) if same_name(name, target) => Some(target),
-        (SendTargets::Named(_), Some(_)) => return,
-        (SendTargets::All, Some(_)) | (SendTargets::Session, None) => {
+        (SendTargets::All | SendTargets::Named(_), Some(_)) | (SendTargets::Session, None) => {
             write_pair(out, "SendTargets", "Reject");
             return;
         }
@@ -110,7 +109,8 @@ mod tests {
     fn a_normal_session_sees_its_own_target_only() {
         assert_eq!(ask("", Some("iqn.2026-01.lab:a")), A);
         assert_eq!(ask("iqn.2026-01.lab:a", Some("iqn.2026-01.lab:a")), A);
-        assert_eq!(ask("iqn.2026-01.lab:b", Some("iqn.2026-01.lab:a")), "");
+        assert_eq!(ask("iqn.2026-01.lab:b", Some("iqn.2026-01.lab:a")), "SendTargets=Reject\n");
+        assert_eq!(ask("Alle", Some("iqn.2026-01.lab:a")), "SendTargets=Reject\n");
         assert_eq!(ask("All", Some("iqn.2026-01.lab:a")), "SendTargets=Reject\n");
     }
 }

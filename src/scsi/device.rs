@@ -280,6 +280,7 @@ impl Device {
             UnitFault::Miscompare { offset } => Sense::MISCOMPARE.with_information(offset),
             // It is the CDB's length that does not fit what the initiator announced to send.
             UnitFault::DataOutLength => Sense::INVALID_FIELD_IN_CDB,
+            UnitFault::PartialBlock => Sense::INVALID_DATA_OUT_LENGTH,
             UnitFault::Internal => Sense::INTERNAL_TARGET_FAILURE,
         };
         let with_lba = match (lba, sense.information) {

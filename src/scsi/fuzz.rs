@@ -185,6 +185,7 @@ mod tests {
             UnitFault::ReadOnly,
             UnitFault::Miscompare { offset: 3 },
             UnitFault::DataOutLength,
+            UnitFault::PartialBlock,
             UnitFault::Internal,
         ] {
             for unit in device.units() {

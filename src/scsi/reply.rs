@@ -191,6 +191,8 @@ pub enum UnitFault {
     Miscompare { offset: u64 },
     /// The initiator sent, or announced, another amount of data than the CDB asks for.
     DataOutLength,
+    /// The data the initiator announced ends within a block.
+    PartialBlock,
     /// A limit or invariant of the target itself.
     Internal,
 }

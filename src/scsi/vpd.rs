@@ -17,10 +17,6 @@ pub(super) fn compare_and_write_blocks(geometry: Geometry) -> u8 {
     u8::try_from(geometry.blocks_in(limits::COMPARE_AND_WRITE_BYTES_MAX)).unwrap_or(u8::MAX)
 }
 
-/// WRITE SAME without a length is refused: it would go up to the end of the unit, which MAXIMUM WRITE SAME LENGTH
-/// forbids nearly always.
-const WSNZ: u32 = 0x0100_0000;
-
 /// What the pages tell about.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct VpdSource<'a> {
@@ -88,7 +84,7 @@ impl VpdSource<'_> {
 
     /// | bytes of the page | field                          | bytes  | field                      |
     /// |-------------------|--------------------------------|--------|----------------------------|
-    /// | 4                 | WSNZ: one                      | 20..24 | MAXIMUM UNMAP LBA COUNT    |
+    /// | 4                 | WSNZ: zero                     | 20..24 | MAXIMUM UNMAP LBA COUNT    |
     /// | 5                 | MAXIMUM COMPARE AND WRITE      | 24..28 | MAXIMUM UNMAP DESCRIPTORS  |
     /// | 6..8              | OPTIMAL TRANSFER GRANULARITY   | 28..32 | OPTIMAL UNMAP GRANULARITY  |
     /// | 8..12             | MAXIMUM TRANSFER LENGTH        | 32..36 | UGAVALID, alignment        |
@@ -99,7 +95,7 @@ impl VpdSource<'_> {
         let mut body = vec![0; 0x3C];
         let mut put = |at: usize, value: u32| body[at - 4..at].copy_from_slice(&value.to_be_bytes());
         let compare_and_write = u32::from(compare_and_write_blocks(geometry));
-        put(4, WSNZ | compare_and_write << 16 | geometry.physical_blocks() & 0xFFFF);
+        put(4, compare_and_write << 16 | geometry.physical_blocks() & 0xFFFF);
         put(8, geometry.blocks_in(limits::TRANSFER_BYTES_MAX));
         put(12, geometry.blocks_in(limits::TRANSFER_OPTIMAL_BYTES));
         put(16, geometry.blocks_in(limits::TRANSFER_BYTES_MAX));
@@ -234,7 +230,7 @@ mod tests {
         let page = page(0xB0, THIN).unwrap();
         let field = |at: usize| u32::from_be_bytes(page[at..at + 4].try_into().unwrap());
         assert_eq!(page.len(), 64);
-        assert_eq!(page[4], 1, "WSNZ: zero blocks are refused");
+        assert_eq!(page[4], 0, "WSNZ: no length means up to the end");
         assert_eq!(page[5], compare_and_write_blocks(THIN));
         assert_eq!(page[6..8], [0, 8]);
         assert_eq!(field(8) as usize, limits::TRANSFER_BYTES_MAX / 512);

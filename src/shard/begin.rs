@@ -246,7 +246,11 @@ impl Core {
                 repeat_block(task, block.bytes() as usize);
             }
             Work::Write { .. } => {
-                // What did not come is not written: whole blocks only (the residual tells the initiator).
+                // What did not come is not written, and the residual says so. It cannot say that a block came in part.
+                if !task.out_received.is_multiple_of(block.bytes()) {
+                    self.fail_io(key, UnitFault::PartialBlock);
+                    return;
+                }
                 let blocks = u64::from(task.out_received / block.bytes());
                 let range = task.range.take(SectorCount(blocks * block.sectors()));
                 task.start_pass(Pass::Write(WriteKind::Data), range);

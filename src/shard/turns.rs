@@ -303,5 +303,10 @@ mod tests {
         let short = bench.begin(&[0x2A, 0, 0, 0, 0, 0, 0, 0, 4, 0], &[9; 1024], 0);
         bench.settle();
         assert_eq!((status(&bench, short), bench.disk[1023], bench.disk[1024]), (Some(GOOD), 9, 0));
+        let torn = bench.begin(&[0x2A, 0, 0, 0, 0, 0, 0, 0, 4, 0], &[8; 700], 0);
+        bench.settle();
+        let Ended { status, sense, .. } = bench.reply(torn).unwrap();
+        assert_eq!((status, sense), (CHECK_CONDITION, Some((0x0E, 3))), "it ends within a block");
+        assert_eq!(bench.disk[0], 9, "nothing of it is written");
     }
 }

@@ -168,15 +168,21 @@ impl LogicalUnit {
         Ok(if range.count.0 == 0 { GOOD } else { UnitPlan::WriteAtomic { unit: self.index, range } })
     }
 
-    /// A length is needed (WSNZ is one).
+    /// No length means up to the last block (SBC-4, 5.50; WSNZ is zero), which MAXIMUM WRITE SAME LENGTH bounds as well.
     fn write_same(&self, extent: Extent, unmap: bool, no_data: bool) -> Result<UnitPlan, Sense> {
         if unmap && !self.geometry.thin {
             return Err(Sense::cdb_field(1, 3));
         }
-        let range = self.range(extent)?;
+        let mut range = self.range(extent)?;
+        if range.count.0 == 0 {
+            range.count = BlockCount(self.geometry.blocks - range.start.0);
+        }
         let most = u64::from(self.geometry.blocks_in(limits::WRITE_SAME_BYTES_MAX));
-        if range.count.0 == 0 || range.count.0 > most {
+        if range.count.0 > most {
             return Err(Sense::cdb_field(u16::from(extent.count_byte), 7));
+        }
+        if range.count.0 == 0 {
+            return Err(out_of_range(extent.lba_byte));
         }
         let fua = !self.modes.write_cache;
         Ok(UnitPlan::WriteSame { unit: self.index, range, zero: no_data, unmap, fua })
@@ -436,14 +442,16 @@ mod tests {
     }
 
     #[test]
-    fn write_same_needs_a_length_within_its_limit() {
+    fn write_same_goes_as_far_as_its_limit_and_to_the_end_without_a_length() {
         let mut bench = Bench::new();
         let most = (limits::WRITE_SAME_BYTES_MAX / 512) as u32;
         let end = BLOCKS as u32;
         let range = range(u64::from(end - 9), 9);
         let plan = UnitPlan::WriteSame { unit: UNIT, range, zero: false, unmap: true, fua: false };
         assert_eq!(bench.plan(A, &cdb10(0x41, 0x08, end - 9, 9)), plan);
-        assert_eq!(bench.reply(A, &cdb10(0x41, 0x08, end - 9, 0)).sense, Some(Sense::cdb_field(7, 7)));
+        assert_eq!(bench.plan(A, &cdb10(0x41, 0x08, end - 9, 0)), plan);
+        assert_eq!(bench.codes(A, &cdb10(0x41, 0x08, end, 0)), OUT_OF_RANGE);
+        assert_eq!(bench.codes(A, &cdb16(0x93, 0, BLOCKS, 0)), OUT_OF_RANGE);
         assert_eq!(bench.reply(A, &cdb16(0x93, 0, 0, 0)).sense, Some(Sense::cdb_field(10, 7)));
         assert_eq!(bench.codes(A, &cdb16(0x93, 0, 0, most + 1)), INVALID_FIELD);
         assert!(matches!(
