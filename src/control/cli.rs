@@ -68,6 +68,9 @@ pub enum LogLevel {
 pub enum Command {
     /// Serve images to iSCSI initiators until SIGINT or SIGTERM
     Serve(ServeArgs),
+    /// Ask a running server what it is doing
+    #[command(after_long_help = cli_help::STATUS)]
+    Status(StatusArgs),
     /// Create, describe, check and convert disk images
     #[command(subcommand, after_long_help = cli_help::IMAGE)]
     Image(ImageCommand),
@@ -78,6 +81,24 @@ pub enum Command {
     },
     /// Write the manual pages, one for each subcommand, into a folder
     Man(ManArgs),
+}
+
+/// Which server is meant.
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// The control socket of the server [default: of serve, the key control, else control.sock in the runtime folder;
+    /// of others, the one server of the runtime folder]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +176,8 @@ pub struct DataPlaneArgs {
     /// nothing is kept]
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub control: ControlArgs,
 }
 
 fn send_batch(text: &str) -> Result<Size, String> {

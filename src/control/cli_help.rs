@@ -11,6 +11,21 @@ Exit codes:
   2  wrong usage or configuration; image check and diff: no verdict
   3  the image is in use by another process: nothing was done";
 
+pub(super) const STATUS: &str = "\
+Examples:
+  goldrush status
+  goldrush status --json | jq '.shards[].sessions'
+  goldrush status --control /run/goldrush/control-4711.sock
+
+JSON:
+  {about: {program, pid, uptime_s, listening: [address...], cores: [core of each shard...], targets}, shards: [shard...]}. A
+  shard has connections, sessions, tasks, chunks_free, smalls_free (buffers of 64 KiB and of 8 KiB).
+
+Exit codes:
+  0  the server has answered
+  1  none answers, or it says no
+  2  wrong usage, or several servers answer: name one with --control";
+
 pub(super) const IMAGE: &str = "\
 What all of them have in common:
   A result goes to standard output, everything else to standard error. --json makes the result one JSON object.

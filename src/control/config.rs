@@ -41,6 +41,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// Where pending writes are remembered; `None`: the usual folders.
     pub runtime_dir: Option<PathBuf>,
+    /// Where the server may be asked; `None`: in the runtime folder.
+    pub control: Option<PathBuf>,
     pub discovery: DiscoveryConfig,
     /// Which address has which MAC: what leases say, and before it what the file says itself.
     pub macs: MacTable,
@@ -141,6 +143,7 @@ struct RawConfig {
     strict: bool,
     state_dir: Option<PathBuf>,
     runtime_dir: Option<PathBuf>,
+    control: Option<PathBuf>,
     discovery: Option<RawDiscovery>,
     #[serde(default)]
     host: Vec<admission::RawHost>,
@@ -348,7 +351,9 @@ impl Reader {
         let macs = self.macs(&raw.leases, &raw.host);
         let state_dir = raw.state_dir.map(|path| self.folder.join(path));
         let runtime_dir = raw.runtime_dir.map(|path| self.folder.join(path));
-        Config { listen, image_roots, strict: raw.strict, state_dir, runtime_dir, discovery, macs, targets }
+        let control = raw.control.map(|path| self.folder.join(path));
+        let strict = raw.strict;
+        Config { listen, image_roots, strict, state_dir, runtime_dir, control, discovery, macs, targets }
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {

@@ -9,8 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::admin::desk::Desk;
+use super::admin::service;
+use super::admin::socket::ControlSocket;
 use super::catalog::{Catalog, TargetSpec};
 use super::cli::DurabilityPolicy;
 use super::config::{ChapConfig, Credential};
@@ -62,6 +65,8 @@ pub struct DataPlane {
     pub register_buffers: bool,
     /// Where LUNs keep what outlives the server.
     pub state_dir: Option<PathBuf>,
+    /// Where the server may be asked; `None`: in the runtime folder.
+    pub control: Option<PathBuf>,
 }
 
 /// What one shard's thread is started with.
@@ -93,6 +98,8 @@ pub(super) fn run(
     let report = probe::probe().map_err(|error| Error::Failed(error.to_string()))?;
     tracing::info!("{report}");
     let cores = cores(plane)?;
+    let runtime = RuntimeFolder::for_server();
+    let control = control_socket(plane, runtime.as_ref())?;
     let mut listeners = Vec::new();
     for address in &plane.listen {
         let bound = host::listen(*address).map_err(|error| {
@@ -103,6 +110,7 @@ pub(super) fn run(
     let addresses: Vec<SocketAddr> =
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     let state = plane.state_dir.as_deref().map(StateFolder::open).transpose()?;
+    let targets = catalog.targets.len();
     let mut seeds = seeds(catalog, plane, &cores, listeners, &addresses, state.as_ref())?;
     let files: Vec<_> = seeds.iter().flat_map(|seed| seed.table.files.iter().cloned()).collect();
     let requests = state.map(|folder| {
@@ -110,12 +118,20 @@ pub(super) fn run(
         seeds.iter_mut().for_each(|seed| seed.keeper = Some(keeper.clone()));
         (folder, requests)
     });
-    let journals = journals(&mut seeds);
+    let journals = journals(&mut seeds, runtime.as_ref());
     let shards = start(seeds)?;
     if let Some((folder, requests)) = requests {
         let peers: Vec<_> = shards.iter().map(|shard| shard.peer.clone()).collect();
         keeper::start(folder, requests, peers).map_err(|error| failed("starting a thread", &error))?;
     }
+    let desk = Desk {
+        shards: shards.iter().map(|shard| shard.peer.clone()).collect(),
+        listening: addresses.clone(),
+        cores: cores.clone(),
+        targets,
+        since: Instant::now(),
+    };
+    start_control(control.as_ref(), desk).map_err(|error| failed("starting a thread", &error))?;
     tracing::info!(cores = ?cores, "serving");
     listening(&addresses);
     let watched = watch(&signals, &shards);
@@ -125,6 +141,30 @@ pub(super) fn run(
     journals.into_iter().for_each(JournalFile::finish);
     // The kernel takes rings apart in its own time; whoever comes next need not wait for that.
     files.iter().for_each(|file| file.unlock());
+    Ok(())
+}
+
+/// The socket at which the server may be asked. One that was named must be had; without the usual one it serves all the
+/// same.
+fn control_socket(
+    plane: &DataPlane,
+    runtime: Option<&RuntimeFolder>,
+) -> Result<Option<ControlSocket>, Error> {
+    match (&plane.control, runtime) {
+        (Some(path), _) => ControlSocket::named(path).map(Some),
+        (None, Some(folder)) => Ok(ControlSocket::in_folder(folder.path())
+            .inspect_err(|error| {
+                tracing::warn!("no control socket, so that nobody can ask this server: {error}")
+            })
+            .ok()),
+        (None, None) => Ok(None),
+    }
+}
+
+fn start_control(socket: Option<&ControlSocket>, desk: Desk) -> std::io::Result<()> {
+    let Some(socket) = socket else { return Ok(()) };
+    service::start(socket, service::start_desk(desk)?)?;
+    tracing::info!(socket = %socket.path().display(), "may be asked with goldrush status");
     Ok(())
 }
 
@@ -279,9 +319,9 @@ fn target(
 
 /// Makes a journal for each core, and tells the leaves that are to be persistent. Where there can be none, they wait for
 /// commits.
-fn journals(seeds: &mut [Seed]) -> Vec<JournalFile> {
+fn journals(seeds: &mut [Seed], folder: Option<&RuntimeFolder>) -> Vec<JournalFile> {
     let mut files = Vec::new();
-    let Some(folder) = RuntimeFolder::for_server() else { return files };
+    let Some(folder) = folder else { return files };
     for (number, seed) in seeds.iter_mut().enumerate() {
         let table = &seed.table;
         let units = seed.targets.iter_mut().flat_map(|target| &mut target.units);

@@ -2,6 +2,7 @@
 //!
 //! Knows everything below it; may block, and owns all opening of files. Nothing names it but `main`.
 
+pub mod admin;
 mod block_io;
 pub mod catalog;
 pub mod chain_fuzz;
@@ -55,6 +56,7 @@ pub mod secrets;
 mod serve;
 pub mod size;
 mod staged;
+mod status;
 mod watch;
 
 use std::ffi::OsString;
@@ -100,6 +102,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
             error::print(|out| out.write_all(&script)).map(|()| ExitCode::SUCCESS)
         }
         Command::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),

@@ -79,6 +79,7 @@ pub(super) fn prepare(
         strict: false,
         state_dir: None,
         runtime_dir: None,
+        control: None,
         discovery: DiscoveryConfig::default(),
         macs: MacTable::default(),
         targets,

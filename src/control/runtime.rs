@@ -50,6 +50,19 @@ pub(super) fn folders(owner: u32) -> Vec<PathBuf> {
     folders
 }
 
+/// The folders in which a server's control socket may lie.
+pub(super) fn folders_to_search() -> Vec<PathBuf> {
+    match GIVEN.get() {
+        Some(given) => vec![given.clone()],
+        None => usual(),
+    }
+}
+
+/// Where servers of this user make their runtime folder, the preferred one first.
+fn usual() -> Vec<PathBuf> {
+    vec![PathBuf::from(SYSTEM_FOLDER), PathBuf::from(format!("{USER_FOLDER}{}", own_user()))]
+}
+
 /// A folder, and nobody but `users` and root can put files into it.
 fn is_private(found: &fs::Metadata, users: &[u32]) -> bool {
     let owner = found.uid();
@@ -74,9 +87,7 @@ impl RuntimeFolder {
     /// first write then waits for the disk, which is correct and slower.
     pub(super) fn for_server() -> Option<Self> {
         let given = GIVEN.get();
-        let usual =
-            || vec![PathBuf::from(SYSTEM_FOLDER), PathBuf::from(format!("{USER_FOLDER}{}", own_user()))];
-        let candidates = given.map_or_else(usual, |given| vec![given.clone()]);
+        let candidates = folders_to_search();
         let mut reasons = Vec::new();
         let Some(boot_id) = boot_id() else {
             warn_slow("the kernel does not tell its boot id");
@@ -90,6 +101,10 @@ impl RuntimeFolder {
         }
         warn_slow(&reasons.join("; "));
         None
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A new journal for one core's leaves. `number` tells the journals of one server apart.

@@ -90,6 +90,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         register_buffers: args.register_buffers,
         direct_reads: args.direct_reads,
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),
+        control: args.control.control.as_ref().or(config.control.as_ref()).cloned(),
         golden_cache_bytes: golden_cache_bytes(args.golden_cache.map(|size| size.0), memory_available()),
     }
 }

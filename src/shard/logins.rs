@@ -386,6 +386,9 @@ impl<I: Io> Shard<I> {
                 Message::Handoff(handoff) => self.take_over(*handoff),
                 Message::Golden { frame } => self.core.golden_filled(frame),
                 Message::Kept { ticket, stable } => self.kept(ticket, stable),
+                Message::Report { reply } => {
+                    let _ = reply.try_send(self.report());
+                }
                 Message::Stop => self.begin_stop(),
             }
         }

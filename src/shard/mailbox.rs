@@ -5,12 +5,15 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
 use crate::io::Waker;
 use crate::iscsi::framer::Framer;
 use crate::iscsi::login::LoginMachine;
 use crate::iscsi::params::{Cid, Isid, Tsih};
+
+use super::report::ShardReport;
 
 /// Whom a login names.
 #[derive(Clone, Debug)]
@@ -49,6 +52,10 @@ pub enum Message<S> {
     Kept {
         ticket: u64,
         stable: bool,
+    },
+    /// Tell what you are doing. A reply that finds no room is dropped: nobody waits for it any more.
+    Report {
+        reply: Sender<ShardReport>,
     },
     /// Finish what is in flight, flush, close, end.
     Stop,

@@ -25,6 +25,7 @@
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
+//! | `report`     | what a shard tells of itself                                        |
 
 mod admission;
 mod atomic;
@@ -48,6 +49,7 @@ mod order;
 mod reactor;
 mod read_path;
 mod records;
+mod report;
 mod sanitize;
 mod session;
 mod stop;
@@ -78,6 +80,7 @@ pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 pub use records::Durability;
+pub use report::ShardReport;
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
 pub const PORTAL_GROUP: u16 = 1;
