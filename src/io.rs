@@ -58,8 +58,9 @@ pub enum Op {
     Close { socket: SocketSlot },
     /// Fills `buf[start..start + len]`. May complete short (end of file).
     Read { file: FileSlot, offset: ByteOffset, buf: Buf, start: u32, len: u32 },
-    /// Reads into the pages of a shared frame, as many bytes as the fill lacks. May complete short (end of file).
-    Fill { file: FileSlot, offset: ByteOffset, fill: Fill },
+    /// Reads into pages of shared frames: as many bytes as all fills lack together, at most `FILL_PARTS_MAX` of them, one
+    /// behind the other. May complete short (end of file). `fills` comes back for re-use.
+    Fill { file: FileSlot, offset: ByteOffset, fills: Vec<Fill> },
     /// Writes one part. May complete short.
     Write { file: FileSlot, offset: ByteOffset, part: Part },
     /// fdatasync.
@@ -101,10 +102,10 @@ pub enum Outcome {
         result: Result<u32, Errno>,
         buf: Buf,
     },
-    /// As `Read`; the fill does not know yet how many bytes came.
+    /// As `Read`; the fills do not know yet how many bytes came.
     Filled {
         result: Result<u32, Errno>,
-        fill: Fill,
+        fills: Vec<Fill>,
     },
     Wrote {
         result: Result<u32, Errno>,

@@ -25,6 +25,10 @@ pub const ADMIT_CHUNKS: u32 = TASK_CHUNKS_MAX as u32 + TASK_RESERVE_CHUNKS + SEN
 pub const ADMIT_SMALLS: u32 = 1 + TASK_RESERVE_SMALLS + SEND_RESERVE_SMALLS + IN_PLACE_EXTENTS_MAX as u32;
 /// Extents of one resolved read or write; a longer answer is given in parts.
 pub const PLAN_EXTENTS_MAX: usize = 256;
+/// Golden data one operation reads: what a disk moves at once, without one reader holding up others for long.
+pub const FILL_BYTES_MAX: u32 = 1024 * 1024;
+/// Fills one such operation serves: one for each chunk it touches, and some for pages that are there already.
+pub const FILL_PARTS_MAX: usize = FILL_BYTES_MAX as usize / CHUNK_BYTES + 1;
 /// Files whose content the golden cache knows: a room has few golden images, and chains add some.
 pub const GOLDEN_FILES_MAX: usize = 4096;
 /// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT, EXTENDED COPY, SANITIZE).

@@ -95,7 +95,7 @@ const OUTSIDE: &[(&str, &[&str])] = &[
     ("libc::", &["buf", "uring", "control"]),
     ("tokio_uring", &["control"]),
     ("parking_lot", &["control"]),
-    ("crossbeam", &["shard", "control"]),
+    ("crossbeam", &["buf", "cache", "shard", "control"]),
     ("clap", &["control"]),
     ("serde", &["control", "scsi"]),
 ];

@@ -20,6 +20,7 @@ pub(crate) struct Mapping {
     /// The aligned part that is used.
     base: NonNull<u8>,
     len: usize,
+    huge_pages: bool,
 }
 
 impl Mapping {
@@ -43,23 +44,28 @@ impl Mapping {
         let skip = if huge_pages { mapped.as_ptr().align_offset(HUGE_PAGE_BYTES) } else { 0 };
         // SAFETY: `skip` is less than HUGE_PAGE_BYTES, which `mapped_len` exceeds by `len`: still inside.
         let base = unsafe { mapped.add(skip) };
-        let mapping = Self { mapped, mapped_len, base, len };
+        let mut mapping = Self { mapped, mapped_len, base, len, huge_pages: true };
         if huge_pages {
-            mapping.advise_huge_pages();
+            mapping.huge_pages = mapping.advise_huge_pages();
         }
         Ok(mapping)
     }
 
-    fn advise_huge_pages(&self) {
+    fn advise_huge_pages(&self) -> bool {
         // SAFETY: the range is this mapping's own; LinuxHugepage changes no byte of it.
         let advised =
             unsafe { mm::madvise(self.base.as_ptr().cast::<c_void>(), self.len, Advice::LinuxHugepage) };
         // A kernel built without transparent huge pages says EINVAL: ordinary pages serve as well.
-        let _ = advised;
+        advised.is_ok()
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    /// False when the kernel was asked for huge pages and refused.
+    pub(crate) fn has_huge_pages(&self) -> bool {
+        self.huge_pages
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -1,7 +1,7 @@
 //! Frames: memory that all shards share, filled page by page and only read from then on.
 //!
 //! Knows which pages of a frame are valid, which are being filled, and how many shards hold the frame. Does not know
-//! what a frame stands for, who waits for a page, nor which frame should go next.
+//! what a frame stands for, who waits for a page, nor which frame should go next (`eviction`).
 //!
 //! A frame has [`FRAME_BYTES`], a page [`PAGE_BYTES`]. One atomic word a frame tells everything:
 //!
@@ -12,6 +12,7 @@
 //! | 32..48   | holders: shards (each counts once) and fills                                 |
 //! | 48..50   | uses lately, at most three                                                  |
 //! | 50       | taken: a [`Victim`] exists, and nobody can hold the frame                    |
+//! | 51       | ahead: there may be pages that were read before anybody asked for them       |
 //!
 //! A shard that holds a frame already takes and drops further holds without touching the word.
 
@@ -24,6 +25,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::arena::Mapping;
+use super::eviction::{Eviction, Need};
+use super::fill::Fill;
+use super::page_set::PageSet;
 use super::pool::RawRange;
 use crate::limits::CHUNK_BYTES;
 
@@ -32,68 +36,23 @@ pub const PAGE_BYTES: usize = 4096;
 pub const PAGES: u32 = (FRAME_BYTES / PAGE_BYTES) as u32;
 const _: () = assert!(PAGES == 16, "the word of a frame has sixteen bits for them");
 
-const FILLING: u32 = 16;
-const HOLDER: u64 = 1 << 32;
-const HOLDERS: u64 = 0xFFFF << 32;
-const USE: u64 = 1 << 48;
-const USES: u64 = 3 << 48;
-const TAKEN: u64 = 1 << 50;
-
-/// Some pages of a frame, as bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageSet(u16);
-
-impl PageSet {
-    pub const NONE: Self = Self(0);
-
-    /// The pages that `len` bytes at `start` of a frame touch. What lies beyond the frame is ignored.
-    pub fn touched(start: u32, len: u32) -> Self {
-        let first = (start / PAGE_BYTES as u32).min(PAGES);
-        let end = start.saturating_add(len).div_ceil(PAGE_BYTES as u32).min(PAGES);
-        Self::run(first, end.saturating_sub(first))
-    }
-
-    fn run(first: u32, count: u32) -> Self {
-        Self((((1_u32 << count) - 1) << first) as u16)
-    }
-
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    fn valid_of(word: u64) -> Self {
-        Self(word as u16)
-    }
-
-    fn filling_of(word: u64) -> Self {
-        Self((word >> FILLING) as u16)
-    }
-
-    fn within(self, other: Self) -> bool {
-        self.0 & !other.0 == 0
-    }
-
-    fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    pub fn meets(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// Its lowest unbroken run.
-    fn first_run(self) -> (u32, u32) {
-        let first = self.0.trailing_zeros();
-        (first, (self.0 >> first).trailing_ones())
-    }
-}
+pub(super) const FILLING: u32 = 16;
+pub(super) const HOLDER: u64 = 1 << 32;
+pub(super) const HOLDERS: u64 = 0xFFFF << 32;
+pub(super) const USE: u64 = 1 << 48;
+pub(super) const USES: u64 = 3 << 48;
+pub(super) const TAKEN: u64 = 1 << 50;
+pub(super) const AHEAD: u64 = 1 << 51;
 
 /// The frames of one process.
 pub struct Frames {
     arena: Mapping,
-    words: Box<[AtomicU64]>,
-    /// Where the search for a victim goes on.
-    hand: AtomicU32,
+    pub(super) words: Box<[AtomicU64]>,
+    /// Pages that were used since the frame was taken (low half), and those read ahead that were not (high half).
+    marks: Box<[AtomicU32]>,
+    eviction: Eviction,
+    /// Pages read ahead that somebody asked for afterwards.
+    ahead_used: AtomicU64,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity; its bytes are reached only through holds and fills,
@@ -101,9 +60,6 @@ pub struct Frames {
 unsafe impl Send for Frames {}
 // SAFETY: as above; all other fields are atomics.
 unsafe impl Sync for Frames {}
-
-/// How many frames one search for a victim looks at: bounds the time of one miss.
-const HAND_STEPS_MAX: u32 = 256;
 
 impl Frames {
     /// Maps the memory; pages are touched only when they are filled.
@@ -113,41 +69,74 @@ impl Frames {
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let arena = Mapping::new(bytes, huge_pages)?;
         let words = (0..count).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { arena, words, hand: AtomicU32::new(0) })
+        let marks = (0..count).map(|_| AtomicU32::new(0)).collect();
+        Ok(Self { arena, words, marks, eviction: Eviction::new(count), ahead_used: AtomicU64::new(0) })
     }
 
     pub fn count(&self) -> u32 {
         self.words.len() as u32
     }
 
-    /// A frame nobody holds and that has not been used lately; its pages are lost. Frames of which no page is valid
-    /// go first, because nothing counts uses of them. `None`: all that were looked at are in use.
-    pub fn take_victim(self: &Arc<Self>) -> Option<Victim> {
-        let count = self.count();
-        for _ in 0..HAND_STEPS_MAX.min(count.saturating_mul(4)) {
-            let frame = self.hand.fetch_add(1, Ordering::Relaxed) % count;
-            let word = &self.words[frame as usize];
-            let seen = word.load(Ordering::Relaxed);
-            if seen & (HOLDERS | TAKEN) != 0 {
-                continue;
-            }
-            let next = if seen & USES != 0 { seen - USE } else { TAKEN };
-            // Acquire: whatever former holders read happened before the frame is filled anew.
-            let swapped = word.compare_exchange(seen, next, Ordering::Acquire, Ordering::Relaxed);
-            if swapped.is_ok() && next == TAKEN {
-                return Some(Victim { frames: Arc::clone(self), frame, held: false });
-            }
-        }
-        None
+    /// Frames that never were used.
+    pub fn unused(&self) -> u32 {
+        self.eviction.unused()
     }
 
-    fn address(&self, frame: u32, start: u32) -> NonNull<u8> {
+    /// False when the kernel was asked for huge pages and refused.
+    pub fn has_huge_pages(&self) -> bool {
+        self.arena.has_huge_pages()
+    }
+
+    /// Bytes read ahead that somebody asked for afterwards.
+    pub fn ahead_used_bytes(&self) -> u64 {
+        self.ahead_used.load(Ordering::Relaxed) * PAGE_BYTES as u64
+    }
+
+    /// A frame nobody holds; its pages are lost. `None`: all that were looked at are in use.
+    pub fn take_victim(self: &Arc<Self>, need: Need) -> Option<Victim> {
+        let frame = self.eviction.take(&self.words, need)?;
+        Some(Victim { frames: Arc::clone(self), frame, held: false })
+    }
+
+    pub(super) fn mark_ahead(&self, frame: u32, pages: PageSet) {
+        self.marks[frame as usize].fetch_or(u32::from(pages.0) << 16, Ordering::Relaxed);
+    }
+
+    /// A use of a frame that is not known to be hot. Those of the `touched` pages that were not used before.
+    #[cold]
+    fn mark_used(&self, frame: u32, start: u32, len: u32) -> PageSet {
+        let (touched, begun) = (PageSet::touched(start, len), PageSet::begun(start, len));
+        let marks = &self.marks[frame as usize];
+        let before = marks.load(Ordering::Relaxed);
+        let mut first = touched.without(PageSet(before as u16));
+        let ahead = touched.without(touched.without(PageSet((before >> 16) as u16)));
+        if !(first.is_empty() && ahead.is_empty()) {
+            let before = marks.fetch_or(u32::from(touched.0), Ordering::Relaxed);
+            first = touched.without(PageSet(before as u16));
+            let before = marks.fetch_and(!(u32::from(ahead.0) << 16), Ordering::Relaxed);
+            let used = u64::from((before >> 16 & u32::from(ahead.0)).count_ones());
+            self.ahead_used.fetch_add(used, Ordering::Relaxed);
+        }
+        let word = &self.words[frame as usize];
+        if word.load(Ordering::Relaxed) & AHEAD != 0 && marks.load(Ordering::Relaxed) >> 16 == 0 {
+            word.fetch_and(!AHEAD, Ordering::Relaxed);
+        }
+        let seen = word.load(Ordering::Relaxed);
+        // The first pass over a frame is no reason to keep it, in however small steps it is made.
+        if !begun.is_empty() && !begun.meets(first) && seen & USES != USES {
+            // Lost to somebody else's change: as if the use had come a moment earlier.
+            let _ = word.compare_exchange(seen, seen + USE, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        first
+    }
+
+    pub(super) fn address(&self, frame: u32, start: u32) -> NonNull<u8> {
         debug_assert!(frame < self.count() && start as usize <= FRAME_BYTES);
         // SAFETY: frames are named by this module only, below `count`, and `start` lies within one: inside the arena.
         unsafe { self.arena.base().add(frame as usize * FRAME_BYTES + start as usize) }
     }
 
-    fn raw(&self, frame: u32, start: u32, len: u32) -> RawRange {
+    pub(super) fn raw(&self, frame: u32, start: u32, len: u32) -> RawRange {
         RawRange {
             address: self.address(frame, start),
             len,
@@ -177,13 +166,15 @@ impl Victim {
         self.frame
     }
 
-    /// Back in use, empty, and held.
-    pub fn hold(mut self, view: &FrameView) -> FrameHold {
+    /// Back in use, empty, and held. `known`: what it stands for was pushed out not long ago.
+    pub fn hold(mut self, view: &FrameView, known: bool) -> FrameHold {
         debug_assert!(Arc::ptr_eq(&self.frames, view.frames()));
         debug_assert_eq!(view.inner.holds[self.frame as usize].get(), 0, "nobody held it");
+        self.frames.marks[self.frame as usize].store(0, Ordering::Relaxed);
         // Release: what it stands for is known before it can be held.
         self.frames.words[self.frame as usize].store(HOLDER, Ordering::Release);
         self.held = true;
+        self.frames.eviction.add(self.frame, known);
         view.again(self.frame)
     }
 }
@@ -193,6 +184,7 @@ impl Drop for Victim {
     fn drop(&mut self) {
         if !self.held {
             self.frames.words[self.frame as usize].store(0, Ordering::Release);
+            self.frames.eviction.add(self.frame, false);
         }
     }
 }
@@ -268,18 +260,16 @@ impl FrameHold {
         pages.within(PageSet::valid_of(self.word().load(Ordering::Acquire)))
     }
 
-    /// Used once more: it stays longer. Hot frames leave the word alone.
-    fn used(&self) {
-        let word = self.word();
-        let seen = word.load(Ordering::Relaxed);
-        if seen & USES != USES {
-            // Lost to somebody else's change: as if the use had come a moment earlier.
-            let _ = word.compare_exchange(seen, seen + USE, Ordering::Relaxed, Ordering::Relaxed);
+    /// Used once more: it stays longer. Hot frames leave the word alone. The pages that were not used before.
+    fn used(&self, start: u32, len: u32) -> PageSet {
+        if self.word().load(Ordering::Relaxed) & (USES | AHEAD) == USES {
+            return PageSet::NONE;
         }
+        self.view.inner.frames.mark_used(self.frame, start, len)
     }
 
     /// The right to fill the lowest run of `pages` that nobody has filled or fills. Call until `None`.
-    pub fn claim(&self, pages: PageSet) -> Option<Fill> {
+    pub fn claim(&self, pages: PageSet, need: Need) -> Option<Fill> {
         let word = self.word();
         let mut seen = word.load(Ordering::Relaxed);
         loop {
@@ -293,19 +283,19 @@ impl FrameHold {
             match word.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
                     let frames = Arc::clone(&self.view.inner.frames);
-                    return Some(Fill { frames, frame: self.frame, first, count, done: 0 });
+                    return Some(Fill::claimed(frames, self.frame, (first, count), need == Need::Ahead));
                 }
                 Err(other) => seen = other,
             }
         }
     }
 
-    /// The bytes, if all their pages are valid: a use.
-    pub(super) fn into_bytes(self, start: u32, len: u32) -> Result<FrameBytes, Self> {
+    /// The bytes, if all their pages are valid: a use. And those of the pages that were not used before.
+    pub(super) fn into_bytes(self, start: u32, len: u32) -> Result<(FrameBytes, PageSet), Self> {
         let inside = start.checked_add(len).is_some_and(|end| end as usize <= FRAME_BYTES);
         if inside && self.has(PageSet::touched(start, len)) {
-            self.used();
-            Ok(FrameBytes { hold: self, start, len })
+            let first = self.used(start, len);
+            Ok((FrameBytes { hold: self, start, len }, first))
         } else {
             Err(self)
         }
@@ -372,91 +362,6 @@ impl fmt::Debug for FrameBytes {
     }
 }
 
-/// The right to fill a run of pages, and no other's. Dropped without [`Fill::publish`], they are as they were: missing.
-#[derive(Debug)]
-pub struct Fill {
-    frames: Arc<Frames>,
-    frame: u32,
-    first: u32,
-    count: u32,
-    /// Bytes filled already.
-    done: u32,
-}
-
-impl Fill {
-    pub fn frame(&self) -> u32 {
-        self.frame
-    }
-
-    /// Where in the frame the next byte goes.
-    pub fn start(&self) -> u32 {
-        self.first * PAGE_BYTES as u32 + self.done
-    }
-
-    /// Bytes still to come.
-    pub fn left(&self) -> u32 {
-        self.count * PAGE_BYTES as u32 - self.done
-    }
-
-    /// Bytes that have come.
-    pub fn done(&self) -> u32 {
-        self.done
-    }
-
-    pub fn pages(&self) -> PageSet {
-        PageSet::run(self.first, self.count)
-    }
-
-    /// The next `len` bytes are there.
-    pub fn advance(&mut self, len: u32) {
-        self.done += len.min(self.left());
-    }
-
-    /// The bytes still to come, for whoever has them in memory.
-    pub fn rest_mut(&mut self) -> &mut [u8] {
-        let (address, len) = (self.frames.address(self.frame, self.start()), self.left() as usize);
-        // SAFETY: the pages are marked as filling by this claim alone, so no other reference to them exists, and
-        // `&mut self` makes this the only borrow; anonymous memory is initialised.
-        unsafe { core::slice::from_raw_parts_mut(address.as_ptr(), len) }
-    }
-
-    /// Where the kernel writes. It may do so while this claim lives.
-    pub(crate) fn raw_rest(&mut self) -> RawRange {
-        self.frames.raw(self.frame, self.start(), self.left())
-    }
-
-    /// The pages are valid from now on. Bytes that did not come are zeros.
-    pub fn publish(mut self) {
-        self.rest_mut().fill(0);
-        self.finish(u64::from(self.pages().0));
-        // Finished: nothing is left for `drop`.
-        self.count = 0;
-    }
-
-    /// One step: no one sees the pages neither filling nor valid.
-    fn finish(&self, valid: u64) {
-        let word = &self.frames.words[self.frame as usize];
-        let filling = u64::from(self.pages().0) << FILLING;
-        let mut seen = word.load(Ordering::Relaxed);
-        loop {
-            let next = ((seen & !filling) | valid) - HOLDER;
-            // SeqCst: in one order with the marks of those who wait (`cache`).
-            match word.compare_exchange_weak(seen, next, Ordering::SeqCst, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(other) => seen = other,
-            }
-        }
-    }
-}
-
-impl Drop for Fill {
-    fn drop(&mut self) {
-        if self.count > 0 {
-            self.finish(0);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,27 +376,19 @@ mod tests {
     }
 
     #[test]
-    fn touched_pages_are_those_of_the_first_and_last_byte() {
-        assert_eq!(PageSet::touched(0, 1), PageSet(1));
-        assert_eq!(PageSet::touched(4095, 2), PageSet(3));
-        assert_eq!(PageSet::touched(FRAME_BYTES as u32 - 1, 1), PageSet(1 << 15));
-        assert_eq!(all(), PageSet(u16::MAX));
-        assert_eq!(PageSet::touched(8192, 0), PageSet::NONE);
-    }
-
-    #[test]
     fn a_page_is_claimed_once_and_read_when_it_is_published() {
         let (one, other) = two_views(1);
         let (hold, stranger) = (one.hold(0).unwrap(), other.hold(0).unwrap());
-        let mut fill = hold.claim(PageSet::touched(4096, 8192)).unwrap();
-        assert!(stranger.claim(PageSet::touched(4096, 4096)).is_none());
+        let mut fill = hold.claim(PageSet::touched(4096, 8192), Need::Demand).unwrap();
+        assert!(stranger.claim(PageSet::touched(4096, 4096), Need::Demand).is_none());
         fill.rest_mut().fill(7);
         fill.advance(6000);
         let (start, len) = (4096, 4096);
         let stranger = stranger.into_bytes(start, len).map(|_| ()).unwrap_err();
         fill.publish();
         assert!(!stranger.has(PageSet::touched(0, 8192)));
-        let bytes = stranger.into_bytes(4096, 8192).unwrap();
+        let (bytes, first) = stranger.into_bytes(4096, 8192).unwrap();
+        assert_eq!(first, PageSet::touched(4096, 8192), "nobody used them before");
         assert!(bytes.as_slice()[..6000].iter().all(|byte| *byte == 7));
         assert!(bytes.as_slice()[6000..].iter().all(|byte| *byte == 0), "what did not come is zeros");
     }
@@ -500,14 +397,14 @@ mod tests {
     fn claims_go_around_what_is_there() {
         let (view, _) = two_views(1);
         let hold = view.hold(0).unwrap();
-        hold.claim(PageSet::touched(8192, 4096)).unwrap().publish();
-        let first = hold.claim(all()).unwrap();
-        let second = hold.claim(all()).unwrap();
+        hold.claim(PageSet::touched(8192, 4096), Need::Demand).unwrap().publish();
+        let first = hold.claim(all(), Need::Demand).unwrap();
+        let second = hold.claim(all(), Need::Demand).unwrap();
         assert_eq!((first.start(), first.left()), (0, 8192));
         assert_eq!((second.start(), second.left()), (12288, FRAME_BYTES as u32 - 12288));
-        assert!(hold.claim(all()).is_none());
+        assert!(hold.claim(all(), Need::Demand).is_none());
         drop(first);
-        assert_eq!(hold.claim(all()).unwrap().start(), 0, "an abandoned page is missing again");
+        assert_eq!(hold.claim(all(), Need::Demand).unwrap().start(), 0, "an abandoned page is missing again");
     }
 
     #[test]
@@ -516,26 +413,46 @@ mod tests {
         let hold = one.hold(0).unwrap();
         let again = one.hold(0).unwrap();
         drop(hold);
-        assert!(other.frames().take_victim().is_none());
-        let fill = again.claim(all()).unwrap();
+        assert!(other.frames().take_victim(Need::Demand).is_none());
+        let fill = again.claim(all(), Need::Demand).unwrap();
         drop(again);
-        assert!(other.frames().take_victim().is_none(), "the kernel writes it");
+        assert!(other.frames().take_victim(Need::Demand).is_none(), "the kernel writes it");
         drop(fill);
-        let victim = other.frames().take_victim().unwrap();
+        let victim = other.frames().take_victim(Need::Demand).unwrap();
         assert!(one.hold(0).is_none(), "nobody holds a victim");
         drop(victim);
         assert!(one.hold(0).is_some());
     }
 
     #[test]
-    fn each_use_saves_a_frame_once_up_to_three() {
-        let (view, _) = two_views(2);
-        for _ in 0..9 {
-            view.hold(0).unwrap().used();
+    fn pages_read_ahead_are_counted_when_they_are_used() {
+        let (view, _) = two_views(1);
+        let hold = view.hold(0).unwrap();
+        hold.claim(PageSet::touched(0, 8192), Need::Ahead).unwrap().publish();
+        hold.claim(PageSet::touched(8192, 4096), Need::Demand).unwrap().publish();
+        assert_eq!(view.frames().ahead_used_bytes(), 0);
+        for (start, len, used) in [(8192, 4096, 0), (0, 512, 4096), (0, 8192, 8192), (0, 8192, 8192)] {
+            assert!(view.hold(0).unwrap().into_bytes(start, len).is_ok());
+            assert_eq!(view.frames().ahead_used_bytes(), used);
         }
-        view.hold(1).unwrap().claim(all()).unwrap().publish();
-        assert_eq!(view.frames().take_victim().unwrap().frame(), 1);
-        let taken = (0..8).filter_map(|_| view.frames().take_victim()).map(|victim| victim.frame());
-        assert!(taken.collect::<Vec<_>>().contains(&0), "in the end its turn comes too");
+    }
+
+    #[test]
+    fn a_first_pass_is_no_use_and_a_second_one_is() {
+        let (view, _) = two_views(1);
+        let hold = view.hold(0).unwrap();
+        hold.claim(all(), Need::Demand).unwrap().publish();
+        let uses = || hold.word().load(Ordering::Relaxed) & USES;
+        let pass = |step: u32| {
+            for at in (0..FRAME_BYTES as u32).step_by(step as usize) {
+                assert!(view.hold(0).unwrap().into_bytes(at, step).is_ok());
+            }
+        };
+        pass(512);
+        assert_eq!(uses(), 0);
+        pass(FRAME_BYTES as u32);
+        assert_eq!(uses(), USE);
+        pass(4096);
+        assert_eq!(uses(), USES, "no more than three");
     }
 }

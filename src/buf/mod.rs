@@ -21,10 +21,16 @@
 //! Handles are `!Send`, but for a `Fill`: counts are plain cells. Anonymous memory starts as zeros, so every byte is initialised.
 
 mod arena;
+mod eviction;
+mod fill;
 mod frames;
+mod page_set;
 mod pool;
 
 pub(crate) use arena::Mapping;
-pub use frames::{FRAME_BYTES, Fill, FrameHold, FrameView, Frames, PAGE_BYTES, PAGES, PageSet, Victim};
+pub use eviction::Need;
+pub use fill::Fill;
+pub use frames::{FRAME_BYTES, FrameHold, FrameView, Frames, PAGE_BYTES, PAGES, Victim};
+pub use page_set::PageSet;
 pub(crate) use pool::RawRange;
 pub use pool::{Buf, BufRef, Pool, PoolConfig};

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use super::arena::Mapping;
 use super::frames::{FrameBytes, FrameHold};
+use super::page_set::PageSet;
 use crate::limits::{CHUNK_BYTES, SMALL_BYTES};
 
 /// How much memory a pool has.
@@ -284,12 +285,12 @@ enum Held {
 }
 
 impl BufRef {
-    /// `len` bytes at `start` of a frame.
+    /// `len` bytes at `start` of a frame, and those of their pages that were not used before.
     ///
     /// # Errors
     /// The hold again: not all their pages are valid.
-    pub fn of_frame(hold: FrameHold, start: u32, len: u32) -> Result<Self, FrameHold> {
-        hold.into_bytes(start, len).map(|bytes| Self { held: Held::Frame(bytes) })
+    pub fn of_frame(hold: FrameHold, start: u32, len: u32) -> Result<(Self, PageSet), FrameHold> {
+        hold.into_bytes(start, len).map(|(bytes, first)| (Self { held: Held::Frame(bytes) }, first))
     }
 
     pub fn capacity(&self) -> usize {

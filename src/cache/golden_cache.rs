@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::shared::{Chunk, Golden, GoldenFile};
-use crate::buf::{BufRef, FRAME_BYTES, Fill, FrameHold, FrameView, PageSet};
+use crate::buf::{BufRef, FRAME_BYTES, Fill, FrameHold, FrameView, Need, PageSet};
 use crate::plan::FileSlot;
 use crate::units::ByteOffset;
 
@@ -68,8 +68,13 @@ pub struct CacheCounts {
     pub joins: u64,
     /// Lookups that were read around the cache.
     pub around: u64,
-    /// Bytes this shard read from golden files into the cache.
+    /// Bytes this shard read from golden files into the cache, those read ahead included.
     pub filled_bytes: u64,
+    /// Of these, bytes nobody had asked for when their read began.
+    pub ahead_bytes: u64,
+    /// Reads of golden files, and those that failed: each is tried again, page by page.
+    pub reads: u64,
+    pub failed_reads: u64,
 }
 
 #[derive(Debug)]
@@ -128,10 +133,10 @@ impl GoldenCache {
         let start = (offset.0 % FRAME_BYTES as u64) as u32;
         debug_assert!((start + len) as usize <= FRAME_BYTES);
         for _ in 0..RETRIES {
-            let Some(hold) = self.hold(chunk) else { continue };
+            let Some(hold) = self.hold(chunk, Need::Demand) else { continue };
             return match hold {
                 None => self.around(),
-                Some(hold) => match BufRef::of_frame(hold, start, len) {
+                Some(hold) => match self.bytes(chunk, hold, start, len) {
                     Ok(bytes) => {
                         self.counts.hits += 1;
                         Lookup::Hit(bytes)
@@ -143,47 +148,58 @@ impl GoldenCache {
         self.around()
     }
 
+    /// The bytes of a held frame, if they are there.
+    fn bytes(&self, chunk: Chunk, hold: FrameHold, start: u32, len: u32) -> Result<BufRef, FrameHold> {
+        let (bytes, first) = BufRef::of_frame(hold, start, len)?;
+        if !first.is_empty() {
+            self.golden.note_asked(chunk, first);
+        }
+        Ok(bytes)
+    }
+
     fn around(&mut self) -> Lookup {
         self.counts.around += 1;
         Lookup::NoFrame
     }
 
-    /// Begins to read the pages of a chunk that nobody has or reads; nobody waits for them.
-    pub fn prefetch(&mut self, file: FileSlot, offset: ByteOffset, len: u32) {
-        let Some(Some(golden)) = self.numbers.get(file.0 as usize).copied() else { return };
+    /// Begins to read the pages of a chunk that nobody has or reads; nobody waits for them. False: there is no frame for
+    /// them, or none that could be had without giving up what is used.
+    pub fn prefetch(&mut self, file: FileSlot, offset: ByteOffset, len: u32) -> bool {
+        let Some(Some(golden)) = self.numbers.get(file.0 as usize).copied() else { return false };
         let chunk = Chunk::containing(golden, offset);
         let start = (offset.0 % FRAME_BYTES as u64) as u32;
         let pages = PageSet::touched(start, len);
         for _ in 0..RETRIES {
-            match self.hold(chunk) {
+            match self.hold(chunk, Need::Ahead) {
                 Some(Some(hold)) => {
-                    self.claim(&hold, chunk, pages);
-                    return;
+                    self.claim(&hold, chunk, pages, Need::Ahead);
+                    return true;
                 }
-                Some(None) => return,
+                Some(None) => return false,
                 None => {}
             }
         }
+        false
     }
 
     /// The frame of a chunk, held; a new one when it had none. `Some(None)`: all are in use. `None`: ask again.
-    fn hold(&self, chunk: Chunk) -> Option<Option<FrameHold>> {
+    fn hold(&self, chunk: Chunk, need: Need) -> Option<Option<FrameHold>> {
         if let Some(frame) = self.golden.find(chunk) {
             let hold = self.view.hold(frame)?;
             return (self.golden.stands_for(frame) == Some(chunk)).then_some(Some(hold));
         }
-        let Some(victim) = self.golden.frames().take_victim() else { return Some(None) };
+        let Some(victim) = self.golden.frames().take_victim(need) else { return Some(None) };
         let frame = victim.frame();
         self.golden.forget(frame);
-        let hold = victim.hold(&self.view);
+        let hold = victim.hold(&self.view, self.golden.was_pushed_out(chunk));
         // The hold of a frame that lost the race ends here: it stands for nothing and is found by the next search.
         self.golden.assign(frame, chunk).then_some(Some(hold))
     }
 
-    fn claim(&mut self, hold: &FrameHold, chunk: Chunk, pages: PageSet) -> bool {
+    fn claim(&mut self, hold: &FrameHold, chunk: Chunk, pages: PageSet, need: Need) -> bool {
         let Some(Some(file)) = self.sources.get(chunk.file.number()).copied() else { return false };
         let before = self.claims.len();
-        while let Some(fill) = hold.claim(pages) {
+        while let Some(fill) = hold.claim(pages, need) {
             let offset = ByteOffset(chunk.offset().0 + u64::from(fill.start()));
             self.claims.push(Claim { file, offset, fill });
         }
@@ -195,13 +211,13 @@ impl GoldenCache {
         let pages = waiting.pages();
         self.golden.wait(frame, self.shard);
         let Some(chunk) = self.golden.stands_for(frame) else { return self.around() };
-        if self.claim(&waiting.hold, chunk, pages) {
+        if self.claim(&waiting.hold, chunk, pages, Need::Demand) {
             self.counts.misses += 1;
         } else if waiting.hold.has(pages) {
             // They came in between.
             self.counts.hits += 1;
             let Waiting { hold, start, len, waiter } = waiting;
-            return match BufRef::of_frame(hold, start, len) {
+            return match self.bytes(chunk, hold, start, len) {
                 Ok(bytes) => Lookup::Hit(bytes),
                 Err(hold) => {
                     self.waiting[frame as usize].push(Waiting { waiter, hold, start, len });
@@ -215,8 +231,10 @@ impl GoldenCache {
         Lookup::Waits
     }
 
-    /// What this shard has to read: each is given back by [`Self::fill_ended`].
+    /// What this shard has to read: each is given back by [`Self::fill_ended`]. What somebody waits for comes first;
+    /// claims that follow each other in their file stand one behind the other.
     pub fn take_claims(&mut self, claims: &mut Vec<Claim>) {
+        self.claims.sort_unstable_by_key(|claim| (claim.fill.is_ahead(), claim.file, claim.offset));
         claims.append(&mut self.claims);
     }
 
@@ -238,6 +256,9 @@ impl GoldenCache {
     pub fn fill_ended(&mut self, fill: Fill, read: bool, told: &mut Vec<Told>) -> u64 {
         let (frame, pages) = (fill.frame(), fill.pages());
         self.counts.filled_bytes += u64::from(fill.done());
+        if fill.is_ahead() {
+            self.counts.ahead_bytes += u64::from(fill.done());
+        }
         let failed = if read { PageSet::NONE } else { pages };
         if read {
             fill.publish();
@@ -268,16 +289,184 @@ impl GoldenCache {
             let pages = entry.pages();
             if entry.hold.has(pages) || pages.meets(failed) {
                 let Waiting { waiter, hold, start, len } = waiting.swap_remove(index);
-                told.push(Told { waiter, bytes: BufRef::of_frame(hold, start, len).ok() });
+                let chunk = self.golden.stands_for(frame);
+                let bytes = chunk.and_then(|chunk| self.bytes(chunk, hold, start, len).ok());
+                told.push(Told { waiter, bytes });
                 continue;
             }
             if let Some(chunk) = self.golden.stands_for(frame) {
-                self.claim(&entry.hold, chunk, pages);
+                self.claim(&entry.hold, chunk, pages, Need::Demand);
             }
             if !(entry.hold.has(pages)) {
                 index += 1;
             }
         }
         self.waiting[frame as usize] = waiting;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: FileSlot = FileSlot(0);
+    const ANYBODY: Waiter = Waiter { task: 0, segment: 0 };
+
+    /// A cache of one file; the "disk" is always ready.
+    struct Desk {
+        cache: GoldenCache,
+        golden: Arc<Golden>,
+    }
+
+    impl Desk {
+        fn new(frames: u32) -> Self {
+            let golden = Arc::new(Golden::new(frames, false).unwrap());
+            let number = golden.register(1 << 40).unwrap();
+            let mut cache = GoldenCache::new(Arc::clone(&golden), 0);
+            cache.set_file(FILE, number, FILE);
+            Self { cache, golden }
+        }
+
+        /// Reads `len` bytes at `start` of a chunk; true for a hit.
+        fn read_at(&mut self, chunk: u64, start: u64, len: u32) -> bool {
+            let offset = ByteOffset(chunk * FRAME_BYTES as u64 + start);
+            let hit = matches!(self.cache.lookup(FILE, offset, len, ANYBODY), Lookup::Hit(_));
+            self.fill(true);
+            hit
+        }
+
+        fn read(&mut self, chunk: u64) -> bool {
+            self.read_at(chunk, 0, FRAME_BYTES as u32)
+        }
+
+        fn fill(&mut self, read: bool) -> Vec<Told> {
+            let (mut claims, mut told) = (Vec::new(), Vec::new());
+            self.cache.take_claims(&mut claims);
+            for Claim { mut fill, .. } in claims {
+                fill.advance(fill.left());
+                self.cache.fill_ended(fill, read, &mut told);
+            }
+            told
+        }
+    }
+
+    #[test]
+    fn a_scan_of_a_whole_disk_leaves_what_was_used_twice() {
+        for (step, frames) in [(512, 64), (4096, 64), (65536, 200)] {
+            let mut desk = Desk::new(frames);
+            let hot = u64::from(frames) * 3 / 4;
+            assert!((0..hot).all(|chunk| !desk.read(chunk)));
+            assert!((0..hot).all(|chunk| desk.read(chunk)), "a second machine boots");
+            for chunk in 1000..1000 + 20 * u64::from(frames) {
+                for at in (0..FRAME_BYTES as u64).step_by(step as usize) {
+                    desk.read_at(chunk, at, step);
+                }
+            }
+            let left = (0..hot).filter(|chunk| desk.read(*chunk)).count();
+            assert_eq!(left as u64, hot, "after a scan in steps of {step}");
+        }
+    }
+
+    /// Exact least-recently-used, as an oracle of what is to be had without thinking.
+    fn lru_hits(frames: usize, reads: &[u64]) -> usize {
+        let mut recent: Vec<u64> = Vec::new();
+        let mut hits = 0;
+        for chunk in reads {
+            if let Some(at) = recent.iter().position(|known| known == chunk) {
+                recent.remove(at);
+                hits += 1;
+            } else if recent.len() == frames {
+                recent.remove(0);
+            }
+            recent.push(*chunk);
+        }
+        hits
+    }
+
+    #[test]
+    fn boots_between_scans_hit_more_often_than_with_least_recently_used() {
+        let (frames, mut reads, mut state) = (50, Vec::new(), 1_u64);
+        for round in 0..40 {
+            reads.extend((0..30).chain(0..30));
+            reads.extend((0..200).map(|chunk| 1_000 * (round + 1) + chunk));
+            for _ in 0..100 {
+                // A little of this and that, small numbers more often.
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                reads.push(500 + (state >> 33) % (1 + (state >> 50) % 12));
+            }
+        }
+        let mut desk = Desk::new(frames);
+        let hits = reads.iter().filter(|chunk| desk.read(**chunk)).count();
+        let lru = lru_hits(frames as usize, &reads);
+        assert!(hits > lru + lru / 10, "{hits} of {} hit; least recently used: {lru}", reads.len());
+    }
+
+    #[test]
+    fn a_new_hot_set_takes_the_place_of_an_old_one() {
+        let mut desk = Desk::new(64);
+        for golden in [0, 10_000] {
+            for _ in 0..6 {
+                for chunk in golden..golden + 50 {
+                    desk.read(chunk);
+                }
+            }
+            let hits = (golden..golden + 50).filter(|chunk| desk.read(*chunk)).count();
+            assert_eq!(hits, 50, "the set at {golden}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_never_takes_the_frame_of_something_kept() {
+        let mut desk = Desk::new(10);
+        let used_twice = (0..10).chain(0..10).filter(|chunk| desk.read(*chunk)).count();
+        assert_eq!(used_twice, 10);
+        // One new chunk, at the cost of one: all others move to those that are kept.
+        desk.read(50);
+        for chunk in 100..200 {
+            desk.cache.prefetch(FILE, ByteOffset(chunk * FRAME_BYTES as u64), 4096);
+            desk.fill(true);
+        }
+        assert!((1..10).all(|number| desk.golden.find(Chunk { file: file(), number }).is_some()));
+    }
+
+    fn file() -> GoldenFile {
+        Golden::new(0, false).unwrap().register(1).unwrap()
+    }
+
+    #[test]
+    fn bytes_read_and_bytes_asked_for_are_counted_apart() {
+        let mut desk = Desk::new(4);
+        assert!(desk.cache.prefetch(FILE, ByteOffset(0), FRAME_BYTES as u32));
+        desk.fill(true);
+        assert!(desk.read_at(0, 0, 4096) && desk.read_at(0, 100, 100));
+        assert!(!desk.read_at(1, 8192, 512));
+        desk.read_at(1, 8192, 512);
+        let CacheCounts { filled_bytes, ahead_bytes, .. } = desk.cache.counts;
+        assert_eq!((filled_bytes, ahead_bytes), (FRAME_BYTES as u64 + 4096, FRAME_BYTES as u64));
+        assert_eq!((desk.golden.asked_bytes(), desk.golden.frames().ahead_used_bytes()), (8192, 4096));
+    }
+
+    #[test]
+    fn a_failed_read_reaches_its_waiters_and_is_not_kept() {
+        let mut desk = Desk::new(2);
+        assert!(matches!(desk.cache.lookup(FILE, ByteOffset(0), 4096, ANYBODY), Lookup::Waits));
+        let told = desk.fill(false);
+        assert!(matches!(told[..], [Told { bytes: None, .. }]));
+        assert!(!desk.read_at(0, 0, 4096), "it is read again");
+        assert!(desk.read_at(0, 0, 4096));
+    }
+
+    #[test]
+    fn claims_come_in_the_order_of_the_file_with_those_somebody_waits_for_first() {
+        let mut desk = Desk::new(8);
+        let place = |chunk: u64| ByteOffset(chunk * FRAME_BYTES as u64);
+        desk.cache.prefetch(FILE, place(0), 4096);
+        for chunk in [3, 1, 2] {
+            assert!(matches!(desk.cache.lookup(FILE, place(chunk), 4096, ANYBODY), Lookup::Waits));
+        }
+        let mut claims = Vec::new();
+        desk.cache.take_claims(&mut claims);
+        let places: Vec<_> = claims.iter().map(|claim| claim.offset.0 / FRAME_BYTES as u64).collect();
+        assert_eq!(places, [1, 2, 3, 0]);
     }
 }

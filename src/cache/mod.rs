@@ -12,9 +12,10 @@
 //!   asks. Others mark the frame and are told by message.
 //! * A failed read tells the waiters of the shard that read; other shards find the pages missing and read themselves.
 //!   Nothing of it is kept.
-//! * A frame held by any shard (a send, a waiter, a fill) is never taken. Of the others a clock takes the one that was
-//!   not used for longest; each use, up to three, saves it once. One pass over a large image uses each frame once, and
-//!   so pushes out its own frames first.
+//! * A frame held by any shard (a send, a waiter, a fill) is never taken. Of the others the new ones go first; who was
+//!   used again meanwhile, or comes back soon, is kept longer. One pass over an image, in however small steps, is no
+//!   second use: it pushes out its own frames only (`buf::eviction`).
+//! * What is read before anybody asks for it never takes the frame of something kept.
 
 mod golden_cache;
 mod shared;

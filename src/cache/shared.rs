@@ -6,11 +6,11 @@
 //! and asked then, because the entry may be a moment old. An entry is written only by whoever took the frame as its
 //! victim, and only for that frame.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use crate::buf::{FRAME_BYTES, Frames};
+use crate::buf::{FRAME_BYTES, Frames, PAGE_BYTES, PageSet};
 use crate::limits::GOLDEN_FILES_MAX;
 use crate::units::ByteOffset;
 
@@ -56,12 +56,21 @@ const _: () = assert!(GOLDEN_FILES_MAX < 1 << 16);
 /// Chunks of one leaf of a table: 64 MiB of a file.
 const LEAF_CHUNKS: usize = 1024;
 
-/// The frames of one file's chunks, plus one; zero is none. A leaf comes into being with its first chunk, and stays.
+/// What is known of one chunk.
+#[derive(Debug, Default)]
+struct Entry {
+    /// Its frame, plus one; zero is none.
+    frame: AtomicU32,
+    /// The pages that were ever asked for, as bits.
+    asked: AtomicU16,
+}
+
+/// The chunks of one file. A leaf comes into being with its first chunk, and stays.
 #[derive(Debug)]
 struct Table {
     /// Bytes of the file: reads end here.
     len: u64,
-    leaves: Box<[OnceLock<Box<[AtomicU32]>>]>,
+    leaves: Box<[OnceLock<Box<[Entry]>>]>,
 }
 
 impl Table {
@@ -71,9 +80,9 @@ impl Table {
     }
 
     /// `None` beyond the end the file had when it was opened.
-    fn entry(&self, chunk: u64) -> Option<&AtomicU32> {
+    fn entry(&self, chunk: u64) -> Option<&Entry> {
         let leaf = self.leaves.get(usize::try_from(chunk).ok()? / LEAF_CHUNKS)?;
-        let leaf = leaf.get_or_init(|| (0..LEAF_CHUNKS).map(|_| AtomicU32::new(0)).collect());
+        let leaf = leaf.get_or_init(|| (0..LEAF_CHUNKS).map(|_| Entry::default()).collect());
         leaf.get(chunk as usize % LEAF_CHUNKS)
     }
 }
@@ -88,6 +97,10 @@ pub struct Golden {
     chunks: Box<[AtomicU64]>,
     /// Shards that wait for pages of each frame, as bits of their numbers modulo 64.
     waiting: Box<[AtomicU64]>,
+    /// Chunks that lost their frames lately, as hashes at places of their hashes.
+    pushed_out: Box<[AtomicU32]>,
+    /// Pages that were ever asked for.
+    asked_pages: AtomicU64,
 }
 
 impl Golden {
@@ -98,7 +111,9 @@ impl Golden {
         let words = || (0..frames.count()).map(|_| AtomicU64::new(0)).collect();
         let (chunks, waiting) = (words(), words());
         let tables = (0..GOLDEN_FILES_MAX).map(|_| OnceLock::new()).collect();
-        Ok(Self { frames, tables, files: AtomicU32::new(0), chunks, waiting })
+        let pushed_out = (0..frames.count()).map(|_| AtomicU32::new(0)).collect();
+        let (files, asked_pages) = (AtomicU32::new(0), AtomicU64::new(0));
+        Ok(Self { frames, tables, files, chunks, waiting, pushed_out, asked_pages })
     }
 
     pub fn frames(&self) -> &Arc<Frames> {
@@ -114,7 +129,20 @@ impl Golden {
         Some(GoldenFile(number))
     }
 
-    fn entry(&self, chunk: Chunk) -> Option<&AtomicU32> {
+    /// Bytes of golden files that were ever asked for, in whole pages, each counted once.
+    pub fn asked_bytes(&self) -> u64 {
+        self.asked_pages.load(Ordering::Relaxed) * PAGE_BYTES as u64
+    }
+
+    /// Somebody asked for these pages.
+    pub(super) fn note_asked(&self, chunk: Chunk, pages: PageSet) {
+        if let Some(entry) = self.entry(chunk) {
+            let new = pages.newly_in(&entry.asked);
+            self.asked_pages.fetch_add(u64::from(new.count()), Ordering::Relaxed);
+        }
+    }
+
+    fn entry(&self, chunk: Chunk) -> Option<&Entry> {
         self.tables.get(chunk.file.0 as usize)?.get()?.entry(chunk.number)
     }
 
@@ -125,7 +153,7 @@ impl Golden {
 
     /// The frame that stood for the chunk a moment ago.
     pub(super) fn find(&self, chunk: Chunk) -> Option<u32> {
-        self.entry(chunk)?.load(Ordering::Acquire).checked_sub(1)
+        self.entry(chunk)?.frame.load(Ordering::Acquire).checked_sub(1)
     }
 
     /// Asked under a hold, the answer stays true while that lives.
@@ -136,9 +164,26 @@ impl Golden {
     /// Only for whoever has taken the frame: it stands for nothing any more.
     pub(super) fn forget(&self, frame: u32) {
         let former = self.chunks[frame as usize].swap(0, Ordering::Relaxed);
-        if let Some(entry) = Chunk::from_word(former).and_then(|chunk| self.entry(chunk)) {
-            let _ = entry.compare_exchange(frame + 1, 0, Ordering::Release, Ordering::Relaxed);
+        let Some(former) = Chunk::from_word(former) else { return };
+        if let Some(entry) = self.entry(former) {
+            let _ = entry.frame.compare_exchange(frame + 1, 0, Ordering::Release, Ordering::Relaxed);
         }
+        let (place, hash) = self.hash(former);
+        self.pushed_out[place].store(hash, Ordering::Relaxed);
+    }
+
+    /// True when the chunk lost its frame not long ago: about as many others have since as there are frames. Only for
+    /// whoever has taken a frame.
+    pub(super) fn was_pushed_out(&self, chunk: Chunk) -> bool {
+        let (place, hash) = self.hash(chunk);
+        self.pushed_out[place].load(Ordering::Relaxed) == hash
+    }
+
+    /// A place in `pushed_out`, and what stands there for the chunk: never zero.
+    fn hash(&self, chunk: Chunk) -> (usize, u32) {
+        let mixed = chunk.word().wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let place = (u128::from(mixed) * self.pushed_out.len() as u128) >> 64;
+        (place as usize, mixed as u32 | 1)
     }
 
     /// Only for whoever has taken the frame, and holds it from now on. False: another frame was faster.
@@ -146,7 +191,7 @@ impl Golden {
         let Some(entry) = self.entry(chunk) else { return false };
         self.chunks[frame as usize].store(chunk.word(), Ordering::Relaxed);
         // Release: whoever finds the frame sees what it stands for.
-        let placed = entry.compare_exchange(0, frame + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let placed = entry.frame.compare_exchange(0, frame + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if !placed {
             self.chunks[frame as usize].store(0, Ordering::Relaxed);
         }
@@ -186,6 +231,20 @@ mod tests {
         assert!(place(0) && place(1) && !place(1 << 20));
         (1..GOLDEN_FILES_MAX).for_each(|_| assert!(golden.register(1).is_some()));
         assert_eq!(golden.register(1), None);
+    }
+
+    #[test]
+    fn a_page_is_asked_for_once_and_a_chunk_pushed_out_is_known_again() {
+        let golden = Golden::new(2, false).unwrap();
+        let file = golden.register(1 << 20).unwrap();
+        let chunk = Chunk { file, number: 3 };
+        golden.note_asked(chunk, PageSet::touched(0, 8192));
+        golden.note_asked(chunk, PageSet::touched(4096, 8192));
+        assert_eq!(golden.asked_bytes(), 3 * 4096);
+        assert!(!golden.was_pushed_out(chunk));
+        assert!(golden.assign(0, chunk));
+        golden.forget(0);
+        assert!(golden.was_pushed_out(chunk) && !golden.was_pushed_out(Chunk { file, number: 4 }));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::buf::Pool;
+use crate::buf::{Fill, Pool};
 use crate::cache::{Claim, GoldenCache, Told};
 use crate::clock::Instant;
 use crate::image::{Chain, Images};
@@ -104,6 +104,7 @@ pub(super) struct Core {
     /// Reads of golden files to begin, and those whose end is told; kept for their memory.
     pub(super) claims: Vec<Claim>,
     pub(super) told: Vec<Told>,
+    pub(super) spare_runs: Vec<Vec<Fill>>,
     /// Reads of golden files with the ring.
     pub(super) fills: u32,
     /// Frames other shards wait for, and these shards as bits.
@@ -157,6 +158,7 @@ impl Core {
             cache,
             claims: Vec::with_capacity(64),
             told: Vec::with_capacity(256),
+            spare_runs: super::fill_path::spare_runs(),
             golden_news: Vec::new(),
             fills: 0,
             targets: Vec::new(),

@@ -13,6 +13,7 @@
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
+//! | `fill_path`  | reads of golden files into the cache                                |
 //! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
 //! | `copy`       | EXTENDED COPY, portion by portion                                   |
@@ -38,6 +39,7 @@ mod connection;
 mod copy;
 mod directory;
 mod executor;
+mod fill_path;
 mod flush;
 mod keep;
 mod lba_status;

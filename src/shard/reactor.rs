@@ -123,7 +123,7 @@ impl<I: Io> Shard<I> {
                     self.core.control_done(key, token.part, result);
                 }
             }
-            (Kind::Fill, Outcome::Filled { result, fill }) => self.core.fill_done(token, result, fill),
+            (Kind::Fill, Outcome::Filled { result, fills }) => self.core.fills_done(token, result, fills),
             (Kind::Bitmap, Outcome::Read { result, buf }) => self.core.bitmap_read(token, result, buf),
             (Kind::Meta, Outcome::Wrote { result, part }) => self.core.meta_written(token, result, part),
             (Kind::Meta, Outcome::Done { result }) => self.core.meta_done(token, result),
@@ -390,6 +390,7 @@ impl<I: Io> Shard<I> {
         self.send_now();
         self.core.commit_when_crowded();
         self.core.retry_batches();
+        self.core.read_claims();
         self.rearm();
         if self.core.now >= self.next_tick {
             self.tick();

@@ -5,8 +5,8 @@
 //! A read of few extents is sent from where its bytes lie. A fragmented one is copied together portion by
 //! portion ("assembly"), so that neither buffers nor iovecs grow with the number of fragments.
 
-use crate::buf::{Buf, Fill};
-use crate::cache::{CHUNK_BYTES, Claim, Lookup, Told, Waiter};
+use crate::buf::Buf;
+use crate::cache::{CHUNK_BYTES, Lookup, Waiter};
 use crate::io::{Errno, Op};
 use crate::limits;
 use crate::plan::{FileSlot, ReadExtent, ReadPlan, ReadStep, Source};
@@ -106,7 +106,6 @@ impl Core {
             Lookup::Waits => {
                 task.push_segment(0, len, None);
                 task.pending += 1;
-                self.fill_claims();
             }
             Lookup::NoFrame => self.read_file(key, file, offset, len),
         }
@@ -135,7 +134,6 @@ impl Core {
                         }
                     }
                 }
-                self.fill_claims();
                 true
             }
         };
@@ -189,79 +187,6 @@ impl Core {
         if task.pending == 0 {
             self.ready.push_back(key);
         }
-    }
-
-    /// Reads what this shard has claimed of golden files.
-    fn fill_claims(&mut self) {
-        let mut claims = core::mem::take(&mut self.claims);
-        self.cache.take_claims(&mut claims);
-        for claim in claims.drain(..) {
-            self.fill(claim);
-        }
-        self.claims = claims;
-    }
-
-    fn fill(&mut self, Claim { file, offset, fill }: Claim) {
-        self.fills += 1;
-        self.submit(Token::new(Kind::Fill, file.0, 0), Op::Fill { file, offset, fill });
-    }
-
-    /// Pages of a golden file came in (or did not).
-    pub(super) fn fill_done(&mut self, token: Token, result: Result<u32, Errno>, mut fill: Fill) {
-        self.fills -= 1;
-        let read = match result {
-            Ok(moved @ 1..) => {
-                fill.advance(moved);
-                match self.cache.go_on(fill) {
-                    Ok(rest) => {
-                        self.fill(rest);
-                        return;
-                    }
-                    Err(complete) => {
-                        fill = complete;
-                        true
-                    }
-                }
-            }
-            // The file was cut under us.
-            Ok(_) => false,
-            Err(error) => {
-                tracing::warn!(file = token.index, start = fill.start(), %error, "a read of a parent failed");
-                false
-            }
-        };
-        let frame = fill.frame();
-        let mut told = core::mem::take(&mut self.told);
-        let shards = self.cache.fill_ended(fill, read, &mut told);
-        if shards != 0 {
-            self.golden_news.push((frame, shards));
-        }
-        self.tell(&mut told);
-    }
-
-    /// Another shard has read pages of a frame.
-    pub(super) fn golden_filled(&mut self, frame: u32) {
-        let mut told = core::mem::take(&mut self.told);
-        self.cache.look_again(frame, &mut told);
-        self.tell(&mut told);
-    }
-
-    /// Wakes the tasks; and reads what they lack still.
-    fn tell(&mut self, told: &mut Vec<Told>) {
-        for Told { waiter, bytes } in told.drain(..) {
-            let Some(token) = Token::decode(crate::io::OpToken(waiter.task)) else { continue };
-            let Some(key) = token.key(&self.tasks) else { continue };
-            let Some(task) = self.tasks.get_mut(key) else { continue };
-            if let Some(segment) = task.segments.get_mut(waiter.segment as usize) {
-                segment.buf = bytes;
-            }
-            task.pending -= 1;
-            if task.pending == 0 {
-                self.ready.push_back(key);
-            }
-        }
-        self.told = core::mem::take(told);
-        self.fill_claims();
     }
 
     pub(super) fn read_portion_done(&mut self, key: TaskKey) -> bool {

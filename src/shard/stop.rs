@@ -106,19 +106,27 @@ impl<I: Io> Shard<I> {
             Stop::Flushing { .. } => {}
             Stop::Closing => {
                 if !self.core.layers.iter().any(|layer| layer.is_running()) {
-                    let CacheCounts { hits, misses, joins, around, filled_bytes } = self.core.cache.counts;
-                    tracing::info!(
-                        hits,
-                        misses,
-                        joins,
-                        around,
-                        filled_bytes,
-                        "golden cache: lookups of this core"
-                    );
+                    self.tell_cache_counts();
                     self.stop = Stop::Stopped;
                 }
             }
         }
+    }
+
+    fn tell_cache_counts(&self) {
+        let CacheCounts { hits, misses, joins, around, filled_bytes, ahead_bytes, reads, failed_reads } =
+            self.core.cache.counts;
+        tracing::info!(
+            hits,
+            misses,
+            joins,
+            around,
+            filled_bytes,
+            ahead_bytes,
+            reads,
+            failed_reads,
+            "golden cache: lookups of this core"
+        );
     }
 
     fn settle_images(&mut self) {

@@ -89,9 +89,12 @@ impl State {
                 self.files.end(file.0);
                 Outcome::Read { result: answer.result, buf }
             }
-            Held::Fill { file, fill } => {
+            Held::Fill { file, list, fills } => {
                 self.files.end(file.0);
-                Outcome::Filled { result: answer.result, fill }
+                if let Some(list) = list {
+                    self.fills.release(list);
+                }
+                Outcome::Filled { result: answer.result, fills }
             }
             Held::Write { file, part } => {
                 self.files.end(file.0);

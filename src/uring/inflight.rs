@@ -57,9 +57,11 @@ pub(super) enum Held {
         file: FileSlot,
         buf: Buf,
     },
+    /// `list` is the iovec list in `FillLists`, where there is one; `fills` keeps the bytes it points to.
     Fill {
         file: FileSlot,
-        fill: Fill,
+        list: Option<u32>,
+        fills: Vec<Fill>,
     },
     Write {
         file: FileSlot,

@@ -11,6 +11,7 @@
 //! | `inflight`  | what the kernel still owns: the two contracts of this module              |
 //! | `ring`      | setup, registration, `io_uring_enter`                                     |
 //! | `rx`        | the provided buffers multishot receives fill                              |
+//! | `fill`      | the iovec lists of reads into several frames                              |
 //! | `send`      | the iovec lists of sends in flight                                        |
 //! | `tables`    | slots of sockets, listeners and files                                     |
 //! | `shared_map`| memory that outlives this process, for the pending journal             |
@@ -20,6 +21,7 @@
 
 mod complete;
 mod config;
+mod fill;
 pub mod host;
 mod inflight;
 pub mod probe;

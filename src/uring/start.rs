@@ -8,13 +8,15 @@ use io_uring::opcode;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags};
 
+use super::fill::Placed;
 use super::inflight::Held;
 use super::ring::Ring;
 use super::rx;
 use super::uring_io::State;
-use crate::buf::RawRange;
+use crate::buf::{Fill, RawRange};
 use crate::io::{Completion, Errno, ListenerSlot, Op, OpToken, Outcome, Part, SocketSlot};
 use crate::plan::FileSlot;
+use crate::units::ByteOffset;
 
 /// What became of an operation that was to be started.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ pub(super) fn refuse(op: Op, error: Errno) -> Outcome {
         Op::Recv { .. } => Outcome::RecvEnded { error: Some(error) },
         Op::Send { parts, .. } => Outcome::Sent { result: Err(error), parts },
         Op::Read { buf, .. } => Outcome::Read { result: Err(error), buf },
-        Op::Fill { fill, .. } => Outcome::Filled { result: Err(error), fill },
+        Op::Fill { fills, .. } => Outcome::Filled { result: Err(error), fills },
         Op::Write { part, .. } => Outcome::Wrote { result: Err(error), part },
         Op::AwaitWake => Outcome::Woken,
         Op::Shutdown { .. }
@@ -171,12 +173,37 @@ impl State {
         {
             return ended(self.set_len_now(slot, len));
         }
+        if let Op::Fill { file, offset, fills } = op {
+            return self.start_fill(ring, token, (file, fd, offset.0), fills);
+        }
         let (held, entry) = match file_entry(ring, slot, fd, op) {
             Ok(submission) => submission,
             Err(outcome) => return Started::Ended(outcome),
         };
         self.files.begin(slot.0);
         self.queue(ring, token, held, entry)
+    }
+
+    /// One read: into one range where the frames happen to lie side by side in memory, which they do while a cache fills,
+    /// else into a list of ranges.
+    fn start_fill(
+        &mut self,
+        ring: &mut Ring,
+        token: OpToken,
+        (file, fd, offset): (FileSlot, RawFd, u64),
+        mut fills: Vec<Fill>,
+    ) -> Started {
+        let Target { fd, flags } = Target::new(ring, file, fd);
+        let (list, entry) = match self.fills.place(&mut fills) {
+            None => return Started::NoRoom(Op::Fill { file, offset: ByteOffset(offset), fills }),
+            Some(Err(error)) => return Started::Ended(Outcome::Filled { result: Err(error), fills }),
+            Some(Ok(Placed::Range(range))) => (None, read_entry(ring, fd, offset, &range)),
+            Some(Ok(Placed::List { list, parts, count })) => {
+                (Some(list), opcode::Readv::new(fd, parts, count).offset(offset).build())
+            }
+        };
+        self.files.begin(file.0);
+        self.queue(ring, token, Held::Fill { file, list, fills }, entry.flags(flags))
     }
 
     /// Before 6.9: a blocking call, for a rare operation on metadata.
@@ -216,10 +243,6 @@ fn file_entry(ring: &Ring, slot: FileSlot, fd: RawFd, op: Op) -> Result<(Held, E
                 return Err(Outcome::Read { result: Err(BAD_RANGE), buf });
             };
             (Held::Read { file, buf }, read_entry(ring, fd, offset.0, &range))
-        }
-        Op::Fill { file, offset, mut fill } => {
-            let range = fill.raw_rest();
-            (Held::Fill { file, fill }, read_entry(ring, fd, offset.0, &range))
         }
         Op::Write { file, offset, part } => {
             let Some(range) = part.buf.raw(part.start, part.len) else {

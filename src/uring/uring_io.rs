@@ -15,6 +15,7 @@ use io_uring::types::{CancelBuilder, Fd};
 
 use super::complete::configure;
 use super::config::{RingReport, UringConfig, UringError};
+use super::fill::FillLists;
 use super::host;
 use super::inflight::{self, InFlight};
 use super::ring::{Entered, Ring};
@@ -43,6 +44,7 @@ pub(super) struct State {
     pub(super) listeners: Listeners,
     pub(super) files: Files,
     pub(super) sends: SendLists,
+    pub(super) fills: FillLists,
     pub(super) rx: RxBuffers,
     /// `AwaitWake` operations; they end together.
     pub(super) wake_tokens: Vec<OpToken>,
@@ -92,6 +94,7 @@ impl UringIo {
             listeners: Listeners::with_capacity(LISTENERS_MAX),
             files: Files::with_capacity(config.files_max),
             sends: SendLists::new(config.sockets_max).map_err(resource("send lists"))?,
+            fills: FillLists::new(config.file_ops_max).map_err(resource("read lists"))?,
             rx,
             wake_tokens: Vec::with_capacity(4),
             wake_polled: false,
@@ -360,8 +363,9 @@ impl UringIo {
     pub(super) fn leak(&mut self) {
         let inflight = core::mem::replace(&mut self.state.inflight, InFlight::with_capacity(0));
         core::mem::forget(inflight);
-        if let Ok(empty) = SendLists::new(0) {
-            core::mem::forget(core::mem::replace(&mut self.state.sends, empty));
+        if let (Ok(sends), Ok(fills)) = (SendLists::new(0), FillLists::new(0)) {
+            core::mem::forget(core::mem::replace(&mut self.state.fills, fills));
+            core::mem::forget(core::mem::replace(&mut self.state.sends, sends));
         }
         if let Ok(empty) = RxBuffers::new(1, 64) {
             core::mem::forget(core::mem::replace(&mut self.state.rx, empty));

@@ -2,6 +2,7 @@
 //!
 //! Knows the contract of `goldrush::io` and watches that the shard keeps its side. Does not know what is carried.
 
+use goldrush::buf::Fill;
 use goldrush::clock::Instant;
 use goldrush::io::{Completion, Errno, Io, Op, OpToken, Outcome, Part, RxBuf, SocketSlot};
 use goldrush::plan::FileSlot;
@@ -207,9 +208,9 @@ impl World {
                 let result = self.read(shard, file, offset.0, &mut buf.as_mut_slice()[range]);
                 Outcome::Read { result, buf }
             }
-            Op::Fill { file, offset, mut fill } => {
-                let result = self.read(shard, file, offset.0, fill.rest_mut());
-                Outcome::Filled { result, fill }
+            Op::Fill { file, offset, mut fills } => {
+                let result = self.fill(shard, file, offset.0, &mut fills);
+                Outcome::Filled { result, fills }
             }
             Op::Write { file, offset, part } => {
                 let bytes = &part.buf.as_slice()[part.start as usize..(part.start + part.len) as usize];
@@ -313,6 +314,28 @@ impl World {
 
     fn disk(&self, shard: usize, file: FileSlot) -> usize {
         self.ports[shard].files[file.0 as usize]
+    }
+
+    /// One read into several places: it ends where one of them would end short or fail.
+    fn fill(&mut self, shard: usize, file: FileSlot, offset: u64, fills: &mut [Fill]) -> Result<u32, Errno> {
+        if fills.is_empty() || fills.len() > goldrush::limits::FILL_PARTS_MAX {
+            self.violation(format!("a read into {} places", fills.len()));
+        }
+        let mut total = 0;
+        for fill in fills {
+            let wanted = fill.left();
+            match self.read(shard, file, offset + u64::from(total), fill.rest_mut()) {
+                Err(error) if total == 0 => return Err(error),
+                Err(_) => break,
+                Ok(moved) => {
+                    total += moved;
+                    if moved < wanted {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(total)
     }
 
     fn read(&mut self, shard: usize, file: FileSlot, offset: u64, out: &mut [u8]) -> Result<u32, Errno> {
