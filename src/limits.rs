@@ -111,6 +111,12 @@ pub const LOGIN_PDUS_MAX: u32 = 64;
 /// Data of a NOP-Out ping that is echoed.
 pub const PING_BYTES_MAX: usize = 32 * 1024;
 
+/// What one connection may begin in one turn of its shard, in commands; bytes to be moved count as commands too. What
+/// came beyond it waits for the next turn, behind the others' share.
+pub const TURN_COMMANDS: u32 = 64;
+pub const TURN_COMMAND_BYTES: u32 = 16 * 1024;
+/// Login and text PDUs of connections that log in, one turn of a shard: a storm of logins delays a command by no more.
+pub const TURN_LOGIN_PDUS: u32 = 32;
 /// Connections of one shard.
 pub const CONNECTIONS_MAX: usize = 8192;
 /// Tasks of one shard that are being executed; more wait in their connections.

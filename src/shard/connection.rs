@@ -14,6 +14,7 @@ use crate::iscsi::session::{OutData, PayloadSink, SessionEvent};
 use crate::limits;
 
 use super::executor::Core;
+use super::fairness::{Share, Turn};
 use super::mailbox::Named;
 use super::session::{Member, SessionKey, Sessions};
 use super::token::{Kind, Token};
@@ -124,6 +125,10 @@ pub(super) struct Connection {
     /// When nothing was left to send.
     pub(super) all_sent: Instant,
     pub(super) dirty: bool,
+    /// How much it may still do in this turn of the shard.
+    pub(super) share: Share,
+    /// A PDU has begun and not ended.
+    within_pdu: bool,
 }
 
 impl Connection {
@@ -154,6 +159,8 @@ impl Connection {
             last_sent: now,
             all_sent: now,
             dirty: false,
+            share: Share::default(),
+            within_pdu: false,
         }
     }
 
@@ -163,20 +170,26 @@ impl Connection {
         self.phase = next;
     }
 
-    /// Feeds received bytes; returns how many were used. Less than all: the connection is blocked, or wants something
-    /// first.
+    /// Feeds received bytes; returns how many were used. Less than all: the connection is blocked, has had its share of
+    /// this turn, or wants something first.
     pub(super) fn feed(
         &mut self,
         core: &mut Core,
         sessions: &mut Sessions,
+        turn: &mut Turn,
         bytes: &[u8],
         wants: &mut Vec<Want>,
     ) -> usize {
         let mut input = bytes;
-        while !self.is_blocked() && wants.is_empty() {
+        while !self.is_blocked() && wants.is_empty() && self.may_go_on(turn) {
             match self.framer.next(&mut input) {
                 Step::NeedMore => break,
-                Step::Header => self.header(core, sessions, wants),
+                Step::Header => {
+                    self.within_pdu = true;
+                    let logs_in = matches!(self.phase, Phase::Login(_));
+                    turn.spend(&mut self.share, logs_in, self.framer.bhs());
+                    self.header(core, sessions, wants);
+                }
                 Step::Payload { offset, bytes } => self.payload(core, sessions, offset, bytes),
                 Step::End => self.end(core, sessions, wants),
                 Step::HeaderDigestError => wants.push(Want::Close("a header digest is wrong")),
@@ -193,6 +206,11 @@ impl Connection {
             }
         }
         bytes.len() - input.len()
+    }
+
+    /// A PDU that has begun is always taken to its end.
+    pub(super) fn may_go_on(&mut self, turn: &Turn) -> bool {
+        self.within_pdu || turn.has_left(&mut self.share, matches!(self.phase, Phase::Login(_)))
     }
 
     /// True while nothing more may be processed. A stalled command alone does not block: only its data does.
@@ -244,6 +262,7 @@ impl Connection {
 
     fn end(&mut self, core: &mut Core, sessions: &mut Sessions, wants: &mut Vec<Want>) {
         self.last_progress = core.now;
+        self.within_pdu = false;
         self.sink = PayloadSink::Discard;
         match &mut self.phase {
             Phase::Login(login) => {

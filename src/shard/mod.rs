@@ -39,6 +39,7 @@ mod connection;
 mod copy;
 mod directory;
 mod executor;
+mod fairness;
 mod fill_path;
 mod flush;
 mod keep;
@@ -200,6 +201,8 @@ pub struct Shard<I: Io> {
     starved: Vec<ConnKey>,
     /// Listeners whose accept failed for want of something; tried again at the next tick.
     accept_again: Vec<u32>,
+    /// Whose input waits for the next turn.
+    turn: fairness::Turn,
     wants: Vec<connection::Want>,
     spare_parts: Vec<Vec<Part>>,
     login_count: u64,
@@ -256,6 +259,7 @@ impl<I: Io> Shard<I> {
             rx_freed: false,
             starved: Vec::new(),
             accept_again: Vec::new(),
+            turn: fairness::Turn::default(),
             wants: Vec::new(),
             spare_parts: Vec::new(),
             login_count: 0,
@@ -272,6 +276,7 @@ impl<I: Io> Shard<I> {
             aborted_in_flight: self.core.targets.iter().map(|target| target.aborted_in_flight).sum(),
             sessions: self.core.targets.iter().map(|target| target.sessions.len()).sum(),
             bitmap_reads: self.core.bitmaps.len(),
+            batches: self.core.layers.iter().filter(|layer| layer.is_running()).count(),
             chunks_free: self.core.pool.chunks_free(),
             smalls_free: self.core.pool.smalls_free(),
         }
@@ -289,6 +294,8 @@ pub struct ShardLoad {
     /// Sessions of targets; discovery sessions are connections only.
     pub sessions: usize,
     pub bitmap_reads: usize,
+    /// Layers whose metadata is being written.
+    pub batches: usize,
     /// Buffers nobody holds, of `CHUNK_BYTES` and of `SMALL_BYTES`.
     pub chunks_free: u32,
     pub smalls_free: u32,

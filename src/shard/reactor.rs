@@ -48,10 +48,17 @@ impl<I: Io> Shard<I> {
         let mut completions = core::mem::take(&mut self.completions);
         self.io.wait(deadline, &mut completions);
         self.core.now = self.io.now();
+        let mut behind = self.turn.begin();
         for completion in completions.drain(..) {
             self.complete(completion);
         }
         self.completions = completions;
+        // After those of whom something new came: they had their share in the turn before.
+        for key in behind.drain(..) {
+            self.process(key);
+            self.stage_replies(key);
+        }
+        self.turn.keep(behind);
         self.work();
     }
 
@@ -66,6 +73,9 @@ impl<I: Io> Shard<I> {
     /// When the next `turn` has work to do even if nothing completes; `None`: never. `turn` waits no longer than this,
     /// and whoever drives turns without waiting (a simulator) keeps to it.
     pub fn next_turn_due(&self) -> Option<Instant> {
+        if self.turn.is_behind() {
+            return Some(self.core.now);
+        }
         let waits = self.rearm.len() + self.starved.len() + self.outbox.len();
         if waits > 0 || self.core.is_waiting() {
             return Some(self.core.now.after(Duration::from_millis(1)));
@@ -196,6 +206,25 @@ impl<I: Io> Shard<I> {
             self.core.submit(Token::new(Kind::Cancel, 0, 0), Op::Cancel { token });
         }
         self.process(key);
+        self.stage_replies(key);
+    }
+
+    /// Stages what a connection's commands have been answered with already, such as reads that the golden cache had:
+    /// the tasks it frees are the next connection's, and still in the processor's cache.
+    fn stage_replies(&mut self, key: ConnKey) {
+        if !self.deliver() {
+            return;
+        }
+        if let Some(connection) = self.connections.get_mut(key)
+            && connection.dirty
+            && connection.pump(&mut self.core, &mut self.sessions)
+        {
+            self.starved.push(key);
+        }
+        // It stays in `dirty`: everything of this turn leaves in one send.
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.dirty = true;
+        }
     }
 
     fn recv_ended(&mut self, token: Token, error: Option<Errno>) {
@@ -262,23 +291,28 @@ impl<I: Io> Shard<I> {
         self.mark_dirty(key);
     }
 
-    /// Feeds everything received until the connection is blocked or empty.
+    /// Feeds everything received until the connection is blocked or empty, or has had its share of this turn.
     pub(super) fn process(&mut self, key: ConnKey) {
         loop {
             let Some(connection) = self.connections.get_mut(key) else { return };
             if connection.is_blocked() {
                 break;
             }
+            let (core, turn) = (&mut self.core, &mut self.turn);
+            if !connection.may_go_on(turn) {
+                turn.postpone(key, &mut connection.share);
+                break;
+            }
             let mut wants = core::mem::take(&mut self.wants);
             if !connection.carried.is_empty() {
                 let mut carried = core::mem::take(&mut connection.carried);
-                let used = connection.feed(&mut self.core, &mut self.sessions, &carried, &mut wants);
+                let used = connection.feed(core, &mut self.sessions, turn, &carried, &mut wants);
                 carried.drain(..used);
                 connection.carried = carried;
             } else if let Some(buf) = connection.unread.pop_front() {
                 let bytes = &self.io.rx_bytes(&buf)[connection.unread_done as usize..];
                 let len = bytes.len();
-                let used = connection.feed(&mut self.core, &mut self.sessions, bytes, &mut wants);
+                let used = connection.feed(core, &mut self.sessions, turn, bytes, &mut wants);
                 if used == len {
                     connection.unread_done = 0;
                     self.io.rx_release(buf);
@@ -289,7 +323,7 @@ impl<I: Io> Shard<I> {
                 }
             } else {
                 // A PDU whose command had to wait may have ended with the last byte there was: its end is still due.
-                connection.feed(&mut self.core, &mut self.sessions, &[], &mut wants);
+                connection.feed(core, &mut self.sessions, turn, &[], &mut wants);
                 if wants.is_empty() {
                     self.wants = wants;
                     break;
