@@ -75,6 +75,11 @@ impl Group {
         self.doubtful.iter().any(|task| task.overlaps_write(at, len))
     }
 
+    /// This is the tag of the logout of a connection that is on its way.
+    pub(crate) fn logs_out_by(&self, tag: u32) -> bool {
+        self.logout.is_some_and(|(asked, ..)| asked == tag)
+    }
+
     /// The target knows that this connection is gone, and so are its tasks.
     fn settled(&mut self, cid: u16) {
         self.lost.remove(&cid);

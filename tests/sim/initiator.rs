@@ -304,6 +304,10 @@ impl Initiator {
                 board.counts.refused_logins += 1;
                 Ok(())
             }
+            // Asked before the session's own logout.
+            (0x26, Phase::LoggingOut) if self.group.logs_out_by(pdu.tag()) => {
+                self.connection_logged_out(&pdu)
+            }
             (0x26, Phase::LoggingOut) if pdu.bhs[2] == 0 => {
                 self.line.excused = true;
                 Ok(())

@@ -221,7 +221,7 @@ impl Run {
         let Some(server) = &self.server else { return true };
         let no_work = server.shards.iter().all(|shard| {
             let load = shard.load();
-            load.connections + load.tasks + load.bitmap_reads == 0
+            load.connections + load.tasks + load.bitmap_reads + load.batches == 0
         });
         no_work && world.ports.iter().all(|port| port.inbox.is_empty() && port.ops.len() <= 2)
     }

@@ -23,6 +23,8 @@ pub(crate) struct Task {
     /// The length the CDB asks for; `None`: whatever the target has.
     wanted: Option<u32>,
     expected: u32,
+    /// Its data ends within a block: it must fail.
+    partial: bool,
     transfer: Transfer,
     data_in: Vec<u8>,
     data_out: Vec<u8>,
@@ -222,8 +224,10 @@ impl Initiator {
         let wanted = data.len() as u32;
         let expected = self.length(wanted).max(1);
         data.resize(expected as usize, 0xEE);
-        // Whole blocks only: what did not come is not written.
-        let whole = (u64::from(expected.min(wanted)) / (block * SECTOR as u64) * block) as usize;
+        // Whole blocks only: what did not come is not written, and a block that comes in part is refused.
+        let (coming, block_bytes) = (u64::from(expected.min(wanted)), block * SECTOR as u64);
+        let partial = !coming.is_multiple_of(block_bytes);
+        let whole = if partial { 0 } else { (coming / SECTOR as u64) as usize };
         let task = Task {
             name: "WRITE",
             wanted: Some(wanted),
@@ -231,6 +235,7 @@ impl Initiator {
             data_out: data,
             writes: vec![(at, tags[..whole].to_vec())],
             fua,
+            partial,
             ..Task::default()
         };
         self.send_write(world, board, cdb, task);
@@ -616,6 +621,9 @@ impl Initiator {
         if task.differs {
             return Err(wrong("GOOD, and the data differs".to_owned()));
         }
+        if task.partial {
+            return Err(wrong("GOOD, and a block came in part".to_owned()));
+        }
         if let Some((start, allowed)) = &task.read {
             let moved = task.wanted.unwrap_or(0).min(task.expected);
             if task.data_in.len() != moved as usize {
@@ -651,6 +659,7 @@ impl Initiator {
                 match key {
                     6 => Ok(()),
                     0xE if task.differs => Ok(()),
+                    5 if task.partial && code == 0x0E => Ok(()),
                     3 | 4 | 7 | 0xB if board.disk_faults => Ok(()),
                     _ => Err(format!("{} failed: sense key {key:x}, code {code:02x}: {task:.0?}", task.name)),
                 }
