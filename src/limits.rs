@@ -29,6 +29,9 @@ pub const PLAN_EXTENTS_MAX: usize = 256;
 pub const FILL_BYTES_MAX: u32 = 1024 * 1024;
 /// Fills one such operation serves: one for each chunk it touches, and some for pages that are there already.
 pub const FILL_PARTS_MAX: usize = FILL_BYTES_MAX as usize / CHUNK_BYTES + 1;
+/// What a unit that is read in order may be ahead of its reads at most, and unless told otherwise.
+pub const READ_AHEAD_BYTES_MAX: u64 = 8 * 1024 * 1024;
+pub const READ_AHEAD_BYTES_DEFAULT: u64 = 512 * 1024;
 /// Files whose content the golden cache knows: a room has few golden images, and chains add some.
 pub const GOLDEN_FILES_MAX: usize = 4096;
 /// Parameter data of one command (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT, EXTENDED COPY, SANITIZE).
@@ -191,6 +194,7 @@ pub const REGISTRANT_BYTES_MAX: usize = 24 + 4 + (ISCSI_NAME_BYTES_MAX + 5 + 12 
 
 const _: () = assert!(COMMIT_BLOCKS_MAX < LAYER_BITMAPS_MAX && JOURNAL_RECORDS > 1);
 const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
+const _: () = assert!(READ_AHEAD_BYTES_DEFAULT <= READ_AHEAD_BYTES_MAX && FILL_PARTS_MAX <= 1024);
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= BURST_BYTES_MAX);
 const _: () = assert!(BURST_BYTES_MAX as usize <= TRANSFER_BYTES_MAX);
 const _: () = assert!(TEXT_BYTES_MAX >= LOGIN_SEGMENT_BYTES_MAX as usize);

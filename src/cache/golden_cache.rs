@@ -77,6 +77,13 @@ pub struct CacheCounts {
     pub failed_reads: u64,
 }
 
+impl CacheCounts {
+    /// Lookups that waited for a read.
+    pub fn waits(&self) -> u64 {
+        self.misses + self.joins
+    }
+}
+
 #[derive(Debug)]
 pub struct GoldenCache {
     golden: Arc<Golden>,
@@ -86,12 +93,19 @@ pub struct GoldenCache {
     numbers: Vec<Option<GoldenFile>>,
     /// Where whole pages are read from, by golden file: opened with O_DIRECT where the file system takes it.
     sources: Vec<Option<FileSlot>>,
-    /// By frame.
+    /// By frame; without memory where nobody waits.
     waiting: Vec<Vec<Waiting>>,
+    /// Their memory, while nobody waits.
+    spare: Vec<Vec<Waiting>>,
     claims: Vec<Claim>,
+    /// Claims made so far.
+    claimed: u64,
     pub counts: CacheCounts,
 }
 
+/// Lists of waiters that are there from the start, and for how many waiters each.
+const SPARE_LISTS: usize = 64;
+const SPARE_WAITERS: usize = 16;
 /// How often a lookup begins again because a frame changed hands meanwhile.
 const RETRIES: u32 = 16;
 
@@ -107,7 +121,9 @@ impl GoldenCache {
             numbers: Vec::new(),
             sources: Vec::new(),
             waiting,
+            spare: (0..SPARE_LISTS).map(|_| Vec::with_capacity(SPARE_WAITERS)).collect(),
             claims: Vec::new(),
+            claimed: 0,
             counts: CacheCounts::default(),
         }
     }
@@ -162,13 +178,29 @@ impl GoldenCache {
         Lookup::NoFrame
     }
 
-    /// Begins to read the pages of a chunk that nobody has or reads; nobody waits for them. False: there is no frame for
-    /// them, or none that could be had without giving up what is used.
+    /// Claims made so far: unchanged, nothing was missing in between.
+    pub fn claimed(&self) -> u64 {
+        self.claimed
+    }
+
+    /// Begins to read those pages of a range that nobody has or reads; nobody waits for them. False: there is no frame
+    /// for some of them, or none that could be had without giving up what is kept.
     pub fn prefetch(&mut self, file: FileSlot, offset: ByteOffset, len: u32) -> bool {
         let Some(Some(golden)) = self.numbers.get(file.0 as usize).copied() else { return false };
-        let chunk = Chunk::containing(golden, offset);
-        let start = (offset.0 % FRAME_BYTES as u64) as u32;
-        let pages = PageSet::touched(start, len);
+        let (mut at, end) = (offset.0, offset.0 + u64::from(len));
+        while at < end {
+            let start = at % FRAME_BYTES as u64;
+            let len = (FRAME_BYTES as u64 - start).min(end - at);
+            let pages = PageSet::touched(start as u32, len as u32);
+            if !self.prefetch_pages(Chunk::containing(golden, ByteOffset(at)), pages) {
+                return false;
+            }
+            at += len;
+        }
+        true
+    }
+
+    fn prefetch_pages(&mut self, chunk: Chunk, pages: PageSet) -> bool {
         for _ in 0..RETRIES {
             match self.hold(chunk, Need::Ahead) {
                 Some(Some(hold)) => {
@@ -198,12 +230,13 @@ impl GoldenCache {
 
     fn claim(&mut self, hold: &FrameHold, chunk: Chunk, pages: PageSet, need: Need) -> bool {
         let Some(Some(file)) = self.sources.get(chunk.file.number()).copied() else { return false };
-        let before = self.claims.len();
+        let before = self.claimed;
         while let Some(fill) = hold.claim(pages, need) {
             let offset = ByteOffset(chunk.offset().0 + u64::from(fill.start()));
             self.claims.push(Claim { file, offset, fill });
+            self.claimed += 1;
         }
-        self.claims.len() > before
+        self.claimed > before
     }
 
     fn wait(&mut self, waiting: Waiting) -> Lookup {
@@ -220,15 +253,25 @@ impl GoldenCache {
             return match self.bytes(chunk, hold, start, len) {
                 Ok(bytes) => Lookup::Hit(bytes),
                 Err(hold) => {
-                    self.waiting[frame as usize].push(Waiting { waiter, hold, start, len });
+                    self.list(Waiting { waiter, hold, start, len });
                     Lookup::Waits
                 }
             };
         } else {
             self.counts.joins += 1;
         }
-        self.waiting[frame as usize].push(waiting);
+        self.list(waiting);
         Lookup::Waits
+    }
+
+    fn list(&mut self, waiting: Waiting) {
+        let list = &mut self.waiting[waiting.hold.frame() as usize];
+        if list.capacity() == 0
+            && let Some(spare) = self.spare.pop()
+        {
+            *list = spare;
+        }
+        list.push(waiting);
     }
 
     /// What this shard has to read: each is given back by [`Self::fill_ended`]. What somebody waits for comes first;
@@ -255,10 +298,12 @@ impl GoldenCache {
     /// this frame, as bits: each is to call [`Self::look_again`]. New claims may have come.
     pub fn fill_ended(&mut self, fill: Fill, read: bool, told: &mut Vec<Told>) -> u64 {
         let (frame, pages) = (fill.frame(), fill.pages());
-        self.counts.filled_bytes += u64::from(fill.done());
+        let done = u64::from(fill.done());
+        self.counts.filled_bytes += done;
         if fill.is_ahead() {
-            self.counts.ahead_bytes += u64::from(fill.done());
+            self.counts.ahead_bytes += done;
         }
+        self.golden.note_read(done, fill.is_ahead());
         let failed = if read { PageSet::NONE } else { pages };
         if read {
             fill.publish();
@@ -301,7 +346,11 @@ impl GoldenCache {
                 index += 1;
             }
         }
-        self.waiting[frame as usize] = waiting;
+        if waiting.is_empty() && waiting.capacity() > 0 {
+            self.spare.push(waiting);
+        } else {
+            self.waiting[frame as usize] = waiting;
+        }
     }
 }
 
@@ -443,7 +492,9 @@ mod tests {
         desk.read_at(1, 8192, 512);
         let CacheCounts { filled_bytes, ahead_bytes, .. } = desk.cache.counts;
         assert_eq!((filled_bytes, ahead_bytes), (FRAME_BYTES as u64 + 4096, FRAME_BYTES as u64));
-        assert_eq!((desk.golden.asked_bytes(), desk.golden.frames().ahead_used_bytes()), (8192, 4096));
+        let counts = desk.golden.counts();
+        assert_eq!((counts.read_bytes, counts.ahead_bytes), (filled_bytes, ahead_bytes));
+        assert_eq!((counts.asked_bytes, counts.ahead_used_bytes), (8192, 4096));
     }
 
     #[test]

@@ -21,6 +21,6 @@ mod golden_cache;
 mod shared;
 
 pub use golden_cache::{CacheCounts, Claim, GoldenCache, Lookup, Told, Waiter};
-pub use shared::{Chunk, Golden, GoldenFile};
+pub use shared::{Chunk, Golden, GoldenCounts, GoldenFile};
 
 pub use crate::limits::CHUNK_BYTES;

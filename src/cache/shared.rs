@@ -101,6 +101,20 @@ pub struct Golden {
     pushed_out: Box<[AtomicU32]>,
     /// Pages that were ever asked for.
     asked_pages: AtomicU64,
+    read_bytes: AtomicU64,
+    ahead_bytes: AtomicU64,
+}
+
+/// Bytes of golden files since the process started, over all cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GoldenCounts {
+    /// Read from the files into the cache.
+    pub read_bytes: u64,
+    /// Of these, read before anybody asked for them; and of these, asked for since.
+    pub ahead_bytes: u64,
+    pub ahead_used_bytes: u64,
+    /// Asked for, in whole pages, each counted once: what has to be read at least.
+    pub asked_bytes: u64,
 }
 
 impl Golden {
@@ -112,8 +126,17 @@ impl Golden {
         let (chunks, waiting) = (words(), words());
         let tables = (0..GOLDEN_FILES_MAX).map(|_| OnceLock::new()).collect();
         let pushed_out = (0..frames.count()).map(|_| AtomicU32::new(0)).collect();
-        let (files, asked_pages) = (AtomicU32::new(0), AtomicU64::new(0));
-        Ok(Self { frames, tables, files, chunks, waiting, pushed_out, asked_pages })
+        Ok(Self {
+            frames,
+            tables,
+            files: AtomicU32::new(0),
+            chunks,
+            waiting,
+            pushed_out,
+            asked_pages: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            ahead_bytes: AtomicU64::new(0),
+        })
     }
 
     pub fn frames(&self) -> &Arc<Frames> {
@@ -129,9 +152,20 @@ impl Golden {
         Some(GoldenFile(number))
     }
 
-    /// Bytes of golden files that were ever asked for, in whole pages, each counted once.
-    pub fn asked_bytes(&self) -> u64 {
-        self.asked_pages.load(Ordering::Relaxed) * PAGE_BYTES as u64
+    pub fn counts(&self) -> GoldenCounts {
+        GoldenCounts {
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            ahead_bytes: self.ahead_bytes.load(Ordering::Relaxed),
+            ahead_used_bytes: self.frames.ahead_used_bytes(),
+            asked_bytes: self.asked_pages.load(Ordering::Relaxed) * PAGE_BYTES as u64,
+        }
+    }
+
+    pub(super) fn note_read(&self, bytes: u64, ahead: bool) {
+        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if ahead {
+            self.ahead_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Somebody asked for these pages.
@@ -240,7 +274,7 @@ mod tests {
         let chunk = Chunk { file, number: 3 };
         golden.note_asked(chunk, PageSet::touched(0, 8192));
         golden.note_asked(chunk, PageSet::touched(4096, 8192));
-        assert_eq!(golden.asked_bytes(), 3 * 4096);
+        assert_eq!(golden.counts().asked_bytes, 3 * 4096);
         assert!(!golden.was_pushed_out(chunk));
         assert!(golden.assign(0, chunk));
         golden.forget(0);

@@ -166,6 +166,9 @@ pub struct DataPlaneArgs {
     /// [default: half of the available memory]
     #[arg(long, value_name = "SIZE")]
     pub golden_cache: Option<Size>,
+    /// How far ahead of a node that reads in order golden data is read, at most (0 to 8M); 0: not at all
+    #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = read_ahead)]
+    pub read_ahead: Size,
     /// Read golden data past the kernel's page cache, which then keeps no second copy of it
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub direct_reads: bool,
@@ -178,6 +181,12 @@ pub struct DataPlaneArgs {
     pub state_dir: Option<PathBuf>,
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+fn read_ahead(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse().map_err(|error: super::size::SizeError| error.to_string())?;
+    let max = crate::limits::READ_AHEAD_BYTES_MAX;
+    if size.0 <= max { Ok(size) } else { Err(format!("{size} is out of range: 0 to {}", Size(max))) }
 }
 
 fn send_batch(text: &str) -> Result<Size, String> {

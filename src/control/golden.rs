@@ -1,4 +1,5 @@
-//! Golden files of a server: their numbers in the golden cache, and where whole pages of them are read from.
+//! Golden files of a server: the memory for them, their numbers in the golden cache, and where whole pages of them are
+//! read from.
 //!
 //! Knows which files nobody writes, and that a file system may refuse O_DIRECT. Does not know chunks or pages.
 
@@ -13,9 +14,52 @@ use rustix::fs::OFlags;
 
 use super::file::{FileIdentity, OpenedFile};
 use super::open_image::LayerTable;
-use crate::buf::PAGE_BYTES;
-use crate::cache::{Golden, GoldenFile};
+use crate::buf::{FRAME_BYTES, PAGE_BYTES};
+use crate::cache::{Golden, GoldenCounts, GoldenFile};
 use crate::plan::FileSlot;
+
+/// Where the kernel says whether it gives huge pages to those who ask.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// The memory for golden data. Pages are taken as they are filled.
+pub(super) fn cache(bytes: u64) -> Arc<Golden> {
+    let frames = u32::try_from(bytes / FRAME_BYTES as u64).unwrap_or(u32::MAX);
+    let golden = Golden::new(frames, true).or_else(|error| {
+        tracing::warn!(bytes, %error, "no memory for a golden cache of this size: serving without (--golden-cache)");
+        Golden::new(0, false)
+    });
+    match golden {
+        Ok(golden) => {
+            let setting = std::fs::read_to_string(HUGE_PAGES).unwrap_or_default();
+            let refused = !golden.frames().has_huge_pages() || huge_pages_are_off(&setting);
+            if refused && golden.frames().count() > 0 {
+                tracing::warn!(
+                    "the kernel refuses huge pages: golden data is kept in ordinary ones, which costs some speed; write \
+                     madvise to {HUGE_PAGES} before the start"
+                );
+            }
+            Arc::new(golden)
+        }
+        // Of no frames: an empty mapping, which always fits.
+        Err(error) => unreachable!("{error}"),
+    }
+}
+
+fn huge_pages_are_off(setting: &str) -> bool {
+    setting.contains("[never]")
+}
+
+/// What the cache was worth, when the server stops.
+pub(super) fn tell_counts(golden: &Golden) {
+    let GoldenCounts { read_bytes, ahead_bytes, ahead_used_bytes, asked_bytes } = golden.counts();
+    tracing::info!(
+        read_bytes,
+        asked_bytes,
+        ahead_bytes,
+        ahead_used_bytes,
+        "golden cache: bytes read from disk, and asked for at least once"
+    );
+}
 
 /// One file, as it was met first.
 #[derive(Debug)]
@@ -110,4 +154,21 @@ fn try_direct(file: &OpenedFile) -> io::Result<File> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
     direct.read_at(page, 0)?;
     Ok(direct)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_beyond_the_address_space_is_none_and_the_server_goes_on() {
+        assert_eq!(cache(u64::MAX).frames().count(), 0);
+        assert_eq!(cache(FRAME_BYTES as u64 * 3).frames().count(), 3);
+    }
+
+    #[test]
+    fn the_kernel_says_that_huge_pages_are_off() {
+        assert!(huge_pages_are_off("always madvise [never]\n"));
+        assert!(!huge_pages_are_off("always [madvise] never\n") && !huge_pages_are_off(""));
+    }
 }

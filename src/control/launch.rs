@@ -18,11 +18,11 @@ use super::catalog::{Catalog, TargetSpec};
 use super::cli::DurabilityPolicy;
 use super::config::{ChapConfig, Credential};
 use super::error::Error;
-use super::golden::{GoldenFiles, ShardGolden};
+use super::golden::{self, GoldenFiles, ShardGolden};
 use super::keeper::{self, QueueKeeper, StateFolder};
 use super::open_image::LayerTable;
 use super::runtime::{JournalFile, RuntimeFolder};
-use crate::buf::{FRAME_BYTES, Pool, PoolConfig};
+use crate::buf::{Pool, PoolConfig};
 use crate::cache::Golden;
 use crate::image::Layer;
 use crate::io::{ListenerSlot, Waker};
@@ -61,6 +61,8 @@ pub struct DataPlane {
     pub golden_cache_bytes: u64,
     /// Read golden data past the page cache, where the file system takes it.
     pub direct_reads: bool,
+    /// How far ahead of a node that reads in order golden data is read, at most.
+    pub read_ahead_bytes: u64,
     /// Register the buffers with the kernel.
     pub register_buffers: bool,
     /// Where LUNs keep what outlives the server.
@@ -119,6 +121,7 @@ pub(super) fn run(
         (folder, requests)
     });
     let journals = journals(&mut seeds, runtime.as_ref());
+    let golden_data = seeds.first().map(|seed| Arc::clone(&seed.golden));
     let shards = start(seeds)?;
     if let Some((folder, requests)) = requests {
         let peers: Vec<_> = shards.iter().map(|shard| shard.peer.clone()).collect();
@@ -137,6 +140,7 @@ pub(super) fn run(
     let watched = watch(&signals, &shards);
     // Also when one has ended by itself: the others still close their images.
     let stopped = stop(shards);
+    golden_data.iter().for_each(|golden_data| golden::tell_counts(golden_data));
     watched.and(stopped)?;
     journals.into_iter().for_each(JournalFile::finish);
     // The kernel takes rings apart in its own time; whoever comes next need not wait for that.
@@ -217,15 +221,16 @@ fn seeds(
         targets[owner].push(target(spec, &mut tables[owner], state)?);
     }
     let directory = Arc::new(directory);
-    let mut golden = GoldenFiles::new(golden_cache(plane), plane.direct_reads);
+    let mut golden_files = GoldenFiles::new(golden::cache(plane.golden_cache_bytes), plane.direct_reads);
     let mut listeners = Some(listeners);
     let mut seeds = Vec::new();
     for (index, ((core, table), targets)) in cores.iter().zip(tables).zip(targets).enumerate() {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| failed("asking the kernel for random bytes", &error))?;
         let mut config = ShardConfig::new(ShardId(index as u16), seed);
-        let shard_golden = golden.of_shard(&table);
+        let shard_golden = golden_files.of_shard(&table);
         config.send_batch_bytes = plane.send_batch_bytes;
+        config.read_ahead_bytes = plane.read_ahead_bytes;
         config.max_connections = plane.max_connections;
         let ring = UringConfig {
             spin: Duration::from_micros(u64::from(plane.spin_us)),
@@ -238,7 +243,7 @@ fn seeds(
             core: *core,
             ring,
             pool: PoolConfig { chunks: TASK_CHUNKS, smalls: SMALLS, huge_pages: true },
-            golden: Arc::clone(golden.golden()),
+            golden: Arc::clone(golden_files.golden()),
             shard_golden,
             table,
             targets,
@@ -251,20 +256,6 @@ fn seeds(
         });
     }
     Ok(seeds)
-}
-
-/// The memory for golden data. Pages are taken as they are filled.
-fn golden_cache(plane: &DataPlane) -> Arc<Golden> {
-    let frames = u32::try_from(plane.golden_cache_bytes / FRAME_BYTES as u64).unwrap_or(u32::MAX);
-    let golden = Golden::new(frames, true).or_else(|error| {
-        tracing::warn!(bytes = plane.golden_cache_bytes, %error, "no memory for a golden cache of this size: serving without (--golden-cache)");
-        Golden::new(0, false)
-    });
-    match golden {
-        Ok(golden) => Arc::new(golden),
-        // Of no frames: an empty mapping, which always fits.
-        Err(error) => unreachable!("{error}"),
-    }
 }
 
 fn auth(chap: Option<&ChapConfig>) -> AuthPolicy {

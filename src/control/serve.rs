@@ -89,6 +89,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
         register_buffers: args.register_buffers,
         direct_reads: args.direct_reads,
+        read_ahead_bytes: args.read_ahead.0,
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),
         control: args.control.control.as_ref().or(config.control.as_ref()).cloned(),
         golden_cache_bytes: golden_cache_bytes(args.golden_cache.map(|size| size.0), memory_available()),

@@ -54,6 +54,7 @@ impl Bench {
             erased: false,
             order: super::order::Order::default(),
             turns: super::turns::Turns::default(),
+            streams: super::read_ahead::Streams::default(),
         });
         Self {
             core,

@@ -26,6 +26,7 @@ use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::keep::{Keeping, Unkept};
 use super::order::Order;
+use super::read_ahead::Streams;
 use super::records::Durability;
 use super::sanitize::SanitizeWaiter;
 use super::target::Target;
@@ -47,6 +48,7 @@ pub(super) struct LunState {
     pub(super) erased: bool,
     pub(super) order: Order,
     pub(super) turns: Turns,
+    pub(super) streams: Streams,
 }
 
 /// A task whose reply is ready.
@@ -105,6 +107,8 @@ pub(super) struct Core {
     pub(super) claims: Vec<Claim>,
     pub(super) told: Vec<Told>,
     pub(super) spare_runs: Vec<Vec<Fill>>,
+    /// The most a unit that is read in order may be ahead of its reads; 0: not at all.
+    pub(super) read_ahead_bytes: u64,
     /// Reads of golden files with the ring.
     pub(super) fills: u32,
     /// Frames other shards wait for, and these shards as bits.
@@ -159,6 +163,7 @@ impl Core {
             claims: Vec::with_capacity(64),
             told: Vec::with_capacity(256),
             spare_runs: super::fill_path::spare_runs(),
+            read_ahead_bytes: 0,
             golden_news: Vec::new(),
             fills: 0,
             targets: Vec::new(),

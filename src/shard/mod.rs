@@ -13,7 +13,7 @@
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
-//! | `fill_path`  | reads of golden files into the cache                                |
+//! | `fill_path`  | reads of golden files into the cache; `read_ahead` before they are asked for |
 //! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
 //! | `copy`       | EXTENDED COPY, portion by portion                                   |
@@ -50,6 +50,7 @@ mod mailbox;
 mod management;
 mod order;
 mod reactor;
+mod read_ahead;
 mod read_path;
 mod records;
 mod report;
@@ -108,6 +109,8 @@ pub struct ShardConfig {
     pub ping_interval: Duration,
     /// The most connections a session is granted (RFC 7143, 13.2): 1 to `SESSION_CONNECTIONS_MAX`.
     pub max_connections: u32,
+    /// The most a unit that is read in order may be ahead of its reads, in bytes; 0: not at all.
+    pub read_ahead_bytes: u64,
     /// How long a stopping shard waits for what is in flight.
     pub stop_grace: Duration,
     /// Where challenges and tags come from.
@@ -123,6 +126,7 @@ impl ShardConfig {
             send_timeout: Duration::from_secs(60),
             ping_interval: Duration::from_secs(30),
             max_connections: limits::SESSION_CONNECTIONS_DEFAULT,
+            read_ahead_bytes: limits::READ_AHEAD_BYTES_DEFAULT,
             stop_grace: Duration::from_secs(5),
             seed,
         }
@@ -219,6 +223,7 @@ impl<I: Io> Shard<I> {
         let mut core = executor::Core::new(seed.pool, cache, seed.images);
         core.layers = seed.layer_files.iter().map(|file| commit::LayerWork::new(*file)).collect();
         core.journal = seed.journal;
+        core.read_ahead_bytes = seed.config.read_ahead_bytes;
         for target in seed.targets {
             let first_lun = core.luns.len() as u32;
             core.targets.push(target::Target::new(target.name, target.device, first_lun));
@@ -234,6 +239,7 @@ impl<I: Io> Shard<I> {
                 erased: false,
                 order: order::Order::default(),
                 turns: turns::Turns::default(),
+                streams: read_ahead::Streams::default(),
             }));
         }
         Self {

@@ -14,7 +14,7 @@ use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
 use super::executor::{Core, TaskKey};
-use super::task::{Stage, Task, Transfer};
+use super::task::{Stage, Task, Transfer, Work};
 use super::token::{Kind, Token};
 
 impl Core {
@@ -25,6 +25,7 @@ impl Core {
         plan.clear();
         let chain = &self.luns[task.lun as usize].chain;
         let step = self.images.resolve_read(chain, task.left, &mut plan);
+        let (mut begun, mut waited) = (None, false);
         let more = match step {
             ReadStep::NeedBitmap(read) => {
                 self.load_bitmap(read, key);
@@ -52,9 +53,12 @@ impl Core {
                     if fragmented && task.assembly.is_none() {
                         task.assembly = task.spare.pop().map(|buf| (buf, 0));
                     }
+                    begun = (task.work == Work::Read).then_some((task.lun, task.portion));
+                    let before = self.cache.counts.waits();
                     for extent in &plan.extents {
                         self.read_extent(key, *extent);
                     }
+                    waited = self.cache.counts.waits() > before;
                     true
                 } else {
                     false
@@ -62,6 +66,9 @@ impl Core {
             }
         };
         self.read_plan = plan;
+        if let Some((lun, range)) = begun {
+            self.read_ahead(lun, range, waited);
+        }
         more
     }
 
@@ -125,13 +132,7 @@ impl Core {
                 task.left = task.left.skip(covered);
                 for extent in &plan.extents {
                     if let Source::File { file, offset, immutable: true } = extent.source {
-                        let end = offset.0 + u64::from(extent.len);
-                        let mut at = offset.0;
-                        while at < end {
-                            let len = (CHUNK_BYTES as u64 - at % CHUNK_BYTES as u64).min(end - at);
-                            self.cache.prefetch(file, ByteOffset(at), len as u32);
-                            at += len;
-                        }
+                        self.cache.prefetch(file, offset, extent.len);
                     }
                 }
                 true
