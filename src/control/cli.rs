@@ -18,6 +18,7 @@ use super::cli_help_chain;
 use super::image_format::{ForeignFormat, Format};
 use super::size::Size;
 use crate::units::BlockSize;
+use crate::uring::ZeroCopy;
 
 /// The port IANA gave to iSCSI.
 pub const ISCSI_PORT: u16 = 3260;
@@ -147,6 +148,24 @@ pub enum DurabilityPolicy {
     UntilReset,
 }
 
+/// When sends leave without being copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ZeroCopyArg {
+    Off,
+    Auto,
+    On,
+}
+
+impl From<ZeroCopyArg> for ZeroCopy {
+    fn from(arg: ZeroCopyArg) -> Self {
+        match arg {
+            ZeroCopyArg::Off => Self::Off,
+            ZeroCopyArg::Auto => Self::Auto,
+            ZeroCopyArg::On => Self::On,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Data plane")]
 pub struct DataPlaneArgs {
@@ -156,6 +175,12 @@ pub struct DataPlaneArgs {
     /// How long a thread looks for work before it sleeps, in microseconds
     #[arg(long, value_name = "MICROS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub spin: u32,
+    /// Whether long sends leave without being copied: see --help [default: auto]
+    ///
+    /// auto: sends of 32 KiB and more to other machines, and a connection goes back to ordinary sends when the kernel says
+    /// that it copied all the same. off: never. on: always, whatever the kernel says; for measurements. Needs Linux 6.2.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ZeroCopyArg::Auto, hide_default_value = true)]
+    pub zero_copy: ZeroCopyArg,
     /// The most bytes one send gathers for a connection (16K to 8M)
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = send_batch)]
     pub send_batch: Size,

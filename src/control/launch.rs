@@ -35,7 +35,7 @@ use crate::shard::{
     Shard, ShardConfig, ShardId, ShardSeed, TargetSeed, UnitSeed,
 };
 use crate::uring::host::{self, Signal, Signals};
-use crate::uring::{UringConfig, UringIo, probe};
+use crate::uring::{UringConfig, UringIo, ZeroCopy, probe};
 
 /// Buffers of one shard beside the golden cache: data on its way in and out, and headers.
 const TASK_CHUNKS: u32 = 2048;
@@ -65,6 +65,7 @@ pub struct DataPlane {
     pub read_ahead_bytes: u64,
     /// Register the buffers with the kernel.
     pub register_buffers: bool,
+    pub zero_copy: ZeroCopy,
     /// Where LUNs keep what outlives the server.
     pub state_dir: Option<PathBuf>,
     /// Where the server may be asked; `None`: in the runtime folder.
@@ -235,6 +236,7 @@ fn seeds(
         let ring = UringConfig {
             spin: Duration::from_micros(u64::from(plane.spin_us)),
             register_buffers: plane.register_buffers,
+            zero_copy: plane.zero_copy,
             files_max: ((table.files.len() + shard_golden.sources.len()) as u32).max(64),
             ..UringConfig::default()
         };

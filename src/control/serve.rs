@@ -88,6 +88,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         max_connections: args.max_connections,
         send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
         register_buffers: args.register_buffers,
+        zero_copy: args.zero_copy.into(),
         direct_reads: args.direct_reads,
         read_ahead_bytes: args.read_ahead.0,
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),

@@ -9,7 +9,7 @@ use io_uring::cqueue;
 use rustix::net::sockopt;
 
 use super::count_or_errno;
-use super::inflight::{self, Held};
+use super::inflight::{self, Held, ZeroCopySend};
 use super::uring_io::State;
 use crate::io::{Completion, Errno, OpToken, Outcome, SocketSlot};
 
@@ -18,6 +18,8 @@ use crate::io::{Completion, Errno, OpToken, Outcome, SocketSlot};
 struct Answer {
     result: Result<u32, Errno>,
     flags: u32,
+    /// As the kernel gave it: a notification's result is no error.
+    raw: i32,
 }
 
 impl Answer {
@@ -35,7 +37,8 @@ impl State {
     /// Appends at most one completion: some are the ring's own, some say nothing the shard could use.
     pub(super) fn complete(&mut self, entry: &cqueue::Entry, done: &mut Vec<Completion>) {
         let user_data = entry.user_data();
-        let answer = Answer { result: count_or_errno(entry.result()), flags: entry.flags() };
+        let raw = entry.result();
+        let answer = Answer { result: count_or_errno(raw), flags: entry.flags(), raw };
         if user_data == inflight::WAKE_POLL {
             // The word of the waker says whether anything happened; this only ended the sleep.
             self.wake_polled &= answer.more();
@@ -52,6 +55,11 @@ impl State {
     }
 
     fn complete_multishot(&mut self, user_data: u64, answer: Answer) -> Option<(OpToken, Outcome)> {
+        if let Some(Held::Send { zero_copy: Some(send), .. }) = self.inflight.held_mut(user_data) {
+            // Queued; its memory is still needed.
+            send.queued = Some(answer.result);
+            return None;
+        }
         let (token, held) = self.inflight.get(user_data)?;
         match *held {
             Held::Accept { .. } => Some((token, self.accepted(answer)?)),
@@ -75,10 +83,12 @@ impl State {
                 self.sockets.end(socket.0);
                 self.received(answer)
             }
-            Held::Send { socket, list, parts } => {
+            Held::Send { socket, list, parts, zero_copy } => {
                 self.sockets.end(socket.0);
                 self.sends.release(list);
-                Outcome::Sent { result: answer.result, parts }
+                let result =
+                    zero_copy.map_or(answer.result, |send| self.sent_without_copy(socket, send, answer));
+                Outcome::Sent { result, parts }
             }
             Held::Shutdown { socket } => {
                 self.sockets.end(socket.0);
@@ -109,6 +119,21 @@ impl State {
         Some((token, outcome))
     }
 
+    /// The last word on a zero-copy send: its notification, or its only completion where there is nothing to wait for.
+    fn sent_without_copy(
+        &mut self,
+        socket: SocketSlot,
+        send: ZeroCopySend,
+        answer: Answer,
+    ) -> Result<u32, Errno> {
+        if cqueue::notif(answer.flags) {
+            self.zero_copy.notified(socket.0, answer.raw);
+        }
+        let result = send.queued.unwrap_or(answer.result);
+        // A send of nothing: the shard sends the same bytes again, and this time they are copied.
+        if self.zero_copy.queued(socket.0, result) { Ok(0) } else { result }
+    }
+
     fn received(&mut self, answer: Answer) -> Outcome {
         let buffer = cqueue::buffer_select(answer.flags);
         match (answer.result, buffer) {
@@ -134,7 +159,10 @@ impl State {
         let socket = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let (socket, peer) = prepare(socket).ok()?;
         match self.sockets.insert(socket) {
-            Ok(slot) => Some(Outcome::Accepted { socket: SocketSlot(slot), peer, more: answer.more() }),
+            Ok(slot) => {
+                self.zero_copy.opened(slot, peer.ip().to_canonical().is_loopback());
+                Some(Outcome::Accepted { socket: SocketSlot(slot), peer, more: answer.more() })
+            }
             Err(_closed) => {
                 self.refused_connections += 1;
                 None

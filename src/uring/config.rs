@@ -6,6 +6,7 @@ use core::fmt;
 use core::time::Duration;
 
 use super::probe::ProbeError;
+use super::zero_copy::ZeroCopy;
 use crate::limits;
 
 /// How large a ring and its tables are.
@@ -36,6 +37,8 @@ pub struct UringConfig {
     /// once and counts against RLIMIT_MEMLOCK. So do, on newer kernels, the rings themselves (some 200 KiB each with
     /// these defaults): with a finite limit, leave room for those of the other shards.
     pub register_buffers: bool,
+    /// When sends leave without being copied.
+    pub zero_copy: ZeroCopy,
 }
 
 impl Default for UringConfig {
@@ -52,6 +55,7 @@ impl Default for UringConfig {
             defer_taskrun: true,
             spin: Duration::ZERO,
             register_buffers: false,
+            zero_copy: ZeroCopy::Off,
         }
     }
 }

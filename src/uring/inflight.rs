@@ -19,7 +19,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::buf::{Buf, Fill};
-use crate::io::{ListenerSlot, OpToken, Part, SocketSlot};
+use crate::io::{Errno, ListenerSlot, OpToken, Part, SocketSlot};
 use crate::plan::FileSlot;
 use crate::slab::{Key, Slab};
 
@@ -44,6 +44,7 @@ pub(super) enum Held {
         socket: SocketSlot,
         list: u32,
         parts: Vec<Part>,
+        zero_copy: Option<ZeroCopySend>,
     },
     Shutdown {
         socket: SocketSlot,
@@ -72,6 +73,12 @@ pub(super) enum Held {
         file: FileSlot,
     },
     Cancel,
+}
+
+/// How far a zero-copy send has come: what its first completion said, while its notification is still to come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ZeroCopySend {
+    pub(super) queued: Option<Result<u32, Errno>>,
 }
 
 #[derive(Debug)]
@@ -121,6 +128,11 @@ impl InFlight {
     pub(super) fn get(&self, user_data: u64) -> Option<(OpToken, &Held)> {
         let entry = self.slab.get(key(user_data))?;
         Some((entry.token, &entry.held))
+    }
+
+    /// The same, to be changed.
+    pub(super) fn held_mut(&mut self, user_data: u64) -> Option<&mut Held> {
+        Some(&mut self.slab.get_mut(key(user_data))?.held)
     }
 
     /// The terminal completion came: the operation gives back what it held.

@@ -16,6 +16,7 @@
 //! | `tables`    | slots of sockets, listeners and files                                     |
 //! | `shared_map`| memory that outlives this process, for the pending journal             |
 //! | `waker`     | waking a ring from another thread                                         |
+//! | `zero_copy` | which sends leave without being copied                                  |
 //! | [`probe`]   | may we use io_uring here, and if not, why not, in one sentence            |
 //! | [`host`]    | cores, limits, listeners, signals                                         |
 
@@ -33,6 +34,7 @@ mod start;
 mod tables;
 mod uring_io;
 mod waker;
+mod zero_copy;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,7 @@ pub use config::{Registered, RingReport, UringConfig, UringError};
 pub use shared_map::SharedMap;
 pub use uring_io::UringIo;
 pub use waker::UringWaker;
+pub use zero_copy::{ZeroCopy, ZeroCopyCounts};
 
 use crate::io::Errno;
 

@@ -12,6 +12,9 @@ use super::host;
 /// The oldest kernel: 6.1 has multishot receive and accept, provided buffer rings and deferred task work.
 pub const KERNEL_MIN: KernelVersion = KernelVersion { major: 6, minor: 1 };
 
+/// The first whose zero-copy sends report whether they copied.
+const REPORT_USAGE_KERNEL: KernelVersion = KernelVersion { major: 6, minor: 2 };
+
 /// `major.minor` of the running kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KernelVersion {
@@ -119,7 +122,7 @@ const REQUIRED: [(u8, &str); 14] = [
     (opcode::Fallocate::CODE, "FALLOCATE"),
     (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
     (opcode::PollAdd::CODE, "POLL_ADD"),
-    // Not used, but it came with 6.1, as did deferred task work: proof for a kernel with a number of its own.
+    // It came with 6.1, as did deferred task work: proof for a kernel with a number of its own.
     (opcode::SendMsgZc::CODE, "SENDMSG_ZC"),
 ];
 
@@ -135,11 +138,20 @@ pub fn probe() -> Result<ProbeReport, ProbeError> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operations {
     pub(super) ftruncate: bool,
+    /// Zero-copy sends whose notification says whether they were.
+    pub(super) zero_copy: bool,
 }
 
 impl Operations {
     pub(super) fn missing(self) -> Vec<&'static str> {
-        if self.ftruncate { Vec::new() } else { vec!["FTRUNCATE (done by a blocking call)"] }
+        let mut missing = Vec::new();
+        if !self.ftruncate {
+            missing.push("FTRUNCATE (done by a blocking call)");
+        }
+        if !self.zero_copy {
+            missing.push("SEND_ZC_REPORT_USAGE (sends are copied)");
+        }
+        missing
     }
 }
 
@@ -149,7 +161,10 @@ pub(super) fn operations(ring: &IoUring, kernel: Option<KernelVersion>) -> Resul
     let missing: Vec<&str> =
         REQUIRED.iter().filter(|(code, _)| !probe.is_supported(*code)).map(|(_, name)| *name).collect();
     if missing.is_empty() {
-        return Ok(Operations { ftruncate: probe.is_supported(opcode::Ftruncate::CODE) });
+        return Ok(Operations {
+            ftruncate: probe.is_supported(opcode::Ftruncate::CODE),
+            zero_copy: kernel.is_some_and(|kernel| kernel >= REPORT_USAGE_KERNEL),
+        });
     }
     Err(match kernel {
         Some(found) if found < KERNEL_MIN => ProbeError::TooOld { found },

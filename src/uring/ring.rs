@@ -109,6 +109,11 @@ impl Ring {
         self.operations.ftruncate
     }
 
+    /// True when sends may leave without a copy, and the kernel says whether they did.
+    pub(super) fn has_zero_copy(&self) -> bool {
+        self.operations.zero_copy
+    }
+
     /// True when files are named by their slot in the ring.
     pub(super) fn has_fixed_files(&self) -> bool {
         self.fixed_files

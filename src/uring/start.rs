@@ -9,10 +9,11 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags};
 
 use super::fill::Placed;
-use super::inflight::Held;
+use super::inflight::{Held, ZeroCopySend};
 use super::ring::Ring;
 use super::rx;
 use super::uring_io::State;
+use super::zero_copy::REPORT_USAGE;
 use crate::buf::{Fill, RawRange};
 use crate::io::{Completion, Errno, ListenerSlot, Op, OpToken, Outcome, Part, SocketSlot};
 use crate::plan::FileSlot;
@@ -126,15 +127,32 @@ impl State {
         };
         self.sockets.begin(socket.0);
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        let entry = opcode::SendMsg::new(Fd(fd), header).flags(flags).build();
-        self.queue(ring, token, Held::Send { socket, list, parts }, entry)
+        let bytes = parts.iter().map(|part| part.len as usize).sum();
+        let zero_copy = self.zero_copy.takes(socket.0, bytes).then(ZeroCopySend::default);
+        let entry = match zero_copy {
+            Some(_) => opcode::SendMsgZc::new(Fd(fd), header).ioprio(REPORT_USAGE).flags(flags).build(),
+            None => opcode::SendMsg::new(Fd(fd), header).flags(flags).build(),
+        };
+        self.queue(ring, token, Held::Send { socket, list, parts, zero_copy }, entry)
     }
 
     fn start_shutdown(&mut self, ring: &mut Ring, token: OpToken, socket: SocketSlot) -> Started {
         let Some(fd) = self.sockets.fd(socket.0) else { return ended(Err(BAD_SLOT)) };
+        self.drop_unacknowledged(socket);
         self.sockets.begin(socket.0);
         let entry = opcode::Shutdown::new(Fd(fd), libc::SHUT_RDWR).build();
         self.queue(ring, token, Held::Shutdown { socket }, entry)
+    }
+
+    /// A peer that has vanished acknowledges nothing, and the memory of a zero-copy send would stay pinned until TCP
+    /// gives up, minutes later: what is still queued is dropped, and the peer, if there is one, gets a reset.
+    fn drop_unacknowledged(&self, socket: SocketSlot) {
+        if self.zero_copy.is_in_use(socket.0)
+            && let Some(socket) = self.sockets.get(socket.0)
+        {
+            // Refused, it only takes longer.
+            let _ = rustix::net::connect_unspec(socket);
+        }
     }
 
     fn start_close(&mut self, ring: &mut Ring, token: OpToken, socket: SocketSlot) -> Started {

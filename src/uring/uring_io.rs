@@ -24,6 +24,7 @@ use super::send::SendLists;
 use super::start::{Started, refuse};
 use super::tables::{Files, Listeners, Sockets};
 use super::waker::{UringWaker, WakeReceiver};
+use super::zero_copy::{Policy, ZeroCopyCounts};
 use crate::buf::Pool;
 use crate::clock::Instant;
 use crate::io::{Completion, Errno, Io, ListenerSlot, Op, OpToken, Outcome, RxBuf, SocketSlot};
@@ -54,6 +55,7 @@ pub(super) struct State {
     pub(super) ended: VecDeque<Completion>,
     /// Connections closed at once because the socket table was full.
     pub(super) refused_connections: u64,
+    pub(super) zero_copy: Policy,
 }
 
 /// The operating system as a shard sees it: one ring, used by the thread that built it.
@@ -100,6 +102,7 @@ impl UringIo {
             wake_polled: false,
             ended: VecDeque::with_capacity(256),
             refused_connections: 0,
+            zero_copy: Policy::new(config.zero_copy, ring.has_zero_copy()),
         };
         let backlog = VecDeque::with_capacity(config.sq_entries as usize);
         let mut io = Self { ring, state, backlog, wake, spin: config.spin, _pool: pool.clone() };
@@ -154,6 +157,11 @@ impl UringIo {
     /// Connections that were closed at once because there was no slot left.
     pub fn refused_connections(&self) -> u64 {
         self.state.refused_connections
+    }
+
+    /// What became of zero-copy sends.
+    pub fn zero_copy_counts(&self) -> ZeroCopyCounts {
+        self.state.zero_copy.counts
     }
 
     /// Moves the backlog into the ring as far as there is room. True when the submission queue stopped it.
@@ -318,7 +326,11 @@ impl Io for UringIo {
     fn adopt_socket(&mut self, socket: OwnedFd) -> Result<SocketSlot, OwnedFd> {
         // Sockets that come from a ring have these options; one that is not TCP works without.
         let _ = configure(socket.as_fd());
-        self.state.sockets.insert(socket).map(SocketSlot)
+        let peer = rustix::net::getpeername(&socket).ok().flatten().map(SocketAddr::try_from);
+        let slot = self.state.sockets.insert(socket)?;
+        let is_local = peer.is_none_or(|peer| peer.is_ok_and(|peer| peer.ip().to_canonical().is_loopback()));
+        self.state.zero_copy.opened(slot, is_local);
+        Ok(SocketSlot(slot))
     }
 
     fn local_address(&self, socket: SocketSlot) -> Option<SocketAddr> {

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use super::*;
 use crate::io::{Errno, ListenerSlot, Part};
 use crate::limits::SEND_PARTS_MAX;
+use crate::uring::{ZeroCopy, ZeroCopyCounts};
 
 #[test]
 fn one_accept_takes_many_connections() {
@@ -303,4 +304,73 @@ fn a_handoff_between_two_rings_loses_no_byte() {
         }
         None => println!("SKIPPED, no ring here"),
     }
+}
+
+/// Sends all of it, however often that takes; returns how many sends that were.
+fn send_all(bench: &mut Bench, socket: SocketSlot, buf: &crate::buf::BufRef, len: u32) -> u32 {
+    let (mut sent, mut sends) = (0, 0);
+    while sent < len {
+        let part = Part { buf: buf.clone(), start: sent, len: len - sent };
+        let outcome = bench.run(Op::Send { socket, parts: vec![part] });
+        let Outcome::Sent { result: Ok(moved), parts } = outcome else { panic!("{outcome:?}") };
+        assert_eq!(parts.len(), 1, "the parts come back");
+        (sent, sends) = (sent + moved, sends + 1);
+    }
+    sends
+}
+
+/// The bytes and the counts after two sends of one chunk under this policy.
+fn two_chunks(zero_copy: ZeroCopy) -> Option<ZeroCopyCounts> {
+    let config = UringConfig { zero_copy, ..small_config() };
+    let mut bench = bench(&config, vec![], vec![])?;
+    let (socket, mut peer) = bench.connect();
+    let mut chunk = bench.pool.take_chunk().unwrap();
+    let expected = pattern(crate::limits::CHUNK_BYTES);
+    chunk.as_mut_slice().copy_from_slice(&expected);
+    let chunk = chunk.share();
+    let reader = std::thread::spawn(move || {
+        let mut got = vec![0; 2 * crate::limits::CHUNK_BYTES];
+        peer.read_exact(&mut got).unwrap();
+        got
+    });
+    for _ in 0..2 {
+        send_all(&mut bench, socket, &chunk, crate::limits::CHUNK_BYTES as u32);
+    }
+    let got = reader.join().unwrap();
+    assert!(got[..expected.len()] == expected && got[expected.len()..] == expected);
+    Some(bench.io.zero_copy_counts())
+}
+
+#[test]
+fn sends_without_a_copy_arrive_whole_and_loopback_is_found_to_copy() {
+    let Some(counts) = two_chunks(ZeroCopy::On) else { return };
+    if counts == ZeroCopyCounts::default() {
+        println!("SKIPPED: this kernel does not report the use of zero-copy sends");
+        return;
+    }
+    assert_eq!(counts.sends, 2, "{counts:?}");
+    assert!(counts.copied == 2 || counts.refused > 0, "{counts:?}");
+}
+
+#[test]
+fn connections_on_this_machine_are_not_tried_without_being_asked() {
+    for mode in [ZeroCopy::Auto, ZeroCopy::Off] {
+        let Some(counts) = two_chunks(mode) else { return };
+        assert_eq!(counts, ZeroCopyCounts::default());
+    }
+}
+
+#[test]
+fn a_shutdown_ends_a_send_without_a_copy_that_nobody_takes() {
+    let config = UringConfig { zero_copy: ZeroCopy::On, ..small_config() };
+    let Some(mut bench) = bench(&config, vec![], vec![]) else { return };
+    let (socket, _peer) = bench.connect();
+    let chunk = bench.pool.take_chunk().unwrap().share();
+    let len = crate::limits::CHUNK_BYTES as u32;
+    // More than the socket's buffers hold.
+    let parts = (0..SEND_PARTS_MAX).map(|_| Part { buf: chunk.clone(), start: 0, len }).collect();
+    let send = bench.submit(Op::Send { socket, parts });
+    bench.run(Op::Shutdown { socket });
+    assert!(matches!(bench.next(send), Outcome::Sent { .. }));
+    assert!(matches!(bench.run(Op::Close { socket }), Outcome::Done { result: Ok(()) }));
 }
