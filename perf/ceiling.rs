@@ -71,7 +71,7 @@ impl Ceiling {
                         touched.push(port);
                     }
                     Event::Received { port } | Event::Sent { port } => touched.push(port),
-                    Event::Discarded { .. } => {}
+                    Event::Discarded { .. } | Event::Connected { .. } => {}
                     Event::Lost { port, .. } => {
                         connections[port] = None;
                         ring.close(port);

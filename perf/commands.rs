@@ -5,6 +5,12 @@
 pub(crate) mod ceiling;
 pub(crate) mod compare;
 pub(crate) mod demo;
+mod folder;
+pub(crate) mod histogram;
 pub(crate) mod load;
+mod named;
 pub(crate) mod probe;
+pub(crate) mod sessions;
+pub(crate) mod storm;
+mod storm_report;
 pub(crate) mod table;

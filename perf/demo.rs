@@ -22,6 +22,7 @@ use crate::initiator::{Options, discover};
 use crate::keys::hex;
 use crate::proc::Server;
 use crate::scsi::SECTOR;
+use crate::trace::Trace;
 
 pub(crate) use boot::Stage;
 use content::{Disk, Golden};
@@ -36,8 +37,8 @@ pub(crate) struct Setup {
     pub(crate) dir: PathBuf,
     pub(crate) nodes: usize,
     pub(crate) size: u64,
-    /// The text of a recorded boot, to be replayed by every node.
-    pub(crate) trace: Option<String>,
+    /// A recorded boot, to be replayed by every node.
+    pub(crate) trace: Option<Trace>,
     /// Cores for the server, in the form of its `--cores`.
     pub(crate) cores: Option<String>,
     pub(crate) lun: u16,
@@ -65,7 +66,7 @@ pub(crate) trait Watch: Sync {
 }
 
 pub(crate) fn run(setup: &Setup, watch: &dyn Watch) -> Result<Outcome> {
-    let boots = boots(setup)?;
+    let boots = boots(setup);
     let needed = boots.iter().map(|stages| boot::sectors_needed(stages)).max().unwrap_or(0);
     let sectors = (setup.size / SECTOR).max(needed).next_multiple_of(4096);
     let filled_percent = if setup.trace.is_some() { 22 } else { 60 };
@@ -114,10 +115,10 @@ pub(crate) fn run(setup: &Setup, watch: &dyn Watch) -> Result<Outcome> {
     Ok(Outcome { nodes: nodes.collect(), checks })
 }
 
-fn boots(setup: &Setup) -> Result<Vec<Vec<Stage>>> {
+fn boots(setup: &Setup) -> Vec<Vec<Stage>> {
     match &setup.trace {
-        Some(text) => Ok(vec![boot::recorded(text)?; setup.nodes]),
-        None => Ok((0..setup.nodes).map(|node| boot::made_up(node, setup.size / SECTOR)).collect()),
+        Some(trace) => vec![boot::recorded(trace); setup.nodes],
+        None => (0..setup.nodes).map(|node| boot::made_up(node, setup.size / SECTOR)).collect(),
     }
 }
 

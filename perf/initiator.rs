@@ -5,6 +5,7 @@
 
 mod chap;
 mod commands;
+mod handshake;
 mod login;
 mod session;
 mod stream;
@@ -12,6 +13,7 @@ mod stream;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub(crate) use handshake::{Handshake, Step};
 pub(crate) use login::{discover, open};
 pub(crate) use session::{Command, Session};
 

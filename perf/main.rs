@@ -5,19 +5,24 @@
 #![deny(unsafe_code)]
 
 mod ceiling;
+mod client;
 mod commands;
 mod compare;
 mod demo;
 mod fail;
+mod histogram;
 mod initiator;
 mod keys;
 mod load;
 mod pattern;
+mod peers;
 mod proc;
 // UNSAFETY: io_uring buffers, one memory map, affinity and signals have no safe interface.
 #[allow(unsafe_code)]
 mod ring;
 mod scsi;
+mod storm;
+mod trace;
 mod url;
 mod wire;
 
@@ -42,6 +47,12 @@ enum Command {
     Compare(commands::compare::CompareArgs),
     /// Boot simulated diskless machines from one golden image and check every byte
     Demo(commands::demo::DemoArgs),
+    /// Let many diskless machines boot at once from recorded boots, and say how long it took
+    Storm(commands::storm::StormArgs),
+    /// Print what a histogram log holds
+    Histogram(commands::histogram::HistogramArgs),
+    /// Log many idle sessions in and say what they cost the server in memory
+    Sessions(commands::sessions::SessionsArgs),
     /// Ask a portal and a disk what they are
     Probe(commands::probe::ProbeArgs),
 }
@@ -52,6 +63,9 @@ fn main() -> ExitCode {
         Command::Ceiling(args) => commands::ceiling::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
+        Command::Storm(args) => commands::storm::run(&args),
+        Command::Histogram(args) => commands::histogram::run(&args),
+        Command::Sessions(args) => commands::sessions::run(&args),
         Command::Probe(args) => commands::probe::run(&args),
     };
     match outcome {

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -27,6 +27,26 @@ pub(crate) fn run_time(pid: u32) -> Result<u64> {
         }
     }
     Ok(total)
+}
+
+/// Bytes that a process has had read from disks: what the page cache held does not count.
+pub(crate) fn disk_read_bytes(pid: u32) -> Result<u64> {
+    counted(pid, "io", "read_bytes:")
+}
+
+/// Bytes of real memory that a process occupies.
+pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
+    counted(pid, "status", "VmRSS:").map(|kib| kib << 10)
+}
+
+/// The first number behind `key` in a file of /proc/PID.
+fn counted(pid: u32, file: &str, key: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/{file}");
+    let text = fs::read_to_string(&path)
+        .map_err(|e| failure!("cannot read {path}: {e}; is the process running, and yours?"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    let number = line.and_then(|line| line.split_whitespace().next()).and_then(|n| n.parse().ok());
+    number.ok_or_else(|| failure!("{path} does not tell {key} a newer kernel is needed"))
 }
 
 /// What a reader must know of the machine to judge numbers made on it. No name of it.
@@ -98,6 +118,29 @@ impl Server {
         }
     }
 
+    /// Starts a command that says nothing, and waits until somebody listens at `address`.
+    pub(crate) fn start_silent(
+        command: &mut Command,
+        address: SocketAddr,
+        patience: Duration,
+    ) -> Result<Server> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::null()).spawn();
+        let child = child.map_err(|e| failure!("cannot start {name}: {e}; install it"))?;
+        let mut server = Server { child, name };
+        let until = Instant::now() + patience;
+        while TcpStream::connect_timeout(&address, patience).is_err() {
+            if let Some(status) = server.wait_until(Instant::now())? {
+                return Err(failure!("{} ended with {status} before it listened", server.name));
+            }
+            if Instant::now() > until {
+                return Err(failure!("{} does not listen at {address}: look at its output", server.name));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(server)
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -147,6 +190,15 @@ mod tests {
         assert_eq!(address("127.0.0.1:3260, 8 targets"), "127.0.0.1:3260".parse().ok());
         assert_eq!(address("[::1]:1\n"), "[::1]:1".parse().ok());
         assert_eq!(address("somewhere"), None);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_has_read() {
+        let me = std::process::id();
+        assert!(resident_bytes(me).unwrap() > 1 << 20);
+        assert!(disk_read_bytes(me).is_ok());
+        assert!(disk_read_bytes(u32::MAX).is_err());
+        assert!(counted(me, "status", "NoSuchKey:").is_err());
     }
 
     #[test]

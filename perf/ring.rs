@@ -9,5 +9,5 @@ mod uring;
 
 pub(crate) use memory::Memory;
 pub(crate) use port::Port;
-pub(crate) use process::{die_with_parent, pin, terminate};
+pub(crate) use process::{allow_files, die_with_parent, pin, terminate};
 pub(crate) use uring::{Event, Ring, Sizes};

@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,10 +13,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::load::SessionArgs;
+use super::named::Named;
 use super::table::{number, table};
 use crate::ceiling::TARGET;
 use crate::compare::{self, Contestant, Row, Schedule};
-use crate::fail::{Failure, Result, failure};
+use crate::fail::{Result, failure};
 use crate::load::Workload;
 use crate::proc::{self, Server};
 use crate::ring;
@@ -26,24 +26,6 @@ use crate::url::Url;
 const CEILING: &str = "ceiling";
 const DEFAULT_WORKLOADS: [&str; 5] =
     ["4k-randread-32x16", "4k-randread-32x1", "4k-randread-1x1", "64k-randread-32x16", "4k-randwrite-32x1"];
-
-/// `NAME=VALUE`.
-#[derive(Debug, Clone)]
-struct Named<T> {
-    name: String,
-    value: T,
-}
-
-impl<T: FromStr> FromStr for Named<T> {
-    type Err = Failure;
-
-    fn from_str(text: &str) -> Result<Named<T>> {
-        let bad =
-            || failure!("{text:?} is not of the form NAME=VALUE: write for example goldrush=iscsi://...");
-        let (name, value) = text.split_once('=').ok_or_else(bad)?;
-        Ok(Named { name: name.to_string(), value: value.parse().map_err(|_| bad())? })
-    }
-}
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {

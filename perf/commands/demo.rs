@@ -2,17 +2,18 @@
 //!
 //! Knows what a person sees. Does not know what is done.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::folder::Folder;
 use super::table::{number, table};
 use crate::demo::{self, Outcome, Setup, Watch};
 use crate::fail::{Result, failure};
 use crate::load::parse_bytes;
+use crate::trace::Trace;
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
@@ -31,39 +32,12 @@ pub(crate) struct DemoArgs {
     /// LUN of the disk in each target
     #[arg(long, value_name = "LUN", default_value_t = 0)]
     lun: u16,
-    /// Replay this recorded boot (CSV: time_us,op,lba,blocks,session) instead of a made-up one
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
+    /// Replay a recorded boot instead of a made-up one: bios, uefi, or a CSV file (time_us,op,lba,blocks,session)
+    #[arg(long, value_name = "TRACE")]
+    trace: Option<String>,
     /// Work in this new folder and leave it there [default: a temporary one, removed at the end]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-}
-
-/// A folder that goes away with this value, unless it was asked for by name.
-struct Folder {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Folder {
-    fn create(asked: Option<&Path>) -> Result<Folder> {
-        let temporary = || std::env::temp_dir().join(format!("goldrush-demo-{}", std::process::id()));
-        let path = asked.map_or_else(temporary, Path::to_path_buf);
-        fs::create_dir(&path).map_err(|e| {
-            failure!("cannot create the folder {}: {e}; choose another --dir", path.display())
-        })?;
-        Ok(Folder { path, keep: asked.is_some() })
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if !self.keep
-            && let Err(e) = fs::remove_dir_all(&self.path)
-        {
-            eprintln!("perf: cannot remove {}: {e}; remove it by hand", self.path.display());
-        }
-    }
 }
 
 struct Bar(ProgressBar);
@@ -82,8 +56,9 @@ impl Watch for Bar {
     }
 }
 
-pub(crate) fn run(args: &DemoArgs) -> Result<()> {
-    let goldrush = match &args.goldrush {
+/// The server's program: the one asked for, or the one beside this program.
+pub(super) fn server(asked: Option<&PathBuf>) -> Result<PathBuf> {
+    let goldrush = match asked {
         Some(path) => path.clone(),
         None => {
             let me = std::env::current_exe()
@@ -91,24 +66,22 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
             me.with_file_name("goldrush")
         }
     };
-    if !goldrush.is_file() {
-        return Err(failure!(
-            "there is no server at {}: build it, or give --goldrush PATH",
-            goldrush.display()
-        ));
+    if goldrush.is_file() {
+        return Ok(goldrush);
     }
+    Err(failure!("there is no server at {}: build it, or give --goldrush PATH", goldrush.display()))
+}
+
+pub(crate) fn run(args: &DemoArgs) -> Result<()> {
+    let goldrush = server(args.goldrush.as_ref())?;
     if args.size < 16 << 20 {
         return Err(failure!(
             "a golden disk of {} bytes has no room for a boot: give --size 16m or more",
             args.size
         ));
     }
-    let read = |path: &PathBuf| {
-        fs::read_to_string(path)
-            .map_err(|e| failure!("cannot read {}: {e}; give a CSV file (unpack it first)", path.display()))
-    };
-    let trace = args.trace.as_ref().map(read).transpose()?;
-    let folder = Folder::create(args.dir.as_deref())?;
+    let trace = args.trace.as_deref().map(Trace::load).transpose()?;
+    let folder = Folder::create(args.dir.as_deref(), "demo")?;
     let setup = Setup {
         goldrush,
         dir: folder.path.clone(),

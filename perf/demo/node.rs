@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::boot::{Kind, Op, Stage};
+use super::boot::Stage;
 use super::content::Disk;
 use crate::fail::{Result, failure};
 use crate::initiator::{self, Command, Endpoint, Options, Session};
 use crate::scsi::{self, SECTOR};
+use crate::trace::{Kind, Op};
 
 /// Commands that an operating system keeps under way.
 const SYSTEM_DEPTH: usize = 8;
@@ -119,7 +120,7 @@ impl Node {
     fn drive(&mut self, session: &mut Session, ops: &[Op], depth: usize, done: &impl Fn()) -> Result<()> {
         let mut pending: HashMap<u32, Pending> = HashMap::new();
         for &op in ops {
-            while session.in_flight() >= depth || pending.values().any(|other| conflict(op, other.op)) {
+            while session.in_flight() >= depth || pending.values().any(|other| op.conflicts(other.op)) {
                 self.finish(session, &mut pending, done)?;
             }
             self.start(session, &mut pending, op)?;
@@ -200,36 +201,5 @@ impl Node {
             self.tally.wrong_sectors += self.disk.differences(lba, &data);
         }
         session.logout()
-    }
-}
-
-/// Two commands whose order would decide what is read or kept.
-fn conflict(a: Op, b: Op) -> bool {
-    let range = |op: Op| match op {
-        Op::Read { lba, sectors } => Some((lba, lba + u64::from(sectors), false)),
-        Op::Write { lba, sectors } => Some((lba, lba + u64::from(sectors), true)),
-        Op::Flush => None,
-    };
-    match (range(a), range(b)) {
-        (Some((a_from, a_to, a_writes)), Some((b_from, b_to, b_writes))) => {
-            (a_writes || b_writes) && a_from < b_to && b_from < a_to
-        }
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_overlaps_with_a_write_conflict() {
-        let read = |lba| Op::Read { lba, sectors: 8 };
-        let write = |lba| Op::Write { lba, sectors: 8 };
-        assert!(conflict(read(0), write(7)));
-        assert!(conflict(write(0), write(7)));
-        assert!(!conflict(read(0), read(0)));
-        assert!(!conflict(write(0), write(8)));
-        assert!(!conflict(write(0), Op::Flush));
     }
 }

@@ -155,7 +155,8 @@ impl Engine {
                 | Event::Sent { port }
                 | Event::Discarded { port, .. }
                 | Event::Lost { port, .. }
-                | Event::Accepted { port }) = event;
+                | Event::Accepted { port }
+                | Event::Connected { port }) = event;
                 if let Some(&session) = self.owners.get(port).filter(|&&session| session != usize::MAX) {
                     self.step(session, &mut stats, Some(event), deadline)?;
                 }

@@ -39,7 +39,8 @@ impl FromStr for Base {
 }
 
 impl Base {
-    fn expected(&self, at: u64, bytes: &mut [u8]) -> bool {
+    /// Writes what the disk holds from the byte address `at` on; false where that is not known.
+    pub(crate) fn expected(&self, at: u64, bytes: &mut [u8]) -> bool {
         match self {
             Base::Zero => bytes.fill(0),
             Base::Stamp(seed) => pattern::stamp_bytes(*seed, at, bytes),

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use super::memory::Memory;
+use super::process::Peer;
 
 /// A connection inside a ring.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub(crate) struct Port {
     pub(super) stream: TcpStream,
     pub(crate) rx: Rx,
     pub(crate) tx: Tx,
+    /// Where it connects to; the kernel reads it until the connection is there.
+    pub(super) peer: Option<Box<Peer>>,
     pub(super) closing: bool,
 }
 
@@ -36,6 +39,25 @@ pub(crate) struct Tx {
     /// The header that the kernel reads; it points into `parts`.
     message: Box<libc::msghdr>,
     pub(super) busy: bool,
+}
+
+#[cfg(test)]
+impl Port {
+    /// A port that no ring moves: what came is brought by hand, what goes out stays.
+    pub(crate) fn alone(receive: usize, arena: usize) -> Port {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let payload = Arc::new(Memory::filled(64, |_| {}).unwrap());
+        let (rx, tx) = (Rx::new(receive), Tx::new(arena, 1024, 1 << 20, payload));
+        Port { stream, rx, tx, peer: None, closing: false }
+    }
+
+    pub(crate) fn bring(&mut self, bytes: &[u8]) {
+        let _ = self.rx.tail(bytes.len());
+        let end = self.rx.end;
+        self.rx.buffer[end..end + bytes.len()].copy_from_slice(bytes);
+        self.rx.filled(bytes.len());
+    }
 }
 
 impl Rx {
@@ -111,6 +133,11 @@ impl Tx {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
     }
 
     /// Adds bytes by copying them. The caller asked `has_room` first.

@@ -5,7 +5,7 @@
 //! `user_data` is the port's index and the kind of operation, and an index is reused only after that.
 
 use std::collections::VecDeque;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use io_uring::{IoUring, opcode, squeue};
 
 use super::memory::Memory;
 use super::port::{Port, Rx, Tx};
+use super::process;
 use crate::fail::{Result, failure};
 
 /// Buffer sizes of each connection.
@@ -31,6 +32,9 @@ pub(crate) struct Sizes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     Accepted {
+        port: usize,
+    },
+    Connected {
         port: usize,
     },
     Received {
@@ -54,6 +58,8 @@ const RECEIVE: u64 = 0;
 const DISCARD: u64 = 1;
 const SEND: u64 = 2;
 const ACCEPT: u64 = 3;
+const CONNECT: u64 = 4;
+const KIND_BITS: u32 = 3;
 const ENTRIES: u32 = 1024;
 /// The kernel takes this many parts in one message (UIO_MAXIOV).
 const PARTS_MAX: usize = 1024;
@@ -98,12 +104,27 @@ impl Ring {
         })
     }
 
+    /// Begins a connection; the event says when it is there, or that it is lost.
+    pub(crate) fn connect(&mut self, address: SocketAddr) -> Result<usize> {
+        let (stream, peer) = process::unconnected(address)?;
+        let port = self.add(stream);
+        let this = self.port(port);
+        let fd = Fd(this.stream.as_raw_fd());
+        let (at, len) = this.peer.insert(peer).parts();
+        // It stands in for the receive: nothing is received before, and memory is let go of by the same rule.
+        this.rx.busy = true;
+        self.in_flight += 1;
+        self.push(&opcode::Connect::new(fd, at, len).build().user_data(tag(port, CONNECT)));
+        Ok(port)
+    }
+
     pub(crate) fn add(&mut self, stream: TcpStream) -> usize {
         let Sizes { receive, arena, send } = self.sizes;
         let port = Port {
             stream,
             rx: Rx::new(receive),
             tx: Tx::new(arena, PARTS_MAX, send, Arc::clone(&self.payload)),
+            peer: None,
             closing: false,
         };
         match self.free.pop() {
@@ -190,6 +211,17 @@ impl Ring {
         }
     }
 
+    /// Ends a connection as a machine does that was switched off and forgot it: by a reset, without a word before.
+    pub(crate) fn vanish(&mut self, port: usize) {
+        if let Some(this) = self.ports[port].as_mut() {
+            this.closing = true;
+            process::reset_at_close(&this.stream);
+            // Ends the receive under way without sending anything.
+            let _ = this.stream.shutdown(Shutdown::Read);
+            self.reclaim(port);
+        }
+    }
+
     fn reclaim(&mut self, port: usize) {
         let idle = |p: &Port| p.closing && !p.rx.busy && !p.tx.busy;
         if self.ports[port].as_ref().is_some_and(idle) {
@@ -252,7 +284,7 @@ impl Ring {
     }
 
     fn complete(&mut self, user_data: u64, result: i32) -> Option<Event> {
-        let (port, kind) = ((user_data >> 2) as usize, user_data & 3);
+        let (port, kind) = ((user_data >> KIND_BITS) as usize, user_data & ((1 << KIND_BITS) - 1));
         if kind == ACCEPT {
             let accepted = (result >= 0).then(|| {
                 // SAFETY: the kernel just opened this descriptor for us and nobody else knows it.
@@ -280,6 +312,9 @@ impl Ring {
             self.reclaim(port);
             return None;
         }
+        if kind == CONNECT && result == 0 {
+            return Some(Event::Connected { port });
+        }
         if result <= 0 {
             return Some(Event::Lost { port, errno: -result });
         }
@@ -295,7 +330,7 @@ impl Ring {
 }
 
 fn tag(port: usize, kind: u64) -> u64 {
-    (port as u64) << 2 | kind
+    (port as u64) << KIND_BITS | kind
 }
 
 impl Drop for Ring {

@@ -32,6 +32,8 @@ mod sector_history;
 mod sessions;
 mod sim_disk;
 mod sim_journal;
+#[cfg(feature = "perf")]
+mod storm;
 mod vhd_corpus;
 mod vhd_crash;
 mod vhd_edit;
