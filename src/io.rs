@@ -129,6 +129,15 @@ pub trait Waker: Send + Sync + 'static {
     fn wake(&self);
 }
 
+/// What an `Io` has done, and what it is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounts {
+    /// Calls of the kernel that submit and wait.
+    pub system_calls: u64,
+    /// Operations that have not ended.
+    pub operations: usize,
+}
+
 pub trait Io {
     /// An owned socket outside of any `Io`, on its way between shards.
     type Socket: Send + core::fmt::Debug;
@@ -148,6 +157,10 @@ pub trait Io {
     /// The address a connection came in at; `None` where that is not known.
     fn local_address(&self, _socket: SocketSlot) -> Option<SocketAddr> {
         None
+    }
+
+    fn counts(&self) -> IoCounts {
+        IoCounts::default()
     }
 
     /// Takes a socket in; gives it back when the table is full.

@@ -75,6 +75,8 @@ pub struct CacheCounts {
     /// Reads of golden files, and those that failed: each is tried again, page by page.
     pub reads: u64,
     pub failed_reads: u64,
+    /// Frames this shard took from another chunk.
+    pub evictions: u64,
 }
 
 impl CacheCounts {
@@ -215,13 +217,14 @@ impl GoldenCache {
     }
 
     /// The frame of a chunk, held; a new one when it had none. `Some(None)`: all are in use. `None`: ask again.
-    fn hold(&self, chunk: Chunk, need: Need) -> Option<Option<FrameHold>> {
+    fn hold(&mut self, chunk: Chunk, need: Need) -> Option<Option<FrameHold>> {
         if let Some(frame) = self.golden.find(chunk) {
             let hold = self.view.hold(frame)?;
             return (self.golden.stands_for(frame) == Some(chunk)).then_some(Some(hold));
         }
         let Some(victim) = self.golden.frames().take_victim(need) else { return Some(None) };
         let frame = victim.frame();
+        self.counts.evictions += u64::from(self.golden.stands_for(frame).is_some());
         self.golden.forget(frame);
         let hold = victim.hold(&self.view, self.golden.was_pushed_out(chunk));
         // The hold of a frame that lost the race ends here: it stands for nothing and is found by the next search.

@@ -11,16 +11,19 @@
 //! {"version":1,"error":"the request is not understood: unknown variant `abuot`, ..."}
 //! ```
 //!
-//! A request with fields is an object of one member, `{"version":1,"request":{"status":{"targets":true}}}`. To add one:
+//! A request with fields is an object of one member, `{"version":1,"request":{"status":{"targets":"seen"}}}`. To add one:
 //! a variant of [`Request`], an arm of `desk::Desk::answer`, and a type for the answer.
 
 pub(super) mod client;
 pub(super) mod desk;
 pub(super) mod service;
 pub(super) mod socket;
+pub(super) mod status;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use status::StatusAsked;
 
 /// Of requests and answers. Members may be added to answers; whatever else changes is another version.
 const VERSION: u32 = 1;
@@ -33,44 +36,10 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) enum Request {
-    /// Who answers here: [`About`].
+    /// Who answers here: [`status::About`].
     About,
-    /// What it is doing: [`Status`].
-    Status,
-}
-
-/// Who answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct About {
-    /// Name and version.
-    pub(super) program: String,
-    pub(super) pid: u32,
-    /// Seconds since it began to serve.
-    pub(super) uptime_s: u64,
-    pub(super) listening: Vec<std::net::SocketAddr>,
-    /// The processor core of each shard.
-    pub(super) cores: Vec<usize>,
-    pub(super) targets: usize,
-}
-
-/// What a server is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Status {
-    pub(super) about: About,
-    /// In the order of `About::cores`.
-    pub(super) shards: Vec<ShardStatus>,
-}
-
-/// What one shard holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ShardStatus {
-    pub(super) connections: usize,
-    pub(super) sessions: usize,
-    /// Commands that are being executed.
-    pub(super) tasks: usize,
-    /// Buffers nobody holds, of 64 KiB and of 8 KiB.
-    pub(super) chunks_free: u32,
-    pub(super) smalls_free: u32,
+    /// What it is doing: [`status::Status`].
+    Status(StatusAsked),
 }
 
 /// A request as it travels.
@@ -163,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_request_is_one_line_and_is_read_back() {
-        for request in [Request::About, Request::Status] {
+        let asked = StatusAsked { targets: status::TargetList::Seen, sessions: true };
+        for request in [Request::About, Request::Status(asked)] {
             let line = request_line(&request);
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
             assert_eq!(parse_request(&line), Ok(request));
@@ -183,7 +153,7 @@ mod tests {
             let error = parse_request(line.as_bytes()).unwrap_err();
             assert!(error.contains(why), "{line}: {error}");
         }
-        let deep = "[".repeat(REQUEST_BYTES_MAX);
+        let deep = format!("{{\"version\":1,\"request\":{}", "[".repeat(REQUEST_BYTES_MAX));
         assert!(parse_request(deep.as_bytes()).unwrap_err().contains("recursion"));
     }
 
@@ -198,7 +168,11 @@ mod tests {
 
     #[test]
     fn fuzz_corpus_does_no_harm() {
-        let mut corpus = vec![request_line(&Request::Status), answer_line(Err("no".to_owned())), Vec::new()];
+        let mut corpus = vec![
+            request_line(&Request::Status(StatusAsked::default())),
+            answer_line(Err("no".to_owned())),
+            Vec::new(),
+        ];
         for at in 0..corpus[0].len() {
             let mut damaged = corpus[0].clone();
             damaged[at] ^= 0x11;

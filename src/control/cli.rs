@@ -72,6 +72,9 @@ pub enum Command {
     /// Ask a running server what it is doing
     #[command(after_long_help = cli_help::STATUS)]
     Status(StatusArgs),
+    /// Watch a running server: the page of status, again and again
+    #[command(after_long_help = cli_help::TOP)]
+    Top(TopArgs),
     /// Create, describe, check and convert disk images
     #[command(subcommand, after_long_help = cli_help::IMAGE)]
     Image(ImageCommand),
@@ -97,9 +100,40 @@ pub struct ControlArgs {
 pub struct StatusArgs {
     #[command(flatten)]
     pub control: ControlArgs,
-    /// One JSON object instead of text
+    /// Also every target: how far its machine has booted, and how long each part took
     #[arg(long)]
+    pub targets: bool,
+    /// Also every session
+    #[arg(long)]
+    pub sessions: bool,
+    /// Over how long rates and latencies are taken, in seconds; 0: since the server began, at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub interval: f64,
+    /// One JSON object instead of text, at once: sums since the server began
+    #[arg(long, conflicts_with = "interval")]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// How long a page stands, in seconds (0.1 to 3600)
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = pause)]
+    pub interval: f64,
+    /// One page, for a script
+    #[arg(long)]
+    pub once: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "write a number of seconds, at most 3600".to_owned())
+}
+
+fn pause(text: &str) -> Result<f64, String> {
+    let seconds = seconds(text).ok().filter(|seconds| *seconds >= 0.1);
+    seconds.ok_or_else(|| "write a number of seconds from 0.1 to 3600".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -206,6 +240,9 @@ pub struct DataPlaneArgs {
     pub state_dir: Option<PathBuf>,
     #[command(flatten)]
     pub control: ControlArgs,
+    /// Tell Prometheus at http://ADDR:PORT/metrics, whoever can connect [default: the key metrics, else not at all]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
 }
 
 fn read_ahead(text: &str) -> Result<Size, String> {

@@ -14,16 +14,51 @@ Exit codes:
 pub(super) const STATUS: &str = "\
 Examples:
   goldrush status
-  goldrush status --json | jq '.shards[].sessions'
+  goldrush status --targets --sessions
+  goldrush status --json --targets | jq -r '.targets[] | select(.phase == \"gap\") | .name'
   goldrush status --control /run/goldrush/control-4711.sock
 
+What the phases are:
+  A target knows of its machine what its sessions tell, and no more.
+  offline  no session: there never was one, or the last was a system's
+  loader   a loader's session: firmware, iPXE. It declares segments of 64 KiB at most, and never has two commands at once
+  gap      the loader has gone and no system has come: a kernel is starting, or the machine is stuck
+  system   an operating system's session (all others are), which has not been quiet yet
+  settled  one that was quiet once: less than 1 MiB read in each of 10 seconds; the boot ended when that began
+  A loader's login begins a boot, unless it comes within a minute of a loader's end: then it tries again. A system that
+  returns after a loss of the network goes on with the boot it had.
+
+How latencies are measured:
+  From the turn of the core in which a command arrived until the kernel has taken the last byte of its answer, the time an
+  initiator takes to send its data included. Kept in histograms that are right within one percent.
+
 JSON:
-  {about: {program, pid, uptime_s, listening: [address...], cores: [core of each shard...], targets}, shards: [shard...]}. A
-  shard has connections, sessions, tasks, chunks_free, smalls_free (buffers of 64 KiB and of 8 KiB).
+  {about: {program, pid, uptime_ms, listening: [address...], cores: [core of each shard...], targets, golden_cache_bytes,
+  golden_asked_bytes, golden_ahead_used_bytes},
+  phases: {phase: count...}, shards: [shard...], targets: [target...], sessions: [session...]}. A shard has connections,
+  sessions, tasks, tasks_parked, sessions_stalled, operations, chunks_free, smalls_free (buffers of 64 KiB and of 8 KiB),
+  counts: {name: sum since the server began...}, read_latency and write_latency: {sum_us, counts: [[microseconds, how
+  many]...]}. A target has name, sessions, phase, phase_ms and, as far as they are over, loader_ms, gap_ms, system_ms,
+  boot_ms; a session target, initiator, peer, connections, age_ms, tasks, commands, read_bytes, written_bytes.
 
 Exit codes:
   0  the server has answered
   1  none answers, or it says no
+  2  wrong usage, or several servers answer: name one with --control";
+
+pub(super) const TOP: &str = "\
+Examples:
+  goldrush top
+  goldrush top --interval 5
+  goldrush top --once --interval 0.5
+
+What is shown:
+  What \"goldrush status --targets\" shows, over the last interval. Targets that never had a session are only counted; those
+  that boot come first. Where standard output is no terminal, page follows page. Control-C ends it.
+
+Exit codes:
+  0  nobody reads any more, or --once is done
+  1  no server answers, or it has ended
   2  wrong usage, or several servers answer: name one with --control";
 
 pub(super) const IMAGE: &str = "\

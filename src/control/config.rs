@@ -43,6 +43,8 @@ pub struct Config {
     pub runtime_dir: Option<PathBuf>,
     /// Where the server may be asked; `None`: in the runtime folder.
     pub control: Option<PathBuf>,
+    /// Where Prometheus may fetch metrics; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     pub discovery: DiscoveryConfig,
     /// Which address has which MAC: what leases say, and before it what the file says itself.
     pub macs: MacTable,
@@ -144,6 +146,7 @@ struct RawConfig {
     state_dir: Option<PathBuf>,
     runtime_dir: Option<PathBuf>,
     control: Option<PathBuf>,
+    metrics: Option<Spanned<String>>,
     discovery: Option<RawDiscovery>,
     #[serde(default)]
     host: Vec<admission::RawHost>,
@@ -353,7 +356,19 @@ impl Reader {
         let runtime_dir = raw.runtime_dir.map(|path| self.folder.join(path));
         let control = raw.control.map(|path| self.folder.join(path));
         let strict = raw.strict;
-        Config { listen, image_roots, strict, state_dir, runtime_dir, control, discovery, macs, targets }
+        let metrics = raw.metrics.and_then(|text| self.address(&text));
+        Config {
+            listen,
+            image_roots,
+            strict,
+            state_dir,
+            runtime_dir,
+            control,
+            metrics,
+            discovery,
+            macs,
+            targets,
+        }
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {
@@ -370,22 +385,28 @@ impl Reader {
         }
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for text in raw.into_inner() {
-            match text.get_ref().parse::<SocketAddr>() {
+            match self.address(&text) {
                 // Port 0 asks for any free port: two of those are two ports.
-                Ok(address) if address.port() != 0 && addresses.contains(&address) => {
+                Some(address) if address.port() != 0 && addresses.contains(&address) => {
                     self.refuse(&text, format!("listen address {address} stands twice"));
                 }
-                Ok(address) => addresses.push(address),
-                Err(_) => {
-                    let reason = format!(
-                        "\"{}\" is no listen address: write ADDRESS:PORT with a numeric address, such as 0.0.0.0:3260 or [::]:3260",
-                        text.get_ref()
-                    );
-                    self.refuse(&text, reason);
-                }
+                Some(address) => addresses.push(address),
+                None => {}
             }
         }
         addresses
+    }
+
+    fn address(&mut self, text: &Spanned<String>) -> Option<SocketAddr> {
+        let address = text.get_ref().parse().ok();
+        if address.is_none() {
+            let reason = format!(
+                "\"{}\" is no listen address: write ADDRESS:PORT with a numeric address, such as 0.0.0.0:3260 or [::]:3260",
+                text.get_ref()
+            );
+            self.refuse(text, reason);
+        }
+        address
     }
 
     fn target_name(&mut self, raw: &Spanned<String>) -> Option<String> {

@@ -20,6 +20,7 @@ use super::config::{ChapConfig, Credential};
 use super::error::Error;
 use super::golden::{self, GoldenFiles, ShardGolden};
 use super::keeper::{self, QueueKeeper, StateFolder};
+use super::metrics;
 use super::open_image::LayerTable;
 use super::runtime::{JournalFile, RuntimeFolder};
 use crate::buf::{Pool, PoolConfig};
@@ -70,6 +71,8 @@ pub struct DataPlane {
     pub state_dir: Option<PathBuf>,
     /// Where the server may be asked; `None`: in the runtime folder.
     pub control: Option<PathBuf>,
+    /// Where Prometheus may fetch metrics; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What one shard's thread is started with.
@@ -91,11 +94,12 @@ struct Seed {
 
 type Wakers = Vec<Peer<OwnedFd>>;
 
-/// Serves until SIGINT or SIGTERM. `listening` is called once all addresses are bound, with the real ports.
+/// Serves until SIGINT or SIGTERM. `listening` is called once all addresses are bound, with the real
+/// ports, those of the initiators and that of metrics.
 pub(super) fn run(
     catalog: Catalog,
     plane: &DataPlane,
-    listening: &mut dyn FnMut(&[SocketAddr]),
+    listening: &mut dyn FnMut(&[SocketAddr], Option<SocketAddr>),
 ) -> Result<(), Error> {
     let signals = Signals::block().map_err(|error| failed("blocking signals", &error))?;
     let report = probe::probe().map_err(|error| Error::Failed(error.to_string()))?;
@@ -103,13 +107,9 @@ pub(super) fn run(
     let cores = cores(plane)?;
     let runtime = RuntimeFolder::for_server();
     let control = control_socket(plane, runtime.as_ref())?;
-    let mut listeners = Vec::new();
-    for address in &plane.listen {
-        let bound = host::listen(*address).map_err(|error| {
-            Error::Failed(format!("cannot listen on {address}: {error}; free it or name another"))
-        })?;
-        listeners.push(bound);
-    }
+    let listeners = plane.listen.iter().map(|address| bind(*address)).collect::<Result<Vec<_>, _>>()?;
+    let metrics = plane.metrics.map(bind).transpose()?;
+    let metrics_address = metrics.as_ref().and_then(|listener| listener.local_addr().ok());
     let addresses: Vec<SocketAddr> =
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     let state = plane.state_dir.as_deref().map(StateFolder::open).transpose()?;
@@ -133,11 +133,13 @@ pub(super) fn run(
         listening: addresses.clone(),
         cores: cores.clone(),
         targets,
+        golden_cache_bytes: plane.golden_cache_bytes,
+        golden: golden_data.clone(),
         since: Instant::now(),
     };
-    start_control(control.as_ref(), desk).map_err(|error| failed("starting a thread", &error))?;
+    start_asking(control.as_ref(), metrics, desk).map_err(|error| failed("starting a thread", &error))?;
     tracing::info!(cores = ?cores, "serving");
-    listening(&addresses);
+    listening(&addresses, metrics_address);
     let watched = watch(&signals, &shards);
     // Also when one has ended by itself: the others still close their images.
     let stopped = stop(shards);
@@ -166,11 +168,27 @@ fn control_socket(
     }
 }
 
-fn start_control(socket: Option<&ControlSocket>, desk: Desk) -> std::io::Result<()> {
-    let Some(socket) = socket else { return Ok(()) };
-    service::start(socket, service::start_desk(desk)?)?;
-    tracing::info!(socket = %socket.path().display(), "may be asked with goldrush status");
+/// Lets people ask, and Prometheus.
+fn start_asking(
+    socket: Option<&ControlSocket>,
+    metrics: Option<TcpListener>,
+    desk: Desk,
+) -> std::io::Result<()> {
+    let questions = service::start_desk(desk)?;
+    if let Some(listener) = metrics {
+        metrics::start(listener, questions.clone())?;
+    }
+    if let Some(socket) = socket {
+        service::start(socket, questions)?;
+        tracing::info!(socket = %socket.path().display(), "may be asked with goldrush status");
+    }
     Ok(())
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    host::listen(address).map_err(|error| {
+        Error::Failed(format!("cannot listen on {address}: {error}; free it or name another"))
+    })
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {

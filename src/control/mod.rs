@@ -44,6 +44,7 @@ mod leftover;
 mod lock_holder;
 mod logging;
 mod man;
+mod metrics;
 pub mod name;
 mod new_image;
 pub mod open_image;
@@ -57,6 +58,7 @@ mod serve;
 pub mod size;
 mod staged;
 mod status;
+mod top;
 mod watch;
 
 use std::ffi::OsString;
@@ -103,6 +105,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         }
         Command::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Top(args) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),

@@ -80,6 +80,7 @@ pub(super) fn prepare(
         state_dir: None,
         runtime_dir: None,
         control: None,
+        metrics: None,
         discovery: DiscoveryConfig::default(),
         macs: MacTable::default(),
         targets,

@@ -41,8 +41,11 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
     suggest_seals(&catalog);
     announce_targets(&catalog)?;
     let plane = data_plane(&args.data_plane, &config);
-    launch::run(catalog, &plane, &mut |addresses| {
+    launch::run(catalog, &plane, &mut |addresses, metrics| {
         let mut out = std::io::stdout().lock();
+        if let Some(address) = metrics {
+            let _ = writeln!(out, "metrics at http://{address}/metrics");
+        }
         for address in addresses {
             // Nobody reads: the server serves all the same.
             let _ = writeln!(out, "listening on {address}");
@@ -93,6 +96,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         read_ahead_bytes: args.read_ahead.0,
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),
         control: args.control.control.as_ref().or(config.control.as_ref()).cloned(),
+        metrics: args.metrics.or(config.metrics),
         golden_cache_bytes: golden_cache_bytes(args.golden_cache.map(|size| size.0), memory_available()),
     }
 }

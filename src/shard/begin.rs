@@ -29,6 +29,7 @@ impl Core {
         task.lun_field = request.lun_field;
         task.cdb = request.cdb;
         task.attribute = request.attribute;
+        task.since = request.since;
         let key = match self.tasks.insert(task) {
             Ok(key) => key,
             Err(task) => {

@@ -70,6 +70,7 @@ impl Bench {
         padded[..cdb.len()].copy_from_slice(cdb);
         self.next_id += 1;
         let request = Request {
+            since: self.core.now,
             conn: ConnKey::from_parts(0, 0),
             id: TaskId { index: self.next_id, generation: 0 },
             target: 0,

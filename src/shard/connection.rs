@@ -16,6 +16,7 @@ use crate::limits;
 use super::executor::Core;
 use super::fairness::{Share, Turn};
 use super::mailbox::Named;
+use super::metrics::Timing;
 use super::session::{Member, SessionKey, Sessions};
 use super::token::{Kind, Token};
 use super::tx_queue::TxQueue;
@@ -129,6 +130,8 @@ pub(super) struct Connection {
     pub(super) share: Share,
     /// A PDU has begun and not ended.
     within_pdu: bool,
+    /// Answers that are not sent yet, for how long they took.
+    pub(super) timing: Timing,
 }
 
 impl Connection {
@@ -161,6 +164,7 @@ impl Connection {
             dirty: false,
             share: Share::default(),
             within_pdu: false,
+            timing: Timing::default(),
         }
     }
 
@@ -320,6 +324,7 @@ impl Connection {
                 }
             }
             if let Some(task) = out.finished {
+                session.count(core, task, &mut self.timing, self.tx.queued_bytes());
                 session.forget(core, task);
             }
         }

@@ -25,6 +25,7 @@ use super::atomic::AtomicStep;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::keep::{Keeping, Unkept};
+use super::metrics::Metrics;
 use super::order::Order;
 use super::read_ahead::Streams;
 use super::records::Durability;
@@ -81,6 +82,8 @@ pub(super) struct Request {
     pub(super) attribute: TaskAttribute,
     pub(super) read_len: u32,
     pub(super) write_len: u32,
+    /// When it came.
+    pub(super) since: Instant,
 }
 
 /// What became of a request.
@@ -98,6 +101,7 @@ pub(super) enum Begun {
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) now: Instant,
+    pub(super) metrics: Metrics,
     /// Operations of this turn, on their way to the ring.
     pub(super) ops: Vec<(OpToken, Op)>,
     pub(super) pool: Pool,
@@ -156,6 +160,7 @@ impl Core {
     pub(super) fn new(pool: Pool, cache: GoldenCache, images: Images) -> Self {
         Self {
             now: Instant::default(),
+            metrics: Metrics::new(),
             ops: Vec::with_capacity(4096),
             pool,
             images,

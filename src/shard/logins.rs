@@ -9,6 +9,7 @@ use crate::iscsi::negotiate;
 use crate::iscsi::params::Tsih;
 use crate::iscsi::session::{ConnectionId, ConnectionStart, Keepalive, Session, SessionKind, SessionStart};
 
+use super::boot::Visit;
 use super::connection::{Connection, Phase};
 use super::mailbox::{Handoff, Message, Named, Sent};
 use super::session::{Member, ServedSession, SessionKey};
@@ -56,10 +57,12 @@ impl<I: Io> Shard<I> {
                         return;
                     }
                     self.stage_login(key);
+                    self.core.metrics.counts.logins_accepted += 1;
                     self.established(key, *established);
                     return;
                 }
                 Some(LoginEvent::Failed(failure)) => {
+                    self.core.metrics.counts.logins_refused += 1;
                     self.stage_login(key);
                     if let Some(connection) = self.connections.get_mut(key) {
                         tracing::info!(peer = %connection.peer, %failure, "login refused");
@@ -275,16 +278,25 @@ impl<I: Io> Shard<I> {
         } else {
             tracing::debug!(%initiator, %peer, "discovery session");
         }
+        let segment = start.params.max_send_segment;
         let machine = Session::new(SessionStart {
             kind: if discovery { SessionKind::Discovery } else { SessionKind::Normal },
             exp_cmd_sn: established.exp_cmd_sn,
             connection: start,
         });
-        let session = Box::new(ServedSession::new(machine, key, index, nexus, initiator.clone()));
+        let now = self.core.now;
+        let visit = match index {
+            Some(index) => self.core.targets[index as usize].boot.login(now, segment),
+            None => Visit { since: now, system: true },
+        };
+        let session = ServedSession::new(machine, key, index, nexus, initiator.clone(), peer, visit);
+        let session = Box::new(session);
         let Ok(session_key) = self.sessions.insert(session) else {
             // Cannot be: there is room for as many sessions as connections.
             if let Some(index) = index {
-                self.core.targets[index as usize].release(nexus);
+                let target = &mut self.core.targets[index as usize];
+                target.release(nexus);
+                target.boot.ended(now, visit);
             }
             self.close(key, "too many sessions on this shard");
             return;
@@ -386,8 +398,8 @@ impl<I: Io> Shard<I> {
                 Message::Handoff(handoff) => self.take_over(*handoff),
                 Message::Golden { frame } => self.core.golden_filled(frame),
                 Message::Kept { ticket, stable } => self.kept(ticket, stable),
-                Message::Report { reply } => {
-                    let _ = reply.try_send(self.report());
+                Message::Report { asked, reply } => {
+                    let _ = reply.try_send(self.report(asked));
                 }
                 Message::Stop => self.begin_stop(),
             }

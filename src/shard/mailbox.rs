@@ -13,7 +13,7 @@ use crate::iscsi::framer::Framer;
 use crate::iscsi::login::LoginMachine;
 use crate::iscsi::params::{Cid, Isid, Tsih};
 
-use super::report::ShardReport;
+use super::report::{ReportAsked, ShardReport};
 
 /// Whom a login names.
 #[derive(Clone, Debug)]
@@ -55,6 +55,7 @@ pub enum Message<S> {
     },
     /// Tell what you are doing. A reply that finds no room is dropped: nobody waits for it any more.
     Report {
+        asked: ReportAsked,
         reply: Sender<ShardReport>,
     },
     /// Finish what is in flight, flush, close, end.

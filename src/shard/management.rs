@@ -445,6 +445,7 @@ impl<I: Io> Shard<I> {
         session.forget_all(&mut self.core);
         if let Some(index) = session.target {
             let target = &mut self.core.targets[index as usize];
+            target.boot.ended(self.core.now, session.visit);
             target.detach(session.nexus);
             target.management.retain(|pending| pending.session != key);
             tracing::info!(%initiator, target = %target.name, %peer, reason, "session ended");

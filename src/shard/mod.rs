@@ -26,6 +26,8 @@
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
 //! | `mailbox`    | messages between shards                                             |
+//! | `metrics`    | what it counts, and how long answers took                           |
+//! | `boot`       | how far a target's machine has booted                               |
 //! | `report`     | what a shard tells of itself                                        |
 
 mod admission;
@@ -34,6 +36,7 @@ mod begin;
 #[cfg(test)]
 mod bench;
 mod bitmaps;
+mod boot;
 mod commit;
 mod connection;
 mod copy;
@@ -48,6 +51,7 @@ mod logins;
 mod mac;
 mod mailbox;
 mod management;
+mod metrics;
 mod order;
 mod reactor;
 mod read_ahead;
@@ -79,12 +83,14 @@ use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 
 pub use admission::{Admission, NamePattern};
+pub use boot::{BootPhase, BootReport, BootTimes};
 pub use directory::{Directory, DirectoryEntry, Redirect};
 pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
+pub use metrics::{CommandKind, Counts, Latencies, SessionCounts};
 pub use records::Durability;
-pub use report::ShardReport;
+pub use report::{PHASES, ReportAsked, SessionReport, ShardReport, TargetReport, TargetsAsked};
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
 pub const PORTAL_GROUP: u16 = 1;

@@ -100,6 +100,7 @@ impl<I: Io> Shard<I> {
 
     fn complete(&mut self, completion: Completion) {
         let Some(token) = Token::decode(completion.token) else { return };
+        self.core.metrics.completed(&completion.outcome);
         match (token.kind, completion.outcome) {
             (Kind::Accept, Outcome::Accepted { socket, peer, more }) => {
                 self.accepted(socket, peer);
@@ -146,6 +147,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn accepted(&mut self, socket: SocketSlot, peer: std::net::SocketAddr) {
+        self.core.metrics.counts.connections_accepted += 1;
         let login = new_login(&self.config, &mut self.login_count);
         let now = self.core.now;
         let nobody = ConnKey::from_parts(u32::MAX, 0);
@@ -180,6 +182,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn received(&mut self, token: Token, buf: RxBuf, more: bool) {
+        self.core.metrics.counts.received_bytes += self.io.rx_bytes(&buf).len() as u64;
         let Some(key) = token.key(&self.connections) else {
             self.io.rx_release(buf);
             return;
@@ -267,6 +270,7 @@ impl<I: Io> Shard<I> {
         match result {
             Ok(sent) => {
                 connection.tx.sent(sent as usize, parts);
+                connection.timing.sent(now, sent, &mut self.core.metrics);
                 connection.last_progress = now;
                 connection.last_sent = now;
             }

@@ -5,6 +5,7 @@
 //! All connections of a session are on the shard that owns its target, so its commands begin in one order.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 use crate::iscsi::session::{ConnectionId, PayloadSink, Session, SessionEvent, TaskId, TaskReply};
 use crate::limits;
@@ -12,8 +13,10 @@ use crate::scsi::{Nexus, ScsiStatus};
 use crate::slab::{Key, Slab};
 
 use super::ConnKey;
+use super::boot::Visit;
 use super::connection::Want;
 use super::executor::{Begun, Core, Request, TaskKey};
+use super::metrics::{CommandKind, SessionCounts, Timing};
 use super::task::Stage;
 
 pub(super) type SessionKey = Key<Box<ServedSession>>;
@@ -33,6 +36,12 @@ pub(super) struct ServedSession {
     pub(super) target: Option<u32>,
     pub(super) nexus: Nexus,
     pub(super) initiator: String,
+    /// Of its leading connection, when it began.
+    pub(super) peer: SocketAddr,
+    pub(super) visit: Visit,
+    pub(super) counts: SessionCounts,
+    /// Commands in progress.
+    running: u32,
     connections: [Option<ConnKey>; limits::SESSION_CONNECTIONS_MAX],
     /// The executor's task of each session task, and the connection whose bytes it counts.
     tasks: Box<[Option<(TaskKey, ConnectionId)>]>,
@@ -51,6 +60,8 @@ impl ServedSession {
         target: Option<u32>,
         nexus: Nexus,
         initiator: String,
+        peer: SocketAddr,
+        visit: Visit,
     ) -> Self {
         let mut connections = [None; limits::SESSION_CONNECTIONS_MAX];
         connections[ConnectionId::LEADING.index()] = Some(leading);
@@ -59,6 +70,10 @@ impl ServedSession {
             target,
             nexus,
             initiator,
+            peer,
+            visit,
+            counts: SessionCounts::default(),
+            running: 0,
             connections,
             tasks: vec![None; limits::SESSION_TASKS_MAX].into_boxed_slice(),
             stalled: VecDeque::new(),
@@ -82,6 +97,10 @@ impl ServedSession {
     /// The same, to keep while the session changes.
     pub(super) fn connections_now(&self) -> impl Iterator<Item = ConnKey> + use<> {
         self.connections.into_iter().flatten()
+    }
+
+    pub(super) fn running(&self) -> u32 {
+        self.running
     }
 
     pub(super) fn has_stalled(&self) -> bool {
@@ -109,6 +128,7 @@ impl ServedSession {
                         attribute,
                         read_len,
                         write_len,
+                        since: core.now,
                     };
                     // Behind a command that waits, all wait: they begin in order.
                     if !self.stalled.is_empty() || !self.try_begin(core, &request, connection) {
@@ -167,6 +187,10 @@ impl ServedSession {
         if let Some(task) = core.tasks.get_mut(key) {
             task.read_len = request.read_len;
         }
+        self.running += 1;
+        if self.running > 1 && !self.visit.system {
+            core.targets[request.target as usize].boot.is_system(core.now, &mut self.visit);
+        }
         true
     }
 
@@ -204,9 +228,25 @@ impl ServedSession {
         self.machine.complete(task, TaskReply { status, sense: &[], data_in: 0 });
     }
 
+    /// The answer of this task is queued, and ends with the last of `queued` bytes.
+    pub(super) fn count(&mut self, core: &mut Core, id: TaskId, timing: &mut Timing, queued: usize) {
+        let Some(task) = self.task_key(id).and_then(|key| core.tasks.get(key)) else { return };
+        let kind = CommandKind::of(&task.cdb);
+        let bytes = u64::from(match kind {
+            CommandKind::Read => task.in_total.min(task.read_len),
+            _ => task.out_received,
+        });
+        core.metrics.answered(kind, bytes, task.status == ScsiStatus::Good, &mut self.counts);
+        timing.queued(kind, task.since, queued);
+        if let (CommandKind::Read, Some(target)) = (kind, self.target) {
+            core.targets[target as usize].boot.read(core.now, bytes);
+        }
+    }
+
     /// The session needs this task no more.
     pub(super) fn forget(&mut self, core: &mut Core, id: TaskId) {
         if let Some((key, on)) = self.tasks[id.index as usize].take() {
+            self.running -= 1;
             if let Some(task) = core.tasks.get(key) {
                 self.in_bytes[on.index()] -= task.read_len as usize;
             }
@@ -238,5 +278,6 @@ impl ServedSession {
             }
         }
         self.in_bytes = [0; limits::SESSION_CONNECTIONS_MAX];
+        self.running = 0;
     }
 }

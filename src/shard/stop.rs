@@ -114,8 +114,17 @@ impl<I: Io> Shard<I> {
     }
 
     fn tell_cache_counts(&self) {
-        let CacheCounts { hits, misses, joins, around, filled_bytes, ahead_bytes, reads, failed_reads } =
-            self.core.cache.counts;
+        let CacheCounts {
+            hits,
+            misses,
+            joins,
+            around,
+            filled_bytes,
+            ahead_bytes,
+            reads,
+            failed_reads,
+            evictions,
+        } = self.core.cache.counts;
         tracing::info!(
             hits,
             misses,
@@ -125,6 +134,7 @@ impl<I: Io> Shard<I> {
             ahead_bytes,
             reads,
             failed_reads,
+            evictions,
             "golden cache: lookups of this core"
         );
     }

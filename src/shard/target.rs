@@ -8,6 +8,7 @@ use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::limits;
 use crate::scsi::{Device, InitiatorPort, Nexus};
 
+use super::boot::Boot;
 use super::session::SessionKey;
 
 /// One logged-in session of a target.
@@ -41,6 +42,7 @@ pub(super) struct Target {
     /// this target executes a command: a late write must not land on top of a newer one.
     pub(super) aborted_in_flight: u32,
     pub(super) management: Vec<PendingManagement>,
+    pub(super) boot: Boot,
 }
 
 impl Target {
@@ -55,6 +57,7 @@ impl Target {
             next_tsih: 1,
             aborted_in_flight: 0,
             management: Vec::new(),
+            boot: Boot::default(),
         }
     }
 

@@ -18,6 +18,7 @@
 //! | `Finished` | its reply to be queued for sending               | dropped                                   |
 
 use crate::buf::{Buf, BufRef};
+use crate::clock::Instant;
 use crate::io::Part;
 use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
@@ -150,6 +151,8 @@ pub(super) struct Task {
     pub(super) lun_field: [u8; 8],
     pub(super) cdb: [u8; 16],
     pub(super) attribute: TaskAttribute,
+    /// When its command came.
+    pub(super) since: Instant,
     /// Its place among the commands of its unit, while it is unfinished.
     pub(super) arrival: Option<u64>,
     /// What the initiator expects to read: counted against its connection.
@@ -203,6 +206,7 @@ impl Task {
             lun_field: [0; 8],
             cdb: [0; 16],
             attribute: TaskAttribute::Simple,
+            since: Instant::default(),
             arrival: None,
             read_len: 0,
             lun: 0,

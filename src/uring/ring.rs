@@ -29,6 +29,8 @@ pub(super) struct Ring {
     fixed_arena: Option<NonNull<u8>>,
     fixed_files: bool,
     report: RingReport,
+    /// Calls of `enter`.
+    entered: u64,
 }
 
 /// How a call of `enter` ended.
@@ -94,7 +96,12 @@ impl Ring {
             fixed_arena: (report.fixed_buffers == Registered::Yes).then(|| pool.arena().0),
             fixed_files: report.fixed_files == Registered::Yes,
             report,
+            entered: 0,
         })
+    }
+
+    pub(super) fn entered(&self) -> u64 {
+        self.entered
     }
 
     pub(super) fn report(&self) -> &RingReport {
@@ -169,6 +176,7 @@ impl Ring {
     /// Submits everything queued and runs the kernel's deferred work. With `want`, waits for one completion, at
     /// most `timeout` (`None`: for ever).
     pub(super) fn enter(&mut self, want: bool, timeout: Option<Duration>) -> io::Result<Entered> {
+        self.entered += 1;
         let submitter = self.ring.submitter();
         let result = match (want, timeout) {
             (true, None) => submitter.submit_and_wait(1),

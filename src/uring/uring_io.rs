@@ -27,7 +27,7 @@ use super::waker::{UringWaker, WakeReceiver};
 use super::zero_copy::{Policy, ZeroCopyCounts};
 use crate::buf::Pool;
 use crate::clock::Instant;
-use crate::io::{Completion, Errno, Io, ListenerSlot, Op, OpToken, Outcome, RxBuf, SocketSlot};
+use crate::io::{Completion, Errno, Io, IoCounts, ListenerSlot, Op, OpToken, Outcome, RxBuf, SocketSlot};
 use crate::plan::FileSlot;
 
 /// How long a dropped ring waits for what the kernel still owns before it leaks it.
@@ -321,6 +321,10 @@ impl Io for UringIo {
 
     fn rx_release(&mut self, buf: RxBuf) {
         self.state.rx.release(buf);
+    }
+
+    fn counts(&self) -> IoCounts {
+        IoCounts { system_calls: self.ring.entered(), operations: self.operations_pending() }
     }
 
     fn adopt_socket(&mut self, socket: OwnedFd) -> Result<SocketSlot, OwnedFd> {

@@ -8,17 +8,14 @@ use std::time::{Duration, Instant};
 
 use crate::cli::{Desk, names, said};
 use crate::raw_initiator::RawInitiator;
-use crate::running::{refused, say, serve_line, socket, start, start_nodes, status};
+use crate::running::{refused, say, serve_line, socket, start, start_nodes, status, sum};
 
 #[test]
 fn a_running_server_is_found_and_tells_of_its_sessions() {
     let desk = Desk::new();
     refused(&desk, "status", 1, "no server answers in");
     let Some(server) = start_nodes(&desk, 2, "") else { return };
-    let sessions = |status: &serde_json::Value| {
-        let shards = status["shards"].as_array().unwrap();
-        shards.iter().map(|shard| shard["sessions"].as_u64().unwrap()).sum::<u64>()
-    };
+    let sessions = |status: &serde_json::Value| sum(status, "sessions");
     let before = status(&desk, "");
     assert_eq!(before["about"]["pid"], server.pid());
     assert_eq!((before["about"]["targets"].as_u64(), sessions(&before)), (Some(2), 0));

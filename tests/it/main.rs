@@ -20,6 +20,7 @@ mod cli_reservations;
 mod cli_reshape;
 mod cli_seal;
 mod cli_serve;
+mod cli_status;
 mod conformance;
 mod golden_threads;
 mod hostile;

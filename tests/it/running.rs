@@ -13,6 +13,8 @@ use crate::cli::{Desk, Said, said};
 pub struct Running {
     child: Child,
     pub port: u16,
+    /// What it has said up to its first address.
+    pub lines: Vec<String>,
 }
 
 /// Starts `goldrush` with the words of `line` and waits until it listens. `None`, loudly, where the kernel gives no ring.
@@ -28,7 +30,7 @@ pub fn start(desk: &Desk, line: &str) -> Option<Running> {
             // Its log is read to the end, or it would wait for a reader one day.
             let mut log = child.stderr.take().unwrap();
             std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-            return Some(Running { child, port });
+            return Some(Running { child, port, lines });
         }
     }
     let said = said(child.wait_with_output().unwrap());
@@ -99,6 +101,13 @@ pub fn socket(desk: &Desk) -> PathBuf {
 pub fn status(desk: &Desk, more: &str) -> serde_json::Value {
     let out = desk.goldrush_ok(&format!("status --json {more}"));
     serde_json::from_str(&out).unwrap()
+}
+
+/// A figure of all shards together; `path` leads to it in each.
+pub fn sum(status: &serde_json::Value, path: &str) -> u64 {
+    let shards = status["shards"].as_array().unwrap();
+    let pointer = format!("/{path}");
+    shards.iter().map(|shard| shard.pointer(&pointer).and_then(serde_json::Value::as_u64).unwrap()).sum()
 }
 
 /// What a command said that failed as it should.

@@ -43,8 +43,9 @@ fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<Vec<u8>> {
     // A server that is full answers before it has read the request: what it says is what counts.
     let asked = stream.write_all(&request_line(request));
     let mut line = Vec::new();
-    stream.take(ANSWER_BYTES_MAX as u64).read_to_end(&mut line)?;
-    if line.is_empty() { asked.map(|()| line) } else { Ok(line) }
+    let read = stream.take(ANSWER_BYTES_MAX as u64).read_to_end(&mut line);
+    // A reset behind a whole line says that the server has not read the rest of the request, no more.
+    if line.ends_with(b"\n") { Ok(line) } else { read.and(asked).map(|()| line) }
 }
 
 /// A connection to the server that is meant.

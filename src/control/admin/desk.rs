@@ -4,14 +4,23 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{About, Answer, Request, ShardStatus, Status, program};
-use crate::shard::{Message, Peer, Sent, ShardReport};
+use super::status::{
+    About, Counts, Gauges, Latency, SessionStatus, ShardStatus, Status, StatusAsked, TargetList, TargetStatus,
+};
+use super::{Answer, Request, program};
+use crate::cache::Golden;
+use crate::clock::Instant;
+use crate::shard::{
+    BootPhase, Message, PHASES, Peer, ReportAsked, Sent, SessionReport, ShardReport, TargetReport,
+    TargetsAsked,
+};
 
 /// A shard that has not answered by then is stuck, or gone.
 const SHARD_TIME: Duration = Duration::from_secs(2);
@@ -23,43 +32,75 @@ pub(in crate::control) struct Desk {
     pub(in crate::control) listening: Vec<SocketAddr>,
     pub(in crate::control) cores: Vec<usize>,
     pub(in crate::control) targets: usize,
-    pub(in crate::control) since: Instant,
+    pub(in crate::control) golden_cache_bytes: u64,
+    pub(in crate::control) golden: Option<Arc<Golden>>,
+    pub(in crate::control) since: std::time::Instant,
 }
 
 impl Desk {
     pub(super) fn answer(&mut self, request: Request) -> Answer {
         match request {
             Request::About => value(&self.about()),
-            Request::Status => self.status().and_then(|status| value(&status)),
+            Request::Status(asked) => self.status(asked).and_then(|status| value(&status)),
         }
     }
 
     fn about(&self) -> About {
+        let golden = self.golden.as_ref().map(|golden| golden.counts()).unwrap_or_default();
         About {
             program: program(),
             pid: std::process::id(),
-            uptime_s: self.since.elapsed().as_secs(),
+            uptime_ms: self.since.elapsed().as_millis() as u64,
             listening: self.listening.clone(),
             cores: self.cores.clone(),
             targets: self.targets,
+            golden_cache_bytes: self.golden_cache_bytes,
+            golden_asked_bytes: golden.asked_bytes,
+            golden_ahead_used_bytes: golden.ahead_used_bytes,
         }
     }
 
-    fn status(&self) -> Result<Status, String> {
-        let mut reports: Vec<ShardReport> = self.ask_all(|reply| Message::Report { reply })?;
+    fn status(&self, asked: StatusAsked) -> Result<Status, String> {
+        let asked = ReportAsked {
+            targets: match asked.targets {
+                TargetList::None => TargetsAsked::None,
+                TargetList::Seen => TargetsAsked::Seen,
+                TargetList::All => TargetsAsked::All,
+            },
+            sessions: asked.sessions,
+        };
+        let mut reports: Vec<ShardReport> = self.ask_all(|reply| Message::Report { asked, reply })?;
         reports.sort_by_key(|report| report.shard);
-        let shards = reports.iter().map(shard_status).collect();
-        Ok(Status { about: self.about(), shards })
+        let mut status = Status {
+            about: self.about(),
+            phases: PHASES.iter().map(|phase| (phase_name(*phase).to_owned(), 0)).collect(),
+            shards: reports.iter().map(shard_status).collect(),
+            targets: Vec::new(),
+            sessions: Vec::new(),
+        };
+        for report in reports {
+            for (phase, count) in PHASES.iter().zip(report.phases) {
+                *status.phases.entry(phase_name(*phase).to_owned()).or_default() += count;
+            }
+            let now = report.now;
+            status.targets.extend(report.targets.into_iter().map(|target| target_status(target, now)));
+            status.sessions.extend(report.sessions.into_iter().map(session_status));
+        }
+        status.targets.sort_by(|one, other| one.name.cmp(&other.name));
+        status
+            .sessions
+            .sort_by(|one, other| (&one.target, &one.initiator).cmp(&(&other.target, &other.initiator)));
+        Ok(status)
     }
 
     /// Asks every shard and waits for all of them; the error is a sentence. The answers come in any order.
     fn ask_all<T>(&self, message: impl Fn(Sender<T>) -> Message<OwnedFd>) -> Result<Vec<T>, String> {
-        let until = Instant::now() + SHARD_TIME;
+        let until = std::time::Instant::now() + SHARD_TIME;
         let (reply, replies) = bounded(self.shards.len());
         for shard in &self.shards {
             let mut message = message(reply.clone());
             while let Sent::Full(back) = shard.send(message) {
-                if Instant::now() >= until {
+                if std::time::Instant::now() >= until {
                     return Err("a core takes no messages: see the server's log".to_owned());
                 }
                 std::thread::sleep(Duration::from_millis(1));
@@ -82,12 +123,87 @@ fn value(answer: &impl Serialize) -> Result<Value, String> {
 }
 
 fn shard_status(report: &ShardReport) -> ShardStatus {
-    let load = report.load;
+    let (load, counts, golden) = (report.load, report.counts, report.golden);
     ShardStatus {
-        connections: load.connections,
-        sessions: load.sessions,
-        tasks: load.tasks,
-        chunks_free: load.chunks_free,
-        smalls_free: load.smalls_free,
+        gauges: Gauges {
+            connections: load.connections as u64,
+            sessions: load.sessions as u64,
+            tasks: load.tasks as u64,
+            tasks_parked: report.tasks_parked as u64,
+            sessions_stalled: report.sessions_stalled as u64,
+            operations: report.io.operations as u64,
+            chunks_free: u64::from(load.chunks_free),
+            smalls_free: u64::from(load.smalls_free),
+        },
+        counts: Counts {
+            connections_accepted: counts.connections_accepted,
+            logins_accepted: counts.logins_accepted,
+            logins_refused: counts.logins_refused,
+            reads: counts.reads,
+            writes: counts.writes,
+            flushes: counts.flushes,
+            unmaps: counts.unmaps,
+            others: counts.others,
+            failed: counts.failed,
+            read_bytes: counts.read_bytes,
+            written_bytes: counts.written_bytes,
+            received_bytes: counts.received_bytes,
+            sent_bytes: counts.sent_bytes,
+            sends: counts.sends,
+            system_calls: report.io.system_calls,
+            file_reads: counts.file_reads,
+            file_writes: counts.file_writes,
+            golden_reads: golden.reads,
+            golden_reads_failed: golden.failed_reads,
+            golden_hits: golden.hits,
+            golden_misses: golden.misses,
+            golden_joins: golden.joins,
+            golden_around: golden.around,
+            golden_bytes: golden.filled_bytes,
+            golden_ahead_bytes: golden.ahead_bytes,
+            golden_evictions: golden.evictions,
+        },
+        read_latency: Latency::of(report.reads.sum_us, &report.reads.histogram),
+        write_latency: Latency::of(report.writes.sum_us, &report.writes.histogram),
+    }
+}
+
+fn phase_name(phase: BootPhase) -> &'static str {
+    match phase {
+        BootPhase::Offline => "offline",
+        BootPhase::Loader => "loader",
+        BootPhase::Gap => "gap",
+        BootPhase::System => "system",
+        BootPhase::Settled => "settled",
+    }
+}
+
+fn target_status(target: TargetReport, now: Instant) -> TargetStatus {
+    let times = target.boot.times;
+    let ms = |from: Option<Instant>, to: Option<Instant>| Some(to?.since(from?).as_millis() as u64);
+    TargetStatus {
+        name: target.name,
+        sessions: target.sessions,
+        phase: phase_name(target.boot.phase).to_owned(),
+        phase_ms: ms(target.boot.since, Some(now)),
+        loader_ms: ms(times.first_login, times.loader_ended),
+        gap_ms: ms(times.loader_ended, times.system_login),
+        system_ms: ms(times.system_login, times.settled),
+        boot_ms: ms(times.first_login, times.settled),
+        first_login_ms: ms(times.first_login, Some(now)),
+    }
+}
+
+fn session_status(session: SessionReport) -> SessionStatus {
+    SessionStatus {
+        target: session.target,
+        initiator: session.initiator,
+        peer: session.peer,
+        connections: session.connections,
+        age_ms: session.age.as_millis() as u64,
+        tasks: session.commands,
+        commands: session.counts.commands,
+        read_bytes: session.counts.read_bytes,
+        written_bytes: session.counts.written_bytes,
     }
 }
