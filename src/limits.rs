@@ -55,6 +55,18 @@ pub const COPY_SEGMENT_BYTES_MAX: u32 = u16::MAX as u32 * 4096;
 pub const COPY_RECORDS_MAX: usize = 64;
 /// What a copy reads before it writes.
 pub const COPY_PORTION_BYTES: u64 = 1024 * 1024;
+/// Ranges of one POPULATE TOKEN or WRITE USING TOKEN, the bytes of all of them, and what is best (VPD page 8Fh): a copy
+/// that is waited for ends within seconds.
+pub const ROD_RANGES_MAX: usize = 64;
+pub const ROD_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub const ROD_OPTIMAL_BYTES: usize = 64 * 1024 * 1024;
+/// Seconds after which an unused token expires, unless it was asked for otherwise, and the most that may be asked for.
+pub const ROD_INACTIVITY_S: u32 = 60;
+pub const ROD_INACTIVITY_MAX_S: u32 = 600;
+/// Seconds after which any token expires.
+pub const ROD_LIFETIME_MAX_S: u32 = 24 * 3600;
+/// Tokens of one unit: the one that was unused for longest makes room.
+pub const RODS_PER_UNIT_MAX: usize = 64;
 /// What SANITIZE overwrites or erases at a time, and the most it overwrites in a second: others use the disks too.
 pub const SANITIZE_PORTION_BYTES: u64 = 8 * 1024 * 1024;
 pub const SANITIZE_ERASE_BYTES: u64 = 256 * 1024 * 1024;
@@ -210,6 +222,8 @@ const _: () = assert!(8 + 16 * UNMAP_DESCRIPTORS_MAX as usize <= PARAMETER_BYTES
 const _: () = assert!(8 + 8 * UNITS_PER_TARGET_MAX <= REPLY_BYTES_MAX);
 const _: () = assert!(2 * COMPARE_AND_WRITE_BYTES_MAX <= TRANSFER_BYTES_MAX);
 const _: () = assert!(16 + COPY_DESCRIPTOR_BYTES_MAX <= PARAMETER_BYTES_MAX);
+const _: () = assert!(536 + 16 * ROD_RANGES_MAX <= PARAMETER_BYTES_MAX);
+const _: () = assert!(ROD_INACTIVITY_S <= ROD_INACTIVITY_MAX_S && ROD_INACTIVITY_MAX_S <= ROD_LIFETIME_MAX_S);
 const _: () = assert!(ATOMIC_BYTES_MAX <= TRANSFER_BYTES_MAX);
 const _: () = assert!(COPY_PORTION_BYTES as usize <= TRANSFER_BYTES_MAX);
 const _: () = assert!(COPY_RECORDS_MAX <= u8::MAX as usize);

@@ -177,6 +177,18 @@ pub(super) enum Command {
         list: u8,
         allocation: u32,
     },
+    PopulateToken {
+        list: u32,
+        len: u32,
+    },
+    WriteUsingToken {
+        list: u32,
+        len: u32,
+    },
+    ReceiveTokenInformation {
+        list: u32,
+        allocation: u32,
+    },
     GetLbaStatus {
         start: Lba,
         allocation: u32,
@@ -323,6 +335,11 @@ pub(super) fn decode(row: &Opcode, bytes: &[u8; CDB_BYTES_MAX]) -> Result<Comman
         Operation::Sanitize => return sanitize(&fields),
         Operation::ExtendedCopy => Command::ExtendedCopy { len: fields.be32(10) },
         Operation::ReceiveCopyResults => return receive_copy_results(&fields),
+        Operation::PopulateToken => Command::PopulateToken { list: fields.be32(6), len: fields.be32(10) },
+        Operation::WriteUsingToken => Command::WriteUsingToken { list: fields.be32(6), len: fields.be32(10) },
+        Operation::ReceiveTokenInformation => {
+            Command::ReceiveTokenInformation { list: fields.be32(2), allocation: fields.be32(10) }
+        }
         Operation::TestUnitReady => Command::TestUnitReady,
         Operation::Reserve => Command::Reserve,
         Operation::Release => Command::Release,

@@ -3,8 +3,10 @@
 //! Knows CSCD descriptors of type E4h, segment descriptors of type 02h and the answers' layouts. Does not know which
 //! unit a designator names, nor how blocks move (`shard`).
 
+use super::capacity::Geometry;
 use super::device::Nexus;
 use super::identity::UnitNames;
+use super::rod;
 use super::sense::{Sense, SenseFormat};
 use crate::limits;
 use crate::units::{BlockCount, Lba};
@@ -277,8 +279,10 @@ pub(super) fn operating_parameters() -> Vec<u8> {
 }
 
 /// VPD page 8Fh, without its header (SPC-4, 7.8.17): commands, parameters, descriptors, general operations.
-pub(super) fn vital_page() -> Vec<u8> {
+pub(super) fn vital_page(geometry: Geometry) -> Vec<u8> {
     let mut page = Vec::new();
+    let [(limits_code, token_limits), (features_code, features), (types_code, types)] =
+        rod::vital_descriptors(geometry);
     let mut push = |code: u16, mut body: Vec<u8>| {
         // Descriptors are whole words.
         body.resize((body.len() + 3) & !3, 0);
@@ -286,13 +290,16 @@ pub(super) fn vital_page() -> Vec<u8> {
         page.extend((body.len() as u16).to_be_bytes());
         page.extend(body);
     };
-    push(0x0001, vec![8, 0x83, 1, 0x00, 0x84, 3, 0x00, 0x03, 0x04]);
+    push(limits_code, token_limits);
+    push(0x0001, vec![11, 0x83, 3, 0x00, 0x10, 0x11, 0x84, 4, 0x00, 0x03, 0x04, 0x07]);
     let mut parameters = vec![0; 0x1C];
     parameters[4..6].copy_from_slice(&(limits::COPY_DEVICES_MAX as u16).to_be_bytes());
     parameters[6..8].copy_from_slice(&(limits::COPY_SEGMENTS_MAX as u16).to_be_bytes());
     parameters[8..12].copy_from_slice(&(limits::COPY_DESCRIPTOR_BYTES_MAX as u32).to_be_bytes());
     push(0x0004, parameters);
     push(0x0008, vec![2, BLOCK_TO_BLOCK, IDENTIFICATION]);
+    push(features_code, features);
+    push(types_code, types);
     let mut general = vec![0; 0x20];
     general[..4].copy_from_slice(&(limits::COPY_RECORDS_MAX as u32).to_be_bytes());
     general[4..8].copy_from_slice(&(limits::COPY_RECORDS_MAX as u32).to_be_bytes());
@@ -305,6 +312,7 @@ pub(super) fn vital_page() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::BlockSize;
 
     fn device(kind: u8) -> Vec<u8> {
         let mut descriptor = vec![0; CSCD_BYTES];
@@ -399,13 +407,15 @@ mod tests {
 
     #[test]
     fn the_vital_page_is_made_of_whole_descriptors() {
-        let page = vital_page();
+        let geometry =
+            Geometry { blocks: 1 << 20, block_size: BlockSize::B512, physical_exponent: 3, thin: true };
+        let page = vital_page(geometry);
         let (mut rest, mut codes) = (&page[..], Vec::new());
         while let [a, b, c, d, tail @ ..] = rest {
             codes.push(u16::from_be_bytes([*a, *b]));
             rest = &tail[usize::from(u16::from_be_bytes([*c, *d]))..];
         }
         assert!(rest.is_empty());
-        assert_eq!(codes, [0x0001, 0x0004, 0x0008, 0x8001]);
+        assert_eq!(codes, [0, 0x0001, 0x0004, 0x0008, 0x0106, 0x0108, 0x8001]);
     }
 }

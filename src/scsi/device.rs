@@ -13,6 +13,7 @@ use super::lun::{Lun, REPORT_LUNS_WELL_KNOWN};
 use super::opcodes::{self, Operation};
 use super::reply::{UnitFault, UnitIndex, UnitPlan, UnitReply};
 use super::report_luns;
+use super::rod::{ROD_TOKEN_BYTES, RodEnd, RodOperation};
 use super::sanitize::SanitizeMethod;
 use super::sense::{Sense, SenseFormat};
 use super::status::ScsiStatus;
@@ -322,6 +323,33 @@ impl Device {
         if let Some(unit) = self.units.get_mut(unit.0 as usize) {
             unit.copy_ended(nexus, list, end);
         }
+    }
+
+    /// The POPULATE TOKEN or WRITE USING TOKEN has ended.
+    pub fn rod_ended(&mut self, unit: UnitIndex, operation: RodOperation, end: RodEnd) {
+        if let Some(unit) = self.units.get_mut(unit.0 as usize) {
+            unit.rod_ended(operation, end);
+        }
+    }
+
+    /// A token for `bytes` bytes of the unit: its maker finds it by `identifier`, and nobody guesses `secret`.
+    pub fn token(
+        &self,
+        unit: UnitIndex,
+        identifier: [u8; 8],
+        bytes: u64,
+        secret: [u8; 32],
+    ) -> Option<Box<[u8; ROD_TOKEN_BYTES]>> {
+        let unit = self.units.get(unit.0 as usize)?;
+        Some(unit.token(&self.target_port.target_name, identifier, bytes, secret))
+    }
+
+    /// Whether blocks of the unit that a token stands for can be read now.
+    ///
+    /// # Errors
+    /// What the command ends with.
+    pub fn may_read_rod(&self, unit: UnitIndex) -> Result<(), Sense> {
+        self.units.get(unit.0 as usize).ok_or(Sense::COPY_UNREACHABLE)?.may_read_rod()
     }
 
     /// Writes of the unit are to be stable before they are answered.

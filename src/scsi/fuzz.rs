@@ -110,9 +110,17 @@ fn check(plan: &UnitPlan) {
         UnitPlan::Parameter { len } => assert!(*len as usize <= limits::PARAMETER_BYTES_MAX && *len > 0),
         UnitPlan::Keep { then, .. } => check(then),
         UnitPlan::Copy { copy, .. } => assert!(copy.segments.len() <= limits::COPY_SEGMENTS_MAX),
+        UnitPlan::PopulateToken { populate, .. } => check_token_ranges(&populate.ranges, &inside),
+        UnitPlan::WriteUsingToken { write, .. } => check_token_ranges(&write.ranges, &inside),
         UnitPlan::Sanitize { .. } => {}
         UnitPlan::Flush { .. } => {}
     }
+}
+
+fn check_token_ranges(ranges: &[BlockRange], inside: &dyn Fn(&BlockRange)) {
+    assert!(ranges.len() <= limits::ROD_RANGES_MAX);
+    ranges.iter().for_each(inside);
+    assert!(ranges.iter().map(|range| range.count.0).sum::<u64>() <= limits::ROD_BYTES_MAX as u64 / 512);
 }
 
 fn check_reply(reply: &UnitReply) {

@@ -5,6 +5,7 @@
 use super::copy::Copy;
 use super::device::Nexus;
 use super::kept::KeptUnit;
+use super::rod::{Populate, TokenWrite};
 use super::sanitize::SanitizeMethod;
 use super::sense::Sense;
 use super::status::ScsiStatus;
@@ -107,6 +108,16 @@ pub enum UnitPlan {
     Copy {
         unit: UnitIndex,
         copy: Box<Copy>,
+    },
+    /// POPULATE TOKEN: a token for these blocks as they are while no write is under way; then `Device::rod_ended`.
+    PopulateToken {
+        unit: UnitIndex,
+        populate: Box<Populate>,
+    },
+    /// WRITE USING TOKEN: the data of a token, or zeros, to these blocks; then `Device::rod_ended`.
+    WriteUsingToken {
+        unit: UnitIndex,
+        write: Box<TokenWrite>,
     },
     /// SANITIZE: every block of the unit, whatever becomes of the command; then `Device::sanitize_ended`. With
     /// `immediate` the status comes at once.

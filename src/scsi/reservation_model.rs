@@ -47,6 +47,9 @@ const TABLE: &[(Operation, &str)] = &[
     (Operation::Sanitize, "CCACC"),
     (Operation::ExtendedCopy, "CCACC"),
     (Operation::ReceiveCopyResults, "CCACC"),
+    (Operation::PopulateToken, "ACAAC"),
+    (Operation::WriteUsingToken, "CCACC"),
+    (Operation::ReceiveTokenInformation, "CCACC"),
     (Operation::SynchronizeCache, "CCACC"),
 ];
 

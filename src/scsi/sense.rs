@@ -86,6 +86,16 @@ impl Sense {
     pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x09);
     pub const INLINE_DATA_LENGTH: Self = Self::new(SenseKey::IllegalRequest, 0x26, 0x0B);
     /// The list identifier is in use, or too many copies are.
+    pub const TOKEN_TYPE_UNSUPPORTED: Self = Self::new(SenseKey::IllegalRequest, 0x23, 0x01);
+    /// Never made here, or forgotten.
+    pub const TOKEN_UNKNOWN: Self = Self::new(SenseKey::IllegalRequest, 0x23, 0x04);
+    pub const TOKEN_CORRUPT: Self = Self::new(SenseKey::IllegalRequest, 0x23, 0x05);
+    /// What it stood for has changed.
+    pub const TOKEN_REVOKED: Self = Self::new(SenseKey::IllegalRequest, 0x23, 0x06);
+    pub const TOKEN_EXPIRED: Self = Self::new(SenseKey::IllegalRequest, 0x23, 0x07);
+    pub const TOKEN_DELETED: Self = Self::new(SenseKey::IllegalRequest, 0x23, 0x09);
+    pub const TOKEN_LENGTH: Self = Self::new(SenseKey::IllegalRequest, 0x23, 0x0A);
+    pub const TOKENS_EXHAUSTED: Self = Self::new(SenseKey::IllegalRequest, 0x55, 0x0D);
     pub const OPERATION_IN_PROGRESS: Self = Self::new(SenseKey::IllegalRequest, 0x00, 0x16);
     pub const SAVING_NOT_SUPPORTED: Self = Self::new(SenseKey::IllegalRequest, 0x39, 0x00);
     pub const REMOVAL_PREVENTED: Self = Self::new(SenseKey::IllegalRequest, 0x53, 0x02);

@@ -41,7 +41,7 @@ impl VpdSource<'_> {
             // One policy for every page and subpage: shared by all I_T nexuses.
             0x87 => vec![0x3F, 0xFF, 0x00, 0x00],
             0x88 => self.scsi_ports(),
-            0x8F => copy::vital_page(),
+            0x8F => copy::vital_page(self.geometry),
             0xB0 => self.block_limits(),
             0xB1 => block_device_characteristics(),
             0xB2 => self.logical_block_provisioning(),

@@ -85,14 +85,11 @@ impl Core {
             UnitPlan::LbaStatus { unit, start, allocation } => {
                 self.begin_lba_status(key, unit, start, allocation, read_len)
             }
-            UnitPlan::Copy { unit, copy } => {
-                if self.place(key, unit, NOTHING).is_some() {
-                    self.begin_copy(key, unit, &copy);
-                }
-                Begun::Running(key)
-            }
-            UnitPlan::Sanitize { unit, method, immediate } => {
-                self.begin_sanitize(key, unit, method, immediate);
+            UnitPlan::Copy { .. }
+            | UnitPlan::PopulateToken { .. }
+            | UnitPlan::WriteUsingToken { .. }
+            | UnitPlan::Sanitize { .. } => {
+                self.start_operation(key, plan);
                 Begun::Running(key)
             }
             UnitPlan::Keep { unit, kept, then } => {
@@ -115,6 +112,29 @@ impl Core {
                 Begun::Running(key)
             }
             plan => self.start_with_data(key, plan, write_len),
+        }
+    }
+
+    /// The plans that are more than one traversal, and may outlast their command.
+    fn start_operation(&mut self, key: TaskKey, plan: UnitPlan) {
+        let unit = match &plan {
+            UnitPlan::Copy { unit, .. }
+            | UnitPlan::PopulateToken { unit, .. }
+            | UnitPlan::WriteUsingToken { unit, .. } => *unit,
+            UnitPlan::Sanitize { unit, method, immediate } => {
+                self.begin_sanitize(key, *unit, method.clone(), *immediate);
+                return;
+            }
+            _ => return,
+        };
+        if self.place(key, unit, NOTHING).is_none() {
+            return;
+        }
+        match plan {
+            UnitPlan::Copy { copy, .. } => self.begin_copy(key, unit, &copy),
+            UnitPlan::PopulateToken { populate, .. } => self.begin_populate(key, unit, *populate),
+            UnitPlan::WriteUsingToken { write, .. } => self.begin_token_write(key, unit, &write),
+            _ => {}
         }
     }
 

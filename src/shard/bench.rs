@@ -55,6 +55,7 @@ impl Bench {
             order: super::order::Order::default(),
             turns: super::turns::Turns::default(),
             streams: super::read_ahead::Streams::default(),
+            rods: super::rods::Rods::default(),
         });
         Self {
             core,

@@ -1,11 +1,12 @@
-//! EXTENDED COPY: segments become portions, each read from one unit and written to another (SPC-4, 5.17).
+//! EXTENDED COPY and WRITE USING TOKEN: segments become portions, each read from one unit and written to another (SPC-4, 5.17).
 //!
-//! Knows which units a copy may reach: those of the target that was asked, and of other targets of this shard in which
-//! the same initiator has a session. Does not know lists and designators (`scsi`), nor how a portion moves.
+//! Knows which units an EXTENDED COPY may reach: those of the target that was asked, and of other targets of this shard in
+//! which the same initiator has a session. Does not know lists and designators (`scsi`), nor what a token stands for
+//! (`rods`), nor how a portion moves.
 //!
 //! | step    | the task's unit | what it does                                             |
 //! |---------|-----------------|----------------------------------------------------------|
-//! | read    | the source      | a read pass; the data stays where it was read            |
+//! | read    | the source      | a read pass; the data stays where it was read (zeros are not read) |
 //! | write   | the destination | its turn, then a write pass from there; zeros as zeros   |
 //! | stable  | each written    | fdatasync where the unit writes through                  |
 //!
@@ -19,24 +20,33 @@ use crate::scsi::{Copy, CopyDevice, CopyEnd, CopySegment, Nexus, Sense, UnitInde
 use crate::units::{BlockCount, BlockRange, SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
 use super::executor::{Core, TaskKey};
+use super::rods::TokenUse;
 use super::task::{Pass, Stage, Work};
 use super::turns::Turn;
 
 /// One segment, in sectors of the shard's units.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CopyMove {
-    from: u32,
-    source: Sector,
-    to: u32,
-    destination: Sector,
-    count: SectorCount,
+    pub(super) from: u32,
+    pub(super) source: Sector,
+    pub(super) to: u32,
+    pub(super) destination: Sector,
+    pub(super) count: SectorCount,
+}
+
+/// Whom the end of a copy is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum CopyEnding {
+    /// EXTENDED COPY, by what RECEIVE COPY RESULTS may ask for it.
+    List(Option<u8>),
+    Token(TokenUse),
 }
 
 /// A copy on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CopyWork {
     unit: UnitIndex,
-    list: Option<u8>,
+    ending: CopyEnding,
     moves: VecDeque<CopyMove>,
     /// Sectors of the first move that are copied, and those of the portion that is being copied.
     done: SectorCount,
@@ -45,6 +55,49 @@ pub(super) struct CopyWork {
     flush: Vec<u32>,
     segments: u16,
     bytes: u64,
+}
+
+impl CopyWork {
+    pub(super) fn new(unit: UnitIndex, ending: CopyEnding) -> Self {
+        Self {
+            unit,
+            ending,
+            moves: VecDeque::new(),
+            done: SectorCount(0),
+            portion: SectorCount(0),
+            flush: Vec::new(),
+            segments: 0,
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn unit(&self) -> UnitIndex {
+        self.unit
+    }
+
+    pub(super) fn add(&mut self, moves: impl IntoIterator<Item = CopyMove>) {
+        self.moves.extend(moves);
+    }
+
+    pub(super) fn flush_at_the_end(&mut self, lun: u32) {
+        if !self.flush.contains(&lun) {
+            self.flush.push(lun);
+        }
+    }
+
+    pub(super) fn token(&self) -> Option<&TokenUse> {
+        match &self.ending {
+            CopyEnding::Token(token) => Some(token),
+            CopyEnding::List(_) => None,
+        }
+    }
+
+    /// It ends with the portion it is at.
+    pub(super) fn terminate(&mut self) {
+        if let CopyEnding::Token(token) = &mut self.ending {
+            token.terminate();
+        }
+    }
 }
 
 /// A unit a copy may reach.
@@ -60,21 +113,12 @@ impl Core {
     pub(super) fn begin_copy(&mut self, key: TaskKey, unit: UnitIndex, copy: &Copy) {
         let Some(task) = self.tasks.get(key) else { return };
         let (target, nexus) = (task.target as usize, task.nexus);
-        let mut work = CopyWork {
-            unit,
-            list: copy.list,
-            moves: VecDeque::with_capacity(copy.segments.len()),
-            done: SectorCount(0),
-            portion: SectorCount(0),
-            flush: Vec::new(),
-            segments: 0,
-            bytes: 0,
-        };
+        let mut work = CopyWork::new(unit, CopyEnding::List(copy.list));
         let reached: Vec<_> = copy.devices.iter().map(|device| self.reach(target, nexus, device)).collect();
         let mut refused = None;
         for segment in &copy.segments {
-            match self.plan_move(segment, &reached, &mut work.flush) {
-                Ok(planned) => work.moves.extend(planned),
+            match self.plan_move(segment, &reached, &mut work) {
+                Ok(planned) => work.add([planned]),
                 Err(sense) => refused = refused.or(Some(sense)),
             }
         }
@@ -106,8 +150,8 @@ impl Core {
         &self,
         segment: &CopySegment,
         reached: &[Option<Reached>],
-        flush: &mut Vec<u32>,
-    ) -> Result<Option<CopyMove>, Sense> {
+        work: &mut CopyWork,
+    ) -> Result<CopyMove, Sense> {
         let unit = |place: usize| reached.get(place).copied().flatten().ok_or(Sense::COPY_UNREACHABLE);
         let (from, to) = (unit(segment.from)?, unit(segment.to)?);
         let lun = |end: Reached| self.targets[end.target].first_lun + end.unit.0;
@@ -125,23 +169,30 @@ impl Core {
         self.targets[from.target].device.may_copy(from.nexus, from.unit, source, false)?;
         let device = &self.targets[to.target].device;
         device.may_copy(to.nexus, to.unit, destination, true)?;
-        if device.writes_through(to.unit) && !flush.contains(&lun(to)) {
-            flush.push(lun(to));
+        if device.writes_through(to.unit) {
+            work.flush_at_the_end(lun(to));
         }
         let first = |end: Reached, range: BlockRange| Sector(range.start.0.saturating_mul(per_block(end)));
-        Ok(Some(CopyMove {
+        Ok(CopyMove {
             from: lun(from),
             source: first(from, source),
             to: lun(to),
             destination: first(to, destination),
             count: SectorCount(sectors),
-        }))
+        })
     }
 
     /// The next portion, or the end. True when the task can go on at once.
     pub(super) fn copy_next(&mut self, key: TaskKey) -> bool {
+        let stopping = self.stopping;
         let Some(task) = self.tasks.get_mut(key) else { return false };
         let Work::Copy(copy) = &mut task.work else { return false };
+        if stopping && task.background {
+            copy.terminate();
+        }
+        if copy.token().is_some_and(TokenUse::is_terminated) {
+            copy.moves.clear();
+        }
         while copy.moves.front().is_some_and(|first| copy.done >= first.count) {
             copy.moves.pop_front();
             copy.done = SectorCount(0);
@@ -160,9 +211,15 @@ impl Core {
         let left = first.count.0 - copy.done.0;
         let len = left.min(limits::COPY_PORTION_BYTES / SECTOR_BYTES);
         copy.portion = SectorCount(len);
+        task.segments.clear();
+        if copy.token().is_some_and(TokenUse::writes_zeros) {
+            let start = Sector(first.destination.0 + copy.done.0);
+            task.lun = first.to;
+            task.start_pass(Pass::Write(WriteKind::Zero), SectorRange::between(start, Sector(start.0 + len)));
+            return self.take_turn(key, Turn::Shared);
+        }
         let start = Sector(first.source.0 + first.offset(copy.done.0, len));
         task.lun = first.from;
-        task.segments.clear();
         let range = SectorRange::between(start, Sector(start.0 + len));
         task.start_pass(Pass::Read, range);
         true
@@ -173,6 +230,14 @@ impl Core {
         let zeros = self.pool.zero_chunk();
         let Some(task) = self.tasks.get_mut(key) else { return false };
         let kind = if task.is_all_zero(&zeros) { WriteKind::Zero } else { WriteKind::Data };
+        let Work::Copy(copy) = &task.work else { return false };
+        if let Some(token) = copy.token().cloned()
+            && let Err(sense) = self.token_still_good(&token)
+        {
+            self.fail(key, sense);
+            return false;
+        }
+        let Some(task) = self.tasks.get_mut(key) else { return false };
         let Work::Copy(copy) = &task.work else { return false };
         let Some(first) = copy.moves.front() else { return false };
         let len = copy.portion.0;
@@ -193,17 +258,19 @@ impl Core {
 
     /// The task ends, one way or the other: whoever asks with RECEIVE COPY RESULTS is to know.
     pub(super) fn copy_left(&mut self, key: TaskKey) {
+        self.populate_left(key);
         let Some(task) = self.tasks.get_mut(key) else { return };
         let Work::Copy(copy) = &task.work else { return };
         let done = copy.moves.is_empty() && task.stage != Stage::Collect && task.sense.is_none();
         let sense = if done { None } else { Some(task.sense.unwrap_or(Sense::COPY_ABORTED)) };
         let end = CopyEnd { segments: copy.segments, bytes: copy.bytes, sense };
-        let (unit, list) = (copy.unit, copy.list);
-        let (target, nexus) = (task.target as usize, task.nexus);
-        task.work = Work::Reply;
+        let (unit, target, nexus) = (copy.unit, task.target as usize, task.nexus);
+        let Work::Copy(copy) = core::mem::replace(&mut task.work, Work::Reply) else { return };
         task.segments.clear();
-        if let Some(list) = list {
-            self.targets[target].device.copy_ended(nexus, unit, list, end);
+        match &copy.ending {
+            CopyEnding::List(None) => {}
+            CopyEnding::List(Some(list)) => self.targets[target].device.copy_ended(nexus, unit, *list, end),
+            CopyEnding::Token(token) => self.token_left(target, unit, token, end.bytes, sense),
         }
     }
 }

@@ -29,6 +29,7 @@ use super::metrics::Metrics;
 use super::order::Order;
 use super::read_ahead::Streams;
 use super::records::Durability;
+use super::rods::Rods;
 use super::sanitize::SanitizeWaiter;
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
@@ -50,6 +51,7 @@ pub(super) struct LunState {
     pub(super) order: Order,
     pub(super) turns: Turns,
     pub(super) streams: Streams,
+    pub(super) rods: Rods,
 }
 
 /// A task whose reply is ready.
@@ -154,6 +156,9 @@ pub(super) struct Core {
     pub(super) recorded: Vec<LayerId>,
     /// PUNCH_HOLE was refused once by some file system: zeros are written from then on.
     pub(super) punch_refused: bool,
+    /// Where the secrets of tokens come from: nobody knows the seed, and no number is used twice.
+    pub(super) rod_seed: [u8; 32],
+    pub(super) rods_made: u64,
 }
 
 impl Core {
@@ -195,6 +200,8 @@ impl Core {
             journal: None,
             recorded: Vec::new(),
             punch_refused: false,
+            rod_seed: [0; 32],
+            rods_made: 0,
         }
     }
 
@@ -339,6 +346,10 @@ impl Core {
         }
         match task.work {
             Work::Copy(_) => self.copy_read(key),
+            Work::Populate(_) => {
+                self.populate(key);
+                false
+            }
             Work::CompareAndWrite { .. } => {
                 let range = task.range;
                 task.segments.clear();

@@ -209,10 +209,12 @@ impl<I: Io> Shard<I> {
                 ManagementFunction::LunReset => {
                     if let Some(unit) = unit {
                         device.reset_unit(unit);
+                        self.core.end_background_copies(index, Some(unit));
                     }
                 }
                 ManagementFunction::TargetWarmReset | ManagementFunction::TargetColdReset => {
                     device.reset();
+                    self.core.end_background_copies(index, None);
                 }
                 _ => {}
             }

@@ -58,6 +58,7 @@ mod read_ahead;
 mod read_path;
 mod records;
 mod report;
+mod rods;
 mod sanitize;
 mod session;
 mod stop;
@@ -230,6 +231,7 @@ impl<I: Io> Shard<I> {
         core.layers = seed.layer_files.iter().map(|file| commit::LayerWork::new(*file)).collect();
         core.journal = seed.journal;
         core.read_ahead_bytes = seed.config.read_ahead_bytes;
+        core.rod_seed = seed.config.seed;
         for target in seed.targets {
             let first_lun = core.luns.len() as u32;
             core.targets.push(target::Target::new(target.name, target.device, first_lun));
@@ -246,6 +248,7 @@ impl<I: Io> Shard<I> {
                 order: order::Order::default(),
                 turns: turns::Turns::default(),
                 streams: read_ahead::Streams::default(),
+                rods: rods::Rods::default(),
             }));
         }
         Self {

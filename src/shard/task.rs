@@ -32,6 +32,7 @@ use super::ConnKey;
 use super::atomic::AtomicStep;
 use super::copy::CopyWork;
 use super::lba_status::HeldRun;
+use super::rods::PopulateWork;
 use super::sanitize::SanitizeWork;
 use super::turns::Turn;
 
@@ -103,6 +104,7 @@ pub(super) enum Work {
     PreFetch,
     WriteAtomic(AtomicStep),
     Copy(Box<CopyWork>),
+    Populate(Box<PopulateWork>),
     Sanitize(Box<SanitizeWork>),
     /// A parameter list, given back to `scsi` when it has arrived.
     Parameter,

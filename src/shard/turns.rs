@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::executor::{Core, LunState, TaskKey};
+use super::executor::{Core, TaskKey};
 use super::task::{Stage, Work};
 
 /// How a command writes.
@@ -77,7 +77,9 @@ impl Work {
     fn turn(&self) -> Turn {
         match self {
             Self::Write { .. } | Self::WriteSame { .. } | Self::Zero { .. } | Self::Copy(_) => Turn::Shared,
-            Self::CompareAndWrite { .. } | Self::OrWrite { .. } | Self::Sanitize(_) => Turn::Alone,
+            Self::CompareAndWrite { .. } | Self::OrWrite { .. } | Self::Sanitize(_) | Self::Populate(_) => {
+                Turn::Alone
+            }
             Self::WriteAtomic(_) => Turn::Atomic,
             Self::Read | Self::Verify { .. } => Turn::Reads,
             _ => Turn::None,
@@ -130,8 +132,10 @@ impl Core {
                 return false;
             }
             lun.turns.enter(turn);
-            lun.erased &= turn == Turn::Reads;
             task.turn = turn;
+            if turn != Turn::Reads {
+                lun.writes_begin(&task.work, task.range);
+            }
         }
         task.stage = Stage::Resolve;
         true
@@ -159,21 +163,23 @@ impl Core {
     }
 
     fn next_turns(&mut self, lun: u32) {
-        let LunState { turns, erased, .. } = &mut self.luns[lun as usize];
-        while let Some(key) = turns.waiting.front().copied() {
+        let lun = &mut self.luns[lun as usize];
+        while let Some(key) = lun.turns.waiting.front().copied() {
             if let Some(task) = self.tasks.get_mut(key) {
                 let turn = task.work.turn();
-                if !turns.admits(turn) {
+                if !lun.turns.admits(turn) {
                     return;
                 }
-                turns.enter(turn);
-                *erased &= turn == Turn::Reads;
-                turns.atomic_waiting -= u32::from(turn == Turn::Atomic);
+                lun.turns.enter(turn);
+                if turn != Turn::Reads {
+                    lun.writes_begin(&task.work, task.range);
+                }
+                lun.turns.atomic_waiting -= u32::from(turn == Turn::Atomic);
                 task.turn = turn;
                 task.stage = Stage::Resolve;
                 self.ready.push_back(key);
             }
-            turns.waiting.pop_front();
+            lun.turns.waiting.pop_front();
         }
     }
 }

@@ -14,9 +14,9 @@ use crate::raw_initiator::RawInitiator;
 const RAW: &str = "iqn.2026-11.io.goldrush:raw";
 const SECRET: &str = "correct horse battery";
 
-struct Server {
+pub struct Server {
     child: Child,
-    ports: Vec<u16>,
+    pub ports: Vec<u16>,
 }
 
 impl Drop for Server {
@@ -27,7 +27,7 @@ impl Drop for Server {
 }
 
 /// Serves `c.toml` and logs everything into `log`. `None`, loudly, where the kernel gives no ring.
-fn serve(desk: &Desk, config: &str, addresses: usize) -> Option<Server> {
+pub fn serve(desk: &Desk, config: &str, addresses: usize) -> Option<Server> {
     desk.write("c.toml", config);
     let line = "serve --config c.toml --golden-cache 1M --register-buffers false --log-level trace";
     let arguments: Vec<&str> = line.split_whitespace().collect();

@@ -26,6 +26,7 @@ mod golden_threads;
 mod hostile;
 mod journal_crash;
 mod journal_world;
+mod offload;
 mod oracles;
 mod raw_initiator;
 mod running;

@@ -16,6 +16,9 @@ pub struct RawInitiator {
     pub tsih: u16,
     pub cid: u16,
     exp_stat_sn: u32,
+    /// Whom `scsi` addresses, and the sense data of its last answer.
+    pub lun: u8,
+    pub sense: Vec<u8>,
 }
 
 fn u32_at(bhs: &Bhs, at: usize) -> u32 {
@@ -31,7 +34,7 @@ impl RawInitiator {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Self { stream, cmd_sn: 1, tsih: 0, cid: 0, exp_stat_sn: 0 }
+        Self { stream, cmd_sn: 1, tsih: 0, cid: 0, exp_stat_sn: 0, lun: 0, sense: Vec::new() }
     }
 
     /// A login in one PDU; the status class and detail of the answer.
@@ -122,6 +125,7 @@ impl RawInitiator {
             let (flags, expected) =
                 if data.is_empty() { (0xC1, read_len) } else { (0xA1, data.len() as u32) };
             (bhs[0], bhs[1]) = (1, if expected == 0 { 0x81 } else { flags });
+            bhs[9] = self.lun;
             bhs[16..20].copy_from_slice(&0x5C51_u32.to_be_bytes());
             bhs[20..24].copy_from_slice(&expected.to_be_bytes());
             bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
@@ -142,6 +146,7 @@ impl RawInitiator {
             // SenseLength comes first.
             let attention = status == CHECK_CONDITION && sense.get(4).is_some_and(|key| key & 0x0F == 6);
             if !attention {
+                self.sense = sense.get(2..).unwrap_or_default().to_vec();
                 return (status, read);
             }
         }

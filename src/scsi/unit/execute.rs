@@ -42,6 +42,11 @@ impl LogicalUnit {
             Command::ReceiveCopyResults { what, list, allocation } => {
                 self.copy_results(nexus, what, list, allocation).map_err(Refusal::Check)
             }
+            Command::ReceiveTokenInformation { list, allocation } => self
+                .rods
+                .information(nexus, list)
+                .map(|answer| data(answer, allocation))
+                .map_err(Refusal::Check),
             Command::Sanitize { action, immediate, may_exit, len } => {
                 match self.plan_sanitize(action, len)? {
                     UnitPlan::Parameter { len: 0 } => {
@@ -73,7 +78,8 @@ impl LogicalUnit {
             Command::Unmap { len } => plan_list(len, 8),
             Command::ModeSelect { save: true, .. } if !self.can_keep => Err(Sense::cdb_field(1, 0)),
             Command::ModeSelect { short, len, .. } => plan_list(len, if short { 4 } else { 8 }),
-            Command::ExtendedCopy { len } => plan_list(len, 16),
+            Command::ExtendedCopy { len } | Command::PopulateToken { len, .. } => plan_list(len, 16),
+            Command::WriteUsingToken { len, .. } => plan_list(len, 16),
             Command::PersistentReserveOut { action, len, .. } => plan_reserve_out(action, len),
             other => self.inform(other, around),
         }

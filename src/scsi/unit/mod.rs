@@ -22,6 +22,7 @@ use super::mode::ModeValues;
 use super::opcodes::{self, Access, Has, Opcode, Operation};
 use super::reply::{UnitIndex, UnitPlan, UnitReply};
 use super::reservation::{Refusal, Reservations, Role, conflicts};
+use super::rod::RodOperations;
 use super::sanitize::SanitizeState;
 use super::sense::Sense;
 use super::status::ScsiStatus;
@@ -59,6 +60,7 @@ pub(super) struct LogicalUnit {
     saved: Option<ModeValues>,
     sanitize: SanitizeState,
     copies: Copies,
+    rods: RodOperations,
     /// The atomic write that is under way; one that a restart has interrupted keeps the unit from being ready.
     atomic: Option<KeptAtomic>,
     recovering: bool,
@@ -94,6 +96,7 @@ impl LogicalUnit {
                 .and_then(|kept| kept.sanitizing.clone())
                 .map_or(SanitizeState::None, |what| SanitizeState::Running { what, progress: 0 }),
             copies: Copies::default(),
+            rods: RodOperations::default(),
             atomic: config.kept.as_ref().and_then(|kept| kept.atomic.clone()),
             recovering: config.kept.as_ref().is_some_and(|kept| kept.atomic.is_some()),
             reservations: config
@@ -284,6 +287,7 @@ impl LogicalUnit {
     pub(super) fn detach(&mut self, nexus: Nexus) {
         *self.state(nexus) = NexusState::default();
         self.copies.forget(nexus);
+        self.rods.forget(nexus);
         if self.legacy == Some(nexus) {
             self.legacy = None;
         }

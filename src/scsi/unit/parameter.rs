@@ -41,6 +41,12 @@ impl LogicalUnit {
             Command::ExtendedCopy { len } => {
                 self.extended_copy(nexus, cut(list, len)?).map_err(Refusal::Check)
             }
+            Command::PopulateToken { list: identifier, len } => {
+                self.populate_token(nexus, identifier, cut(list, len)?).map_err(Refusal::Check)
+            }
+            Command::WriteUsingToken { list: identifier, len } => {
+                self.write_using_token(nexus, identifier, cut(list, len)?).map_err(Refusal::Check)
+            }
             Command::Sanitize { action, immediate, may_exit, len } => {
                 let list = cut(list, len)?;
                 self.sanitize(action, immediate, may_exit, list).map_err(Refusal::Check)

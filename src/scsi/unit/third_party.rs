@@ -1,4 +1,4 @@
-//! What a unit answers for copies, sanitize operations and atomic writes: their beginning, their end, and whether it takes part.
+//! What a unit answers for copies, tokens, sanitize operations and atomic writes: their beginning, their end, and whether it takes part.
 //!
 //! Knows the unit's own state. Does not know other units: the shard asks each for itself.
 
@@ -8,6 +8,7 @@ use crate::scsi::copy::{self, CopyDevice, CopyEnd};
 use crate::scsi::kept::{KeptAtomic, KeptUnit};
 use crate::scsi::opcodes::{Access, Operation};
 use crate::scsi::reservation::conflicts;
+use crate::scsi::rod::{self, ROD_TOKEN_BYTES, RodAction, RodEnd, RodOperation, TokenFields};
 use crate::scsi::sanitize::{self, SanitizeMethod, SanitizeState, Sanitizing};
 use crate::scsi::sense::Sense;
 use crate::units::BlockRange;
@@ -25,6 +26,52 @@ impl LogicalUnit {
 
     pub(in crate::scsi) fn copy_ended(&mut self, nexus: Nexus, list: u8, end: CopyEnd) {
         self.copies.end(nexus, list, end);
+    }
+
+    pub(super) fn populate_token(
+        &mut self,
+        nexus: Nexus,
+        identifier: u32,
+        list: &[u8],
+    ) -> Result<UnitPlan, Sense> {
+        let populate = rod::parse_populate(list, self.geometry, identifier, self.rods.next())?;
+        self.rods.begin(nexus, identifier, populate.operation, RodAction::Populate, false)?;
+        Ok(UnitPlan::PopulateToken { unit: self.index, populate: Box::new(populate) })
+    }
+
+    pub(super) fn write_using_token(
+        &mut self,
+        nexus: Nexus,
+        identifier: u32,
+        list: &[u8],
+    ) -> Result<UnitPlan, Sense> {
+        self.check_writable()?;
+        let write = rod::parse_write(list, self.geometry, identifier, self.rods.next())?;
+        self.rods.begin(nexus, identifier, write.operation, RodAction::Write, write.immediate)?;
+        Ok(UnitPlan::WriteUsingToken { unit: self.index, write: Box::new(write) })
+    }
+
+    pub(in crate::scsi) fn rod_ended(&mut self, operation: RodOperation, end: RodEnd) {
+        self.rods.end(operation, end);
+    }
+
+    /// A token for so many bytes of this unit.
+    pub(in crate::scsi) fn token(
+        &self,
+        target_name: &str,
+        identifier: [u8; 8],
+        bytes: u64,
+        secret: [u8; 32],
+    ) -> Box<[u8; ROD_TOKEN_BYTES]> {
+        let capacity = self.geometry.capacity16();
+        TokenFields { identifier, bytes, secret, naa: &self.names.naa, capacity: &capacity, target_name }
+            .encode()
+    }
+
+    /// Whether blocks a token stands for can be read now.
+    pub(in crate::scsi) fn may_read_rod(&self) -> Result<(), Sense> {
+        let busy = self.ejected || self.recovering || self.sanitize.refusal(Operation::Read).is_some();
+        if busy { Err(Sense::COPY_UNREACHABLE) } else { Ok(()) }
     }
 
     /// True when `device` names this unit and has its block length right.
