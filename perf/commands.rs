@@ -5,6 +5,7 @@
 pub(crate) mod ceiling;
 pub(crate) mod compare;
 pub(crate) mod demo;
+pub(crate) mod fair;
 mod folder;
 pub(crate) mod histogram;
 pub(crate) mod load;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::fail::Result;
 use crate::load::{Engine, Plan, Stats, Workload};
 use crate::proc;
+use crate::ring;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Contestant {
@@ -51,6 +52,8 @@ pub(crate) struct Row {
     pub(crate) cost: Option<f64>,
     pub(crate) server_busy: Option<f64>,
     pub(crate) client_busy: f64,
+    /// System calls of the server for each request, in a visit of its own, and how they were counted.
+    pub(crate) calls: Option<(f64, &'static str)>,
     pub(crate) errors: u64,
     pub(crate) first_error: Option<String>,
 }
@@ -68,6 +71,8 @@ impl Row {
             "server_cpu_us_per_request": self.cost,
             "server_busy": self.server_busy,
             "client_busy": self.client_busy,
+            "server_system_calls_per_request": self.calls.map(|(calls, _)| calls),
+            "system_calls_counted_by": self.calls.map(|(_, how)| how),
             "errors": self.errors,
             "first_error": self.first_error,
         })
@@ -98,8 +103,28 @@ pub(crate) fn run(
             visited();
         }
     }
-    let rows = contestants.iter().zip(slices).zip(total);
-    Ok(rows.map(|((contestant, slices), total)| row(&contestant.name, &slices, &total)).collect())
+    let mut rows = Vec::new();
+    for (((contestant, slices), total), engine) in contestants.iter().zip(slices).zip(total).zip(&mut engines)
+    {
+        let calls = contestant.pid.and_then(|pid| system_calls(engine, pid, schedule.slice));
+        rows.push(Row { calls, ..row(&contestant.name, &slices, &total) });
+    }
+    Ok(rows)
+}
+
+/// One more visit, in which the server's system calls are counted: by a tracepoint, which hardly disturbs it, or
+/// else by strace, which makes it slow. `None` where neither is allowed.
+fn system_calls(engine: &mut Engine, pid: u32, time: Duration) -> Option<(f64, &'static str)> {
+    let each = |calls: u64, stats: &Stats| (stats.ended > 0).then(|| calls as f64 / stats.ended as f64);
+    if let Ok(mut counter) = ring::SystemCalls::of(pid) {
+        let before = counter.count().ok()?;
+        let stats = engine.run(time).ok()?;
+        let calls = counter.count().ok()?.saturating_sub(before);
+        return Some((each(calls, &stats)?, "tracepoint"));
+    }
+    let counted = proc::under_strace(pid, || engine.run(time)).ok()?;
+    let (stats, calls) = counted?;
+    Some((each(calls, &stats.ok()?)?, "strace"))
 }
 
 fn visit(engine: &mut Engine, pid: Option<u32>, time: Duration) -> Result<(Slice, Stats)> {
@@ -142,6 +167,7 @@ fn row(name: &str, slices: &[Slice], total: &Stats) -> Row {
         cost: known(|s| s.cost),
         server_busy: known(|s| s.server_busy),
         client_busy: middle(|s| s.client_busy),
+        calls: None,
         errors: total.errors + total.mismatches,
         first_error: total.first_error.clone(),
     }

@@ -22,7 +22,7 @@ use crate::url::Url;
 pub(crate) use engine::{Engine, Plan};
 pub(crate) use stats::Stats;
 pub(crate) use verify::Base;
-pub(crate) use workload::{Workload, parse_bytes};
+pub(crate) use workload::{Locality, Workload, parse_bytes};
 
 /// Replaces every address whose target has a `*` by those that the portal lists.
 pub(crate) fn expand(urls: &[Url], options: &Options) -> Result<Vec<Url>> {
@@ -44,6 +44,13 @@ pub(crate) fn expand(urls: &[Url], options: &Options) -> Result<Vec<Url>> {
     Ok(all)
 }
 
+/// What a run did: while it warmed up, and while it was measured.
+#[derive(Debug)]
+pub(crate) struct Phases {
+    pub(crate) warmup: Stats,
+    pub(crate) measured: Stats,
+}
+
 /// Runs a plan on `threads` threads, thread `i` on core `pin + i`.
 pub(crate) fn run(
     plan: &Plan,
@@ -51,26 +58,23 @@ pub(crate) fn run(
     pin: Option<usize>,
     warmup: Duration,
     time: Duration,
-) -> Result<Stats> {
+) -> Result<Phases> {
     let threads = threads.clamp(1, plan.workload.sessions);
     if threads > 1 && plan.verify.is_some() && plan.workload.read_percent < 100 {
         return Err(failure!("writes can be verified by one thread only: leave --threads at 1"));
     }
     let ready = Barrier::new(threads);
-    let work = |thread: usize| -> Result<Stats> {
+    let work = |thread: usize| -> Result<Phases> {
         let pinned = pin.map_or(Ok(()), |core| ring::pin(core + thread));
         let opened = pinned.and_then(|()| Engine::open(plan.clone(), thread, threads));
         ready.wait();
         let mut engine = opened?;
-        if !warmup.is_zero() {
-            let warm = engine.run(warmup)?;
-            if !warm.is_clean() {
-                return Ok(warm);
-            }
-        }
-        engine.run(time)
+        let warmup = if warmup.is_zero() { Stats::new() } else { engine.run(warmup)? };
+        // A load that fails while it warms up is told as such.
+        let measured = if warmup.is_clean() { engine.run(time)? } else { warmup.clone() };
+        Ok(Phases { warmup, measured })
     };
-    let results: Vec<Result<Stats>> = std::thread::scope(|scope| {
+    let results: Vec<Result<Phases>> = std::thread::scope(|scope| {
         let work = &work;
         let handles: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
         handles
@@ -78,9 +82,11 @@ pub(crate) fn run(
             .map(|h| h.join().unwrap_or_else(|_| Err(failure!("a load thread panicked"))))
             .collect()
     });
-    let mut total = Stats::new();
+    let mut total = Phases { warmup: Stats::new(), measured: Stats::new() };
     for result in results {
-        total.merge(&result?);
+        let phases = result?;
+        total.warmup.merge(&phases.warmup);
+        total.measured.merge(&phases.measured);
     }
     Ok(total)
 }

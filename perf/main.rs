@@ -39,7 +39,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Load disks in a closed loop and report throughput and latency
+    /// Load disks in a closed or open loop and report throughput and latency
     Load(commands::load::LoadArgs),
     /// Answer as fast as this machine can: the yardstick for a real target
     Ceiling(commands::ceiling::CeilingArgs),
@@ -51,7 +51,9 @@ enum Command {
     Storm(commands::storm::StormArgs),
     /// Print what a histogram log holds
     Histogram(commands::histogram::HistogramArgs),
-    /// Log many idle sessions in and say what they cost the server in memory
+    /// Say what one greedy client does to the latencies of the modest ones beside it
+    Fair(commands::fair::FairArgs),
+    /// Say how fast a server of many children listens, and what many idle sessions cost it in memory
     Sessions(commands::sessions::SessionsArgs),
     /// Ask a portal and a disk what they are
     Probe(commands::probe::ProbeArgs),
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => commands::demo::run(&args),
         Command::Storm(args) => commands::storm::run(&args),
         Command::Histogram(args) => commands::histogram::run(&args),
+        Command::Fair(args) => commands::fair::run(&args),
         Command::Sessions(args) => commands::sessions::run(&args),
         Command::Probe(args) => commands::probe::run(&args),
     };

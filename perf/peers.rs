@@ -43,7 +43,7 @@ impl Peer {
     /// What the target says it is.
     pub(crate) fn version(self) -> String {
         let program = if self == Peer::Tgt { "tgtd" } else { "istgt" };
-        let flag = if self == Peer::Tgt { "--version" } else { "-v" };
+        let flag = if self == Peer::Tgt { "--version" } else { "-V" };
         let output = Command::new(program).arg(flag).output();
         let text = output.map(|o| String::from_utf8_lossy(&[o.stdout, o.stderr].concat()).into_owned());
         let first = text.ok().and_then(|text| text.lines().next().map(|line| line.trim().to_string()));
@@ -149,7 +149,7 @@ fn istgt_config(folder: &Path, raw: &Path, port: u16, control: u16) -> String {
         "[Global]\n  NodeBase \"{node}\"\n  PidFile {folder}/istgt.pid\n  AuthFile {folder}/istgt.auth\n  \
          MediaDirectory {folder}\n  LogFacility \"local7\"\n  Timeout 30\n  NopInInterval 20\n  DiscoveryAuthMethod None\n  \
          MaxSessions 1024\n  MaxConnections 4\n  MaxR2T 32\n  MaxOutstandingR2T 16\n  DefaultTime2Wait 2\n  DefaultTime2Retain 60\n  \
-         FirstBurstLength 262144\n  MaxBurstLength 1048576\n  MaxRecvDataSegmentLength 262144\n  InitialR2T No\n  \
+         FirstBurstLength 262144\n  MaxBurstLength 1048576\n  MaxRecvDataSegmentLength 262144\n  InitialR2T Yes\n  \
          ImmediateData Yes\n  DataPDUInOrder Yes\n  DataSequenceInOrder Yes\n  ErrorRecoveryLevel 0\n\
          [UnitControl]\n  AuthMethod None\n  Portal UC1 127.0.0.1:{control}\n  Netmask 127.0.0.1\n\
          [PortalGroup1]\n  Portal DA1 127.0.0.1:{port}\n\

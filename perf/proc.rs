@@ -72,6 +72,30 @@ pub(crate) fn machine() -> Value {
     })
 }
 
+/// Does `work` while strace counts the system calls of a process; `None` where strace cannot.
+pub(crate) fn under_strace<T>(pid: u32, work: impl FnOnce() -> T) -> Result<Option<(T, u64)>> {
+    let mut command = Command::new("strace");
+    command.args(["-c", "-f", "-p", &pid.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
+    let Ok(mut child) = command.stderr(Stdio::piped()).spawn() else { return Ok(None) };
+    // It says nothing until the end: a moment to attach, which it either can or not.
+    std::thread::sleep(Duration::from_millis(500));
+    if !matches!(child.try_wait(), Ok(None)) {
+        return Ok(None);
+    }
+    let result = work();
+    // It detaches from the process and prints its table.
+    ring::interrupt(&child);
+    let output = child.wait_with_output();
+    let output = output.map_err(|e| failure!("cannot wait for strace: {e}; try again"))?;
+    Ok(strace_total(&String::from_utf8_lossy(&output.stderr)).map(|calls| (result, calls)))
+}
+
+/// The number of calls in the last line of strace's table: `% time, seconds, usecs/call, calls, errors, total`.
+fn strace_total(table: &str) -> Option<u64> {
+    let line = table.lines().find(|line| line.trim_end().ends_with(" total"))?;
+    line.split_whitespace().nth(3)?.parse().ok()
+}
+
 /// A server that this process started; it is ended when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -184,6 +208,16 @@ fn address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_total_of_a_table_is_found() {
+        let table = "% time     seconds  usecs/call     calls    errors syscall\n\
+            ------ ----------- ----------- --------- --------- ----------------\n \
+             99.00    0.000010           1         7           read\n\
+            100.00    0.000010           1       123         2 total\n";
+        assert_eq!(strace_total(table), Some(123));
+        assert_eq!(strace_total("strace: attach: Operation not permitted"), None);
+    }
 
     #[test]
     fn an_address_may_be_followed_by_more() {

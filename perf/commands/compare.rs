@@ -12,6 +12,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::folder::Folder;
 use super::load::SessionArgs;
 use super::named::Named;
 use super::table::{number, table};
@@ -19,6 +20,7 @@ use crate::ceiling::TARGET;
 use crate::compare::{self, Contestant, Row, Schedule};
 use crate::fail::{Result, failure};
 use crate::load::Workload;
+use crate::peers::Peer;
 use crate::proc::{self, Server};
 use crate::ring;
 use crate::url::Url;
@@ -38,9 +40,18 @@ pub(crate) struct CompareArgs {
     /// Start the ceiling and compare with it
     #[arg(long)]
     ceiling: bool,
-    /// Core for the ceiling: that of the other servers
-    #[arg(long, value_name = "CORE", requires = "ceiling")]
-    ceiling_pin: Option<usize>,
+    /// Start another target over the file of --disk and compare with it
+    #[arg(long, value_enum, value_name = "PEER", requires = "disk")]
+    against: Vec<Peer>,
+    /// Raw image for the targets of --against: one for all, or one for each in turn. WORKLOADS THAT WRITE DESTROY IT
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
+    /// Let the ceiling poll for so many microseconds before it sleeps
+    #[arg(long, value_name = "US", default_value_t = 0, requires = "ceiling")]
+    ceiling_spin_us: u64,
+    /// Core for the servers that are started: that of the others
+    #[arg(long, value_name = "CORE", alias = "ceiling-pin")]
+    server_core: Option<usize>,
     /// Core for the client: not that of the servers
     #[arg(long, value_name = "CORE")]
     pin: Option<usize>,
@@ -77,18 +88,28 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     let mut urls = args.url.clone();
     let mut pids = args.pid.clone();
     let _ceiling = if args.ceiling {
-        let (server, url) = start_ceiling(args.ceiling_pin)?;
+        let (server, url) = start_ceiling(args.server_core, args.ceiling_spin_us)?;
         urls.push(Named { name: CEILING.to_string(), value: url });
         pids.push(Named { name: CEILING.to_string(), value: server.id() });
         Some(server)
     } else {
         None
     };
+    let folder = Folder::create(None, "compare")?;
+    let (_peers, versions) = start_peers(args, &folder, &mut urls, &mut pids)?;
+    let note = [args.note.clone(), versions]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ");
     let workloads = if args.workload.is_empty() {
         DEFAULT_WORKLOADS.iter().map(|text| text.parse()).collect::<Result<Vec<Workload>>>()?
     } else {
         args.workload.clone()
     };
+    if let Some(writes) = workloads.iter().find(|w| args.session.data_digest && !w.only_reads()) {
+        return Err(failure!("{writes} writes: --data-digest is for workloads that only read"));
+    }
     let contestants = contestants(args, &urls, &pids, workloads[0])?;
     let schedule = Schedule { slices: args.slices, slice: Duration::from_millis(args.slice_ms) };
     let bar = ProgressBar::new((workloads.len() * contestants.len() * args.slices) as u64);
@@ -105,7 +126,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     if let Some(path) = &args.json {
         let document = json!({
             "machine": machine,
-            "note": args.note,
+            "note": note,
             "slices": args.slices,
             "slice_ms": args.slice_ms,
             "client_core": args.pin,
@@ -114,7 +135,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         write(path, &format!("{document:#}\n"))?;
     }
     if let Some(path) = &args.markdown {
-        write(path, &markdown(&machine, args, &text))?;
+        write(path, &markdown(&machine, args, &note, &text))?;
     }
     let broken =
         results.iter().flat_map(|(_, rows)| rows).find_map(|row| Some((row, row.first_error.as_ref()?)));
@@ -124,11 +145,31 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     }
 }
 
-fn start_ceiling(pin: Option<usize>) -> Result<(Server, Url)> {
+/// Starts the targets of `--against`; they end with the values returned. What they say they are comes along.
+fn start_peers(
+    args: &CompareArgs,
+    folder: &Folder,
+    urls: &mut Vec<Named<Url>>,
+    pids: &mut Vec<Named<u32>>,
+) -> Result<(Vec<Server>, String)> {
+    let mut servers = Vec::new();
+    let mut versions = Vec::new();
+    for (peer, disk) in args.against.iter().zip(args.disk.iter().cycle()) {
+        let (server, url) = peer.serve(disk, args.server_core, &folder.path)?;
+        urls.push(Named { name: peer.name().to_string(), value: url });
+        pids.push(Named { name: peer.name().to_string(), value: server.id() });
+        versions.push(peer.version());
+        servers.push(server);
+    }
+    Ok((servers, versions.join("; ")))
+}
+
+fn start_ceiling(pin: Option<usize>, spin_us: u64) -> Result<(Server, Url)> {
     let program = std::env::current_exe()
         .map_err(|e| failure!("cannot find this program: {e}; start the ceiling by hand"))?;
     let mut command = Command::new(program);
     command.args(["ceiling", "--listen", "127.0.0.1:0", "--with-parent", "--seconds", "3600"]);
+    command.args(["--spin-us", &spin_us.to_string()]);
     if let Some(core) = pin {
         command.args(["--pin", &core.to_string()]);
     }
@@ -182,6 +223,7 @@ fn tables(results: &[(Workload, Vec<Row>)]) -> String {
         "p50 us",
         "p99 us",
         "CPU us/req",
+        "calls/req",
         "server busy",
         "client busy",
     ];
@@ -200,6 +242,9 @@ fn tables(results: &[(Workload, Vec<Row>)]) -> String {
                 number(row.p50),
                 number(row.p99),
                 row.cost.map_or("-".to_string(), number),
+                row.calls.map_or("-".to_string(), |(calls, how)| {
+                    if how == "strace" { format!("{calls:.3} (strace)") } else { format!("{calls:.3}") }
+                }),
                 row.server_busy.map_or("-".to_string(), percent),
                 percent(row.client_busy),
             ]);
@@ -210,7 +255,7 @@ fn tables(results: &[(Workload, Vec<Row>)]) -> String {
     text
 }
 
-fn markdown(machine: &Value, args: &CompareArgs, tables: &str) -> String {
+fn markdown(machine: &Value, args: &CompareArgs, note: &str, tables: &str) -> String {
     let fact = |key: &str| machine[key].as_str().unwrap_or("?").to_string();
     format!(
         "# perf compare\n\nMachine: {}{}, {} cores, {} memory, Linux {}, loopback, load average {} at the start.\n\
@@ -223,7 +268,7 @@ fn markdown(machine: &Value, args: &CompareArgs, tables: &str) -> String {
         fact("load_average_at_start"),
         args.slices,
         args.slice_ms,
-        args.note,
+        note,
     )
 }
 

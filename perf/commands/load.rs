@@ -2,22 +2,19 @@
 //!
 //! Knows arguments and output. Does not know sessions.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use hdrhistogram::Histogram;
 use serde_json::json;
 
 use super::table::{number, table};
 use crate::fail::{Result, failure};
+use crate::histogram::{self, Kept};
 use crate::initiator::Options;
-use crate::load::{self, Base, Plan, Stats, Workload, parse_bytes};
+use crate::load::{self, Base, Locality, Phases, Plan, Stats, Workload, parse_bytes};
 use crate::url::Url;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Locality {
-    Random,
-    Sequential,
-}
 
 /// What the initiator asks for at login, and how it waits; shared by `load` and `compare`.
 #[derive(Debug, Args)]
@@ -40,6 +37,10 @@ pub(crate) struct SessionArgs {
     /// Offer InitialR2T=Yes
     #[arg(long)]
     pub(crate) initial_r2t: bool,
+    /// Have all data covered by a CRC32C, in workloads that only read. The client receives digests and does not compute
+    /// them; the ceiling has none
+    #[arg(long)]
+    pub(crate) data_digest: bool,
     /// Use only so many bytes from the start of each disk
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) span: Option<u64>,
@@ -66,15 +67,21 @@ impl SessionArgs {
             first_burst: length("--first-burst", self.first_burst, 512)?,
             immediate_data: !self.no_immediate_data,
             initial_r2t: self.initial_r2t,
+            data_digest: self.data_digest,
             ..Options::default()
         })
     }
 
     pub(crate) fn plan(&self, urls: &[Url], workload: Workload, verify: Option<Base>) -> Result<Plan> {
         let options = self.options()?;
+        if self.data_digest && !workload.only_reads() {
+            return Err(failure!("{workload} writes: --data-digest is for workloads that only read"));
+        }
         Ok(Plan {
             urls: load::expand(urls, &options)?,
             workload,
+            beside: None,
+            rate: None,
             span: self.span,
             verify,
             options,
@@ -102,9 +109,12 @@ pub(crate) struct LoadArgs {
     /// Reads among the requests
     #[arg(long, value_name = "P", default_value_t = 100)]
     read_percent: u8,
-    /// Order of the addresses
-    #[arg(long, value_enum, default_value_t = Locality::Random)]
+    /// Places visited: random, sequential, zipf[:EXPONENT], or hot[:REQUESTS:PLACES] in percent (90:10)
+    #[arg(long, value_name = "LOCALITY", default_value = "random")]
     locality: Locality,
+    /// Open loop: send so many requests a second, whatever comes back; latency counts from when each was due
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
     /// Measured time
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     seconds: f64,
@@ -123,6 +133,9 @@ pub(crate) struct LoadArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+    /// Write all latencies, of each phase, to this file as an HdrHistogram log (see `perf histogram`)
+    #[arg(long, value_name = "FILE")]
+    histogram: Option<PathBuf>,
     #[command(flatten)]
     session: SessionArgs,
 }
@@ -140,14 +153,23 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let workload = Workload {
         size: u32::try_from(args.size).unwrap_or(u32::MAX),
         read_percent: args.read_percent,
-        sequential: args.locality == Locality::Sequential,
+        locality: args.locality,
         depth: args.qd,
         sessions: args.sessions,
     }
     .checked()?;
     let (warmup, time) = (seconds("--warmup", args.warmup)?, seconds("--seconds", args.seconds)?);
-    let plan = args.session.plan(&args.url, workload, args.verify.clone())?;
-    let stats = load::run(&plan, args.threads, args.pin, warmup, time)?;
+    if args.rate.is_some_and(|rate| !(0.001..=1e9).contains(&rate)) {
+        return Err(failure!(
+            "--rate must lie between 0.001 and 1000000000 requests a second: choose another"
+        ));
+    }
+    let plan = Plan { rate: args.rate, ..args.session.plan(&args.url, workload, args.verify.clone())? };
+    let phases = load::run(&plan, args.threads, args.pin, warmup, time)?;
+    if let Some(path) = &args.histogram {
+        histogram::write(path, &std::env::args().collect::<Vec<_>>().join(" "), &kept(&phases, warmup))?;
+    }
+    let stats = phases.measured;
     if args.json {
         let urls: Vec<String> = plan.urls.iter().map(ToString::to_string).collect();
         println!("{}", json!({ "urls": urls, "result": stats.to_json() }));
@@ -162,6 +184,24 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     }
 }
 
+/// The latencies of both phases, reads and writes apart.
+fn kept(phases: &Phases, warmup: Duration) -> Vec<Kept> {
+    let one = |name: &str, start, stats: &Stats, latencies: &Histogram<u64>| Kept {
+        name: name.to_string(),
+        start,
+        length: stats.elapsed,
+        latencies: latencies.clone(),
+    };
+    let (warm, measured) = (&phases.warmup, &phases.measured);
+    let all = [
+        one("warmup-reads", Duration::ZERO, warm, &warm.reads),
+        one("warmup-writes", Duration::ZERO, warm, &warm.writes),
+        one("reads", warmup, measured, &measured.reads),
+        one("writes", warmup, measured, &measured.writes),
+    ];
+    all.into_iter().filter(|kept| !kept.latencies.is_empty()).collect()
+}
+
 fn print(stats: &Stats) {
     let [p50, p90, p99, p999, max] = stats.latencies();
     let mut table = table(&["IOPS", "MB/s", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us", "requests"]);
@@ -169,6 +209,12 @@ fn print(stats: &Stats) {
         [stats.iops(), stats.megabytes_per_second(), p50, p90, p99, p999, max, stats.operations() as f64];
     table.add_row(values.map(number));
     println!("{table}");
+    if stats.late > 0 {
+        println!(
+            "{} requests were due and could not be sent in time; their waiting is in the latencies",
+            stats.late
+        );
+    }
     if stats.retries + stats.fallbacks > 0 {
         println!("{} retries; {} sessions fell back to parsing every header", stats.retries, stats.fallbacks);
     }

@@ -1,10 +1,10 @@
-//! `perf sessions`: what idle sessions cost a server in memory.
+//! `perf sessions`: how fast a server starts, and what idle sessions cost it in memory.
 //!
 //! Knows how to log in, wait and look. Does not know what the server keeps for a session.
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What the project wants an idle session to take at most, and 4096 of them with 1024 children altogether.
 const SESSION_BAR: f64 = 32.0 * 1024.0;
 const TOTAL_BAR: f64 = 512.0 * 1024.0 * 1024.0;
+/// So many nodes are to be listened for within so much time.
+const START_CHILDREN: u32 = 10_000;
+const START_BAR: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct SessionsArgs {
@@ -103,10 +106,21 @@ fn serve(args: &SessionsArgs, folder: &Folder) -> Result<(Server, Vec<Url>)> {
         return Err(failure!("{} image create ended with {}: {said}", program.display(), created.status));
     }
     let mut command = Command::new(&program);
-    command.args(["serve", "--log-level", "warn", "--listen", "127.0.0.1:0"]);
+    command.args(["serve", "--log-level", "error", "--listen", "127.0.0.1:0"]);
     command.args(["--nodes", &args.children.to_string()]);
     command.arg("--golden").arg(&golden).arg("--overlays").arg(&overlays).args(&args.serve);
+    // The first start makes the children, the second one finds them.
+    let (server, _) = Server::start(&mut command, PATIENCE)?;
+    server.stop(PATIENCE)?;
+    let started = Instant::now();
     let (server, address) = Server::start(&mut command, PATIENCE)?;
+    let took = started.elapsed();
+    let verdict = match (args.children >= START_CHILDREN, took <= START_BAR) {
+        (false, _) => String::new(),
+        (true, true) => format!("; at most {} s: reached", START_BAR.as_secs()),
+        (true, false) => format!("; at most {} s: NOT REACHED", START_BAR.as_secs()),
+    };
+    println!("- {} children: listening after {} s{verdict}.", args.children, number(took.as_secs_f64()));
     let pattern: Url = format!("iscsi://{address}/*:node-*/0").parse()?;
     Ok((server, load::expand(&[pattern], &Options::default())?))
 }

@@ -4,7 +4,7 @@
 //! counting bytes that the kernel discards and checking a sampled header. Does not know sockets or rings.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::stats::Stats;
 use super::verify::Model;
@@ -19,6 +19,7 @@ use crate::wire::{
 
 /// A payload of at least this is discarded by the kernel instead of being copied.
 const DISCARD_LEAST: usize = 16 << 10;
+const DIGEST_BYTES: usize = 4;
 /// One header is checked for every so many counted replies.
 const SAMPLE_EVERY: usize = 64;
 pub(super) const SLOT_BITS: u32 = 10;
@@ -38,6 +39,21 @@ pub(super) enum Trouble {
     /// A counted reply did not have the learned shape: open the session again and parse.
     Deviation,
     Fatal(Failure),
+}
+
+/// When requests of an open loop are due, whatever became of those before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    pub(super) due: Instant,
+    pub(super) interval: Duration,
+}
+
+/// A request that was answered with a unit attention or BUSY; it keeps its start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Again {
+    pub(super) write: bool,
+    pub(super) lba: u64,
+    pub(super) started: Instant,
 }
 
 /// What to ask the kernel for next.
@@ -93,7 +109,8 @@ pub(super) struct Connection {
     /// Slots in the order in which their commands went out.
     pub(super) order: VecDeque<usize>,
     pub(super) outgoing: VecDeque<Outgoing>,
-    pub(super) again: VecDeque<(bool, u64)>,
+    pub(super) again: VecDeque<Again>,
+    pub(super) pace: Option<Pace>,
     pub(super) generation: u32,
     incoming: Option<Incoming>,
     counting: Option<Counting>,
@@ -124,6 +141,7 @@ impl Connection {
             order: VecDeque::with_capacity(workload.depth),
             outgoing: VecDeque::new(),
             again: VecDeque::new(),
+            pace: None,
             generation: 0,
             incoming: None,
             counting: None,
@@ -148,7 +166,12 @@ impl Connection {
     }
 
     fn reply_len(&self) -> usize {
-        BHS + self.workload.size as usize
+        BHS + self.workload.size as usize + self.trailer(self.workload.size as usize)
+    }
+
+    /// What follows a data segment of `len` bytes: padding, and the digest, which is received and not looked at.
+    fn trailer(&self, len: usize) -> usize {
+        padded(len) - len + if self.agreed.data_digest && len > 0 { DIGEST_BYTES } else { 0 }
     }
 
     /// What the next receive should be. Asks only when none is under way.
@@ -183,7 +206,10 @@ impl Connection {
         match (self.incoming, unread.first_chunk::<BHS>()) {
             (Some(incoming), _) => incoming.left + incoming.padding,
             (None, None) => BHS - unread.len(),
-            (None, Some(header)) => BHS + padded(data_length(header)) - unread.len(),
+            (None, Some(header)) => {
+                let len = data_length(header);
+                BHS + len + self.trailer(len) - unread.len()
+            }
         }
     }
 
@@ -246,11 +272,12 @@ impl Connection {
                 continue;
             }
             let len = data_length(&header);
-            if port.rx.unread().len() < BHS + padded(len) {
+            let whole = BHS + len + self.trailer(len);
+            if port.rx.unread().len() < whole {
                 return Ok(());
             }
             let sense = Sense::parse(&port.rx.unread()[BHS..BHS + len]);
-            port.rx.consume(BHS + padded(len));
+            port.rx.consume(whole);
             self.uniform = 0;
             self.other(&header, sense, turn)?;
         }
@@ -323,7 +350,7 @@ impl Connection {
             self.count(stat_sn)?;
             end = Some((status, data.residual));
         }
-        let incoming = Incoming { slot, at, left, padding: padded(left) - left, end };
+        let incoming = Incoming { slot, at, left, padding: self.trailer(left), end };
         if left == 0 {
             return self.end_payload(incoming, turn);
         }
@@ -412,7 +439,8 @@ impl Connection {
         let attention = status == scsi::CHECK_CONDITION && sense.is_unit_attention();
         if attention || matches!(status, scsi::BUSY | scsi::TASK_SET_FULL) {
             turn.stats.retries += 1;
-            self.again.push_back((task.write, task.lba));
+            let Task { write, lba, started, .. } = task;
+            self.again.push_back(Again { write, lba, started });
             self.release(slot);
             return Ok(());
         }
@@ -459,10 +487,28 @@ impl Connection {
         }
     }
 
-    pub(super) fn start(&mut self, slot: usize, tag: u32, turn: &Turn<'_>, (write, lba): (bool, u64)) {
+    pub(super) fn start(&mut self, slot: usize, tag: u32, turn: &Turn<'_>, request: Again) {
         let since = turn.model.as_deref().map_or(0, Model::now);
-        self.tasks[slot] = Some(Task { tag, started: turn.now, lba, write, received: 0, since });
+        let Again { write, lba, started } = request;
+        self.tasks[slot] = Some(Task { tag, started, lba, write, received: 0, since });
         self.order.push_back(slot);
+    }
+
+    /// Begins to send at a pace, or as fast as answers come.
+    pub(super) fn set_pace(&mut self, pace: Option<Pace>) {
+        self.pace = pace;
+        // Counting needs a stream of answers that does not pause.
+        self.may_count &= pace.is_none();
+    }
+
+    /// Tells of the requests that were due and not sent before `deadline`, and forgets the pace.
+    pub(super) fn end_pace(&mut self, deadline: Instant, stats: &mut Stats) {
+        let Some(mut pace) = self.pace.take() else { return };
+        while pace.due < deadline {
+            let (write, _) = self.addresses.next();
+            stats.record_late(write, deadline - pace.due);
+            pace.due += pace.interval;
+        }
     }
 }
 

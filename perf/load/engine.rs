@@ -3,14 +3,16 @@
 //! Knows how sessions are opened, driven, drained and opened again. Does not know PDUs, nor what the
 //! numbers are for.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Trouble, Turn, Want};
+use super::connection::{Connection, Pace, Trouble, Turn, Want};
 use super::stats::Stats;
 use super::verify::{Base, Model};
 use super::workload::{Addresses, Workload};
+use crate::ceiling;
 use crate::fail::{Result, failure};
 use crate::initiator::{self, Endpoint, Options};
 use crate::pattern::Random;
@@ -26,6 +28,10 @@ pub(crate) struct Plan {
     /// Sessions are dealt out over these in turn; none is a pattern.
     pub(crate) urls: Vec<Url>,
     pub(crate) workload: Workload,
+    /// A second kind of sessions, which rests unless asked for.
+    pub(crate) beside: Option<Workload>,
+    /// Requests a second that all sessions together are to send, whatever comes back; `None` is a closed loop.
+    pub(crate) rate: Option<f64>,
     /// Only so many bytes from the start of the disk.
     pub(crate) span: Option<u64>,
     pub(crate) verify: Option<Base>,
@@ -39,6 +45,8 @@ pub(crate) struct Plan {
 
 struct Loaded {
     connection: Connection,
+    /// 1 for the second kind.
+    group: usize,
     index: usize,
     url: usize,
     model: Option<usize>,
@@ -53,18 +61,26 @@ pub(crate) struct Engine {
     owners: Vec<usize>,
     models: Vec<Model>,
     models_of: HashMap<String, usize>,
-    of: usize,
     /// Requests that may still be started.
     budget: u64,
+    /// Whether the second kind is loaded.
+    both: bool,
+    /// When sessions of an open loop have to be looked at, and whether they wait for that.
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
+    armed: Vec<bool>,
 }
+
+/// What the two kinds of sessions did.
+pub(crate) type Both = [Stats; 2];
 
 impl Engine {
     /// Opens the sessions `first`, `first + step`, ... of the plan's workload.
     pub(crate) fn open(plan: Plan, first: usize, step: usize) -> Result<Engine> {
-        let of = plan.workload.sessions;
+        let of = plan.workload.sessions + plan.beside.map_or(0, |beside| beside.sessions);
+        let largest = plan.workload.size.max(plan.beside.map_or(0, |beside| beside.size));
         let verified = if plan.verify.is_some() { 2 << 20 } else { 0 };
         let sizes = Sizes { receive: 256 << 10, arena: (64 << 10) + verified, send: 1 << 20 };
-        let payload = Memory::filled((plan.workload.size as usize).max(4096), |bytes| {
+        let payload = Memory::filled((largest as usize).max(4096), |bytes| {
             let mut random = Random::new(1);
             bytes
                 .chunks_mut(8)
@@ -72,8 +88,18 @@ impl Engine {
         })?;
         let ring = Ring::new(sizes, Arc::new(payload), plan.spin)?;
         let (models, models_of) = (Vec::new(), HashMap::new());
-        let mut engine =
-            Engine { plan, ring, sessions: Vec::new(), owners: Vec::new(), models, models_of, of, budget: 0 };
+        let mut engine = Engine {
+            plan,
+            ring,
+            sessions: Vec::new(),
+            owners: Vec::new(),
+            models,
+            models_of,
+            budget: 0,
+            both: false,
+            timers: BinaryHeap::new(),
+            armed: Vec::new(),
+        };
         for index in (first..of).step_by(step) {
             let session = engine.log_in(index, true)?;
             engine.own(session.port, engine.sessions.len());
@@ -90,6 +116,11 @@ impl Engine {
     }
 
     fn log_in(&mut self, index: usize, may_count: bool) -> Result<Loaded> {
+        let first = self.plan.workload.sessions;
+        let (group, workload, within) = match self.plan.beside {
+            Some(beside) if index >= first => (1, beside, index - first),
+            _ => (0, self.plan.workload, index),
+        };
         let url_index = index % self.plan.urls.len();
         let url = &self.plan.urls[url_index];
         let endpoint = Endpoint { address: url.address()?, target: url.target.clone(), lun: url.lun };
@@ -101,7 +132,7 @@ impl Engine {
         let capacity = session.capacity()?;
         let disk = capacity.sectors * SECTOR;
         let span = self.plan.span.unwrap_or(disk).min(disk);
-        if u64::from(capacity.sector_len) != SECTOR || span < u64::from(self.plan.workload.size) {
+        if u64::from(capacity.sector_len) != SECTOR || span < u64::from(workload.size) {
             return Err(failure!(
                 "{url} has {} sectors of {} bytes: this load needs sectors of 512 bytes and room for one request",
                 capacity.sectors,
@@ -116,21 +147,31 @@ impl Engine {
             })
         });
         let (tcp, agreed, numbers) = session.into_parts();
-        let workload = self.plan.workload;
-        let addresses = Addresses::new(&workload, span, index, self.of);
+        if self.plan.options.data_digest && !agreed.data_digest && url.target != ceiling::TARGET {
+            return Err(failure!("{url} refuses data digests: measure it without --data-digest"));
+        }
+        let addresses = Addresses::new(&workload, span, within, workload.sessions);
         let may_count = may_count && self.plan.may_count;
         let connection =
             Connection::new((agreed, numbers), url.lun, workload, addresses, model.is_some(), may_count);
         let port = self.ring.add(tcp);
-        Ok(Loaded { connection, index, url: url_index, model, port })
+        Ok(Loaded { connection, group, index, url: url_index, model, port })
     }
 
     /// Drives the load for `time`, then waits for what is still in flight.
     pub(crate) fn run(&mut self, time: Duration) -> Result<Stats> {
-        let mut stats = Stats::new();
+        let [stats, _] = self.run_both(time, false)?;
+        Ok(stats)
+    }
+
+    /// The same, with or without the second kind of sessions.
+    pub(crate) fn run_both(&mut self, time: Duration, both: bool) -> Result<Both> {
+        let mut stats = [Stats::new(), Stats::new()];
         let started = Instant::now();
         let deadline = started + time;
         self.budget = self.plan.requests.unwrap_or(u64::MAX);
+        self.both = both;
+        self.set_paces(started);
         for session in 0..self.sessions.len() {
             self.step(session, &mut stats, None, deadline)?;
         }
@@ -142,9 +183,9 @@ impl Engine {
             {
                 break;
             }
-            let pause =
-                deadline.saturating_duration_since(now).clamp(Duration::from_millis(1), PATIENCE / 100);
-            self.ring.wait(pause)?;
+            let due = self.timers.peek().map_or(deadline, |Reverse((due, _))| (*due).min(deadline));
+            let least = if due < deadline { Duration::from_micros(10) } else { Duration::from_millis(1) };
+            self.ring.wait(due.saturating_duration_since(now).clamp(least, PATIENCE / 100))?;
             if progress.elapsed() > PATIENCE {
                 self.stalled(&mut stats, deadline)?;
                 progress = Instant::now();
@@ -161,19 +202,69 @@ impl Engine {
                     self.step(session, &mut stats, Some(event), deadline)?;
                 }
             }
+            self.look_at_the_clock(&mut stats, deadline, &mut progress)?;
         }
         for session in &mut self.sessions {
+            session.connection.end_pace(deadline, &mut stats[session.group]);
             session.connection.rest();
         }
-        stats.elapsed = time.min(started.elapsed());
+        let elapsed = time.min(started.elapsed());
+        stats.iter_mut().for_each(|stats| stats.elapsed = elapsed);
         Ok(stats)
+    }
+
+    /// Spreads the requests of an open loop evenly over time, and over the sessions in turn.
+    fn set_paces(&mut self, started: Instant) {
+        self.timers.clear();
+        self.armed = vec![false; self.sessions.len()];
+        let Some(rate) = self.plan.rate else { return };
+        let sessions = self.plan.workload.sessions as f64;
+        for session in self.sessions.iter_mut().filter(|session| session.group == 0) {
+            let due = started + Duration::from_secs_f64(session.index as f64 / rate);
+            let interval = Duration::from_secs_f64(sessions / rate).max(Duration::from_nanos(1));
+            session.connection.set_pace(Some(Pace { due, interval }));
+        }
+    }
+
+    /// Steps the sessions that have a request due.
+    fn look_at_the_clock(
+        &mut self,
+        stats: &mut Both,
+        deadline: Instant,
+        progress: &mut Instant,
+    ) -> Result<()> {
+        let now = Instant::now();
+        while let Some(&Reverse((due, session))) = self.timers.peek() {
+            if due > now {
+                break;
+            }
+            self.timers.pop();
+            self.armed[session] = false;
+            // A pause of the load is none of the target.
+            if self.sessions.iter().all(|s| s.connection.in_flight() == 0) {
+                *progress = now;
+            }
+            self.step(session, stats, None, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Has a session looked at when its next request is due. One that cannot send is looked at when an answer comes.
+    fn arm(&mut self, index: usize, now: Instant) {
+        if let Some(pace) = self.sessions[index].connection.pace
+            && pace.due > now
+            && !self.armed[index]
+        {
+            self.armed[index] = true;
+            self.timers.push(Reverse((pace.due, index)));
+        }
     }
 
     /// Handles one event of a session, or its start when there is none.
     fn step(
         &mut self,
         index: usize,
-        stats: &mut Stats,
+        stats: &mut Both,
         event: Option<Event>,
         deadline: Instant,
     ) -> Result<()> {
@@ -181,7 +272,7 @@ impl Engine {
         let now = Instant::now();
         let recording = now < deadline;
         let model = session.model.map(|model| &mut self.models[model]);
-        let mut turn = Turn { now, recording, stats, model };
+        let mut turn = Turn { now, recording, stats: &mut stats[session.group], model };
         let port = self.ring.port(session.port);
         let outcome = match event {
             Some(Event::Received { .. }) => session.connection.received(port, &mut turn),
@@ -205,7 +296,8 @@ impl Engine {
             }
         }
         if !port.tx.is_busy() {
-            let budget = if recording { self.budget } else { 0 };
+            let active = recording && (session.group == 0 || self.both);
+            let budget = if active { self.budget } else { 0 };
             self.budget -= session.connection.issue(port, &mut turn, budget).min(self.budget);
         }
         self.ring.send(session.port);
@@ -216,13 +308,16 @@ impl Engine {
                 Want::Discard(bytes) => self.ring.discard(session.port, bytes),
             }
         }
+        if recording {
+            self.arm(index, now);
+        }
         Ok(())
     }
 
     /// Opens a session again whose replies are not of the learned shape; from here on it parses.
-    fn fall_back(&mut self, index: usize, stats: &mut Stats, deadline: Instant) -> Result<()> {
-        stats.fallbacks += 1;
+    fn fall_back(&mut self, index: usize, stats: &mut Both, deadline: Instant) -> Result<()> {
         let old = &self.sessions[index];
+        stats[old.group].fallbacks += 1;
         self.owners[old.port] = usize::MAX;
         self.ring.close(old.port);
         let session = self.log_in(old.index, false)?;
@@ -231,7 +326,7 @@ impl Engine {
         self.step(index, stats, None, deadline)
     }
 
-    fn stalled(&mut self, stats: &mut Stats, deadline: Instant) -> Result<()> {
+    fn stalled(&mut self, stats: &mut Both, deadline: Instant) -> Result<()> {
         let waits = |s: &Loaded| s.connection.in_flight() > 0;
         let counting = self.sessions.iter().position(|s| waits(s) && s.connection.is_counting());
         match counting {

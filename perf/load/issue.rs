@@ -2,7 +2,7 @@
 //!
 //! Knows immediate, unsolicited and asked-for data. Does not know replies.
 
-use super::connection::{Connection, Outgoing, SLOT_BITS, Turn};
+use super::connection::{Again, Connection, Outgoing, SLOT_BITS, Turn};
 use super::verify::Model;
 use crate::ring::Port;
 use crate::scsi::{self, SECTOR};
@@ -19,16 +19,28 @@ impl Connection {
             if (issued == budget && !retry) || !open || self.free.is_empty() || !room(port, turn, immediate) {
                 break;
             }
+            let started = match &mut self.pace {
+                _ if retry => turn.now,
+                Some(pace) if pace.due > turn.now => break,
+                Some(pace) => {
+                    let due = pace.due;
+                    pace.due += pace.interval;
+                    due
+                }
+                None => turn.now,
+            };
             let next = self.again.pop_front().unwrap_or_else(|| {
                 issued += 1;
-                self.addresses.next()
+                let (write, lba) = self.addresses.next();
+                Again { write, lba, started }
             });
             self.command(port, turn, next);
         }
         issued
     }
 
-    fn command(&mut self, port: &mut Port, turn: &mut Turn<'_>, (write, lba): (bool, u64)) {
+    fn command(&mut self, port: &mut Port, turn: &mut Turn<'_>, request: Again) {
+        let Again { write, lba, .. } = request;
         let Some(slot) = self.free.pop() else { return };
         let size = self.workload.size;
         // The largest generation is left out, so that no tag is the reserved one.
@@ -56,7 +68,7 @@ impl Connection {
             }
             push_data(port, turn.model.as_deref(), lba, 0, immediate);
         }
-        self.start(slot, tag, turn, (write, lba));
+        self.start(slot, tag, turn, request);
         if unsolicited > immediate {
             let (offset, end) = (immediate, unsolicited);
             self.outgoing.push_back(Outgoing::Data { slot, transfer_tag: NO_TAG, offset, end, data_sn: 0 });

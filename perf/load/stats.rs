@@ -7,10 +7,17 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use crate::histogram::{self, micros_at};
+
 #[derive(Debug, Clone)]
 pub(crate) struct Stats {
-    reads: Histogram<u64>,
-    writes: Histogram<u64>,
+    pub(crate) reads: Histogram<u64>,
+    pub(crate) writes: Histogram<u64>,
+    /// Requests that were answered in time.
+    operations: u64,
+    /// Requests that were due in an open loop and could not be sent before the time was up. Their latencies are
+    /// what they had waited by then.
+    pub(crate) late: u64,
     pub(crate) bytes: u64,
     /// Everything that ended, also what was only drained after the time was up.
     pub(crate) ended: u64,
@@ -23,16 +30,13 @@ pub(crate) struct Stats {
     pub(crate) first_error: Option<String>,
 }
 
-fn histogram() -> Histogram<u64> {
-    // Nanoseconds from 1 us to 100 s with three digits: the bounds are constants that the crate accepts.
-    Histogram::new_with_bounds(1_000, 100_000_000_000, 3).expect("valid bounds")
-}
-
 impl Stats {
     pub(crate) fn new() -> Stats {
         Stats {
-            reads: histogram(),
-            writes: histogram(),
+            reads: histogram::fine(),
+            writes: histogram::fine(),
+            operations: 0,
+            late: 0,
             bytes: 0,
             ended: 0,
             elapsed: Duration::ZERO,
@@ -45,10 +49,17 @@ impl Stats {
     }
 
     pub(crate) fn record(&mut self, write: bool, latency: Duration, bytes: u32) {
-        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         let histogram = if write { &mut self.writes } else { &mut self.reads };
-        histogram.saturating_record(nanos);
+        histogram.saturating_record(histogram::nanos(latency));
+        self.operations += 1;
         self.bytes += u64::from(bytes);
+    }
+
+    /// A request was never sent, `waited` after it was due.
+    pub(crate) fn record_late(&mut self, write: bool, waited: Duration) {
+        let histogram = if write { &mut self.writes } else { &mut self.reads };
+        histogram.saturating_record(histogram::nanos(waited));
+        self.late += 1;
     }
 
     pub(crate) fn error(&mut self, text: impl FnOnce() -> String) {
@@ -70,6 +81,8 @@ impl Stats {
         // Both histograms were built with the same bounds, so adding cannot fail.
         self.reads.add(&other.reads).expect("equal bounds");
         self.writes.add(&other.writes).expect("equal bounds");
+        self.operations += other.operations;
+        self.late += other.late;
         self.bytes += other.bytes;
         self.ended += other.ended;
         self.elapsed = self.elapsed.max(other.elapsed);
@@ -81,7 +94,7 @@ impl Stats {
     }
 
     pub(crate) fn operations(&self) -> u64 {
-        self.reads.len() + self.writes.len()
+        self.operations
     }
 
     pub(crate) fn is_clean(&self) -> bool {
@@ -115,6 +128,7 @@ impl Stats {
             "megabytes_per_second": self.megabytes_per_second(),
             "reads": named(&self.reads),
             "writes": named(&self.writes),
+            "late": self.late,
             "retries": self.retries,
             "fallbacks": self.fallbacks,
             "errors": self.errors,
@@ -125,12 +139,7 @@ impl Stats {
 }
 
 fn quantiles(histogram: &Histogram<u64>) -> [f64; 5] {
-    if histogram.is_empty() {
-        return [0.0; 5];
-    }
-    let micros = |nanos: u64| nanos as f64 / 1e3;
-    let at = |quantile| micros(histogram.value_at_quantile(quantile));
-    [at(0.5), at(0.9), at(0.99), at(0.999), micros(histogram.max())]
+    [0.5, 0.9, 0.99, 0.999, 1.0].map(|quantile| micros_at(histogram, quantile))
 }
 
 #[cfg(test)]
@@ -150,5 +159,8 @@ mod tests {
         assert_eq!(a.first_error.as_deref(), Some("broken"));
         assert!(!a.is_clean());
         assert_eq!(a.iops(), 1.0);
+        a.record_late(false, Duration::from_secs(1));
+        assert_eq!((a.operations(), a.late), (2, 1));
+        assert!(a.latencies()[4] >= 1e6, "what was never sent counts as slow");
     }
 }

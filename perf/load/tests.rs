@@ -30,16 +30,7 @@ fn with_ceiling<T>(test: impl FnOnce(Url) -> T) -> T {
 
 fn load(workload: &str, options: Options, verify: Option<Base>) -> Stats {
     with_ceiling(|url| {
-        let plan = Plan {
-            urls: vec![url],
-            workload: workload.parse().unwrap(),
-            span: None,
-            verify,
-            options,
-            spin: Duration::ZERO,
-            may_count: true,
-            requests: Some(REQUESTS),
-        };
+        let plan = Plan { verify, options, requests: Some(REQUESTS), ..plan(url, workload) };
         let mut engine = Engine::open(plan, 0, 1).unwrap();
         engine.run(Duration::from_secs(50)).unwrap()
     })
@@ -66,6 +57,56 @@ fn large_payloads_are_discarded_and_counted() {
     let stats = load("128k-seq70-3x1", options, None);
     assert!(stats.is_clean(), "{:?}", stats.first_error);
     assert_eq!(stats.bytes, REQUESTS * (128 << 10));
+}
+
+fn plan(url: Url, workload: &str) -> Plan {
+    Plan {
+        urls: vec![url],
+        workload: workload.parse().unwrap(),
+        beside: None,
+        rate: None,
+        span: None,
+        verify: None,
+        options: Options::default(),
+        spin: Duration::ZERO,
+        may_count: true,
+        requests: None,
+    }
+}
+
+#[test]
+fn an_open_loop_sends_what_is_due_and_no_more() {
+    let stats = with_ceiling(|url| {
+        let plan = Plan { rate: Some(2000.0), ..plan(url, "4k-rand80-16x3") };
+        Engine::open(plan, 0, 1).unwrap().run(Duration::from_millis(500)).unwrap()
+    });
+    assert!(stats.is_clean(), "{:?}", stats.first_error);
+    // What was answered, what was only sent, and what could not be sent, are all that was due.
+    assert!((990..=1010).contains(&(stats.ended + stats.late)), "{} and {}", stats.ended, stats.late);
+}
+
+#[test]
+fn an_overload_is_told_by_latency_not_hidden_by_waiting() {
+    let stats = with_ceiling(|url| {
+        let plan = Plan { rate: Some(50_000_000.0), ..plan(url, "4k-randread-1x1") };
+        Engine::open(plan, 0, 1).unwrap().run(Duration::from_millis(200)).unwrap()
+    });
+    assert!(stats.late > stats.operations(), "{} late, {} answered", stats.late, stats.operations());
+    // Half of all requests were due in the first half, and hardly any of them was sent.
+    assert!(stats.latencies()[0] > 50_000.0, "{:?}", stats.latencies());
+}
+
+#[test]
+fn a_second_kind_of_sessions_rests_until_it_is_asked_for() {
+    let (alone, [own, beside]) = with_ceiling(|url| {
+        let plan = Plan { beside: Some("4k-randread-64x1".parse().unwrap()), ..plan(url, "4k-randread-1x3") };
+        let mut engine = Engine::open(plan, 0, 1).unwrap();
+        let alone = engine.run_both(Duration::from_millis(100), false).unwrap();
+        (alone, engine.run_both(Duration::from_millis(100), true).unwrap())
+    });
+    assert!(alone[0].operations() > 0 && alone[1].operations() == 0);
+    assert!(own.operations() > 0 && beside.operations() > 0);
+    assert!(own.is_clean() && beside.is_clean());
 }
 
 #[test]

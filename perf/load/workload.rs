@@ -9,11 +9,68 @@ use crate::fail::{Failure, Result, failure};
 use crate::pattern::Random;
 use crate::scsi::SECTOR;
 
+/// In which order, or how often, the places of a disk are visited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Locality {
+    /// All alike.
+    Random,
+    Sequential,
+    /// Few places often, most of them rarely (Zipf's law); the exponent in hundredths, below 100.
+    Zipf(u8),
+    /// So many hundredths of the requests go to so many hundredths of the disk.
+    Hot {
+        requests: u8,
+        places: u8,
+    },
+}
+
+impl Locality {
+    const ZIPF: Locality = Locality::Zipf(99);
+    const HOT: Locality = Locality::Hot { requests: 90, places: 10 };
+}
+
+impl FromStr for Locality {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Locality> {
+        let bad = || {
+            failure!(
+                "{text:?} is no locality: write random, sequential, zipf, zipf:0.80, hot, or hot:90:10 (90 % of the requests to 10 % of the disk)"
+            )
+        };
+        let percent = |text: &str| text.parse().ok().filter(|n: &u8| (1..=99).contains(n)).ok_or_else(bad);
+        let mut parts = text.split(':');
+        let (kind, first, second) = (parts.next(), parts.next(), parts.next());
+        if parts.next().is_some() {
+            return Err(bad());
+        }
+        match (kind, first, second) {
+            (Some("random"), None, None) => Ok(Locality::Random),
+            (Some("sequential"), None, None) => Ok(Locality::Sequential),
+            (Some("zipf"), None, None) => Ok(Locality::ZIPF),
+            (Some("zipf"), Some(exponent), None) => {
+                let exponent: f64 = exponent.parse().map_err(|_| bad())?;
+                let hundredths = (exponent * 100.0).round();
+                if (1.0..=99.0).contains(&hundredths) {
+                    Ok(Locality::Zipf(hundredths as u8))
+                } else {
+                    Err(bad())
+                }
+            }
+            (Some("hot"), None, None) => Ok(Locality::HOT),
+            (Some("hot"), Some(requests), Some(places)) => {
+                Ok(Locality::Hot { requests: percent(requests)?, places: percent(places)? })
+            }
+            _ => Err(bad()),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Workload {
     pub(crate) size: u32,
     pub(crate) read_percent: u8,
-    pub(crate) sequential: bool,
+    pub(crate) locality: Locality,
     pub(crate) depth: usize,
     pub(crate) sessions: usize,
 }
@@ -63,7 +120,7 @@ impl FromStr for Workload {
     fn from_str(text: &str) -> Result<Workload> {
         let bad = || {
             failure!(
-                "{text:?} is no workload: write SIZE-KIND-DEPTHxSESSIONS, KIND being randread, randwrite, seqread, seqwrite, randNN or seqNN with NN % reads"
+                "{text:?} is no workload: write SIZE-KIND-DEPTHxSESSIONS, KIND being rand, seq, zipf or hot and then read, write or NN for NN % reads"
             )
         };
         let mut parts = text.split('-');
@@ -73,11 +130,14 @@ impl FromStr for Workload {
             return Err(bad());
         };
         let (depth, sessions) = shape.split_once('x').ok_or_else(bad)?;
-        let (sequential, mix) = match (kind.strip_prefix("rand"), kind.strip_prefix("seq")) {
-            (Some(mix), _) => (false, mix),
-            (_, Some(mix)) => (true, mix),
-            _ => return Err(bad()),
-        };
+        let kinds = [
+            ("rand", Locality::Random),
+            ("seq", Locality::Sequential),
+            ("zipf", Locality::ZIPF),
+            ("hot", Locality::HOT),
+        ];
+        let known = kinds.into_iter().find_map(|(name, locality)| Some((locality, kind.strip_prefix(name)?)));
+        let (locality, mix) = known.ok_or_else(bad)?;
         let read_percent = match mix {
             "read" => 100,
             "write" => 0,
@@ -86,7 +146,7 @@ impl FromStr for Workload {
         Workload {
             size: u32::try_from(parse_bytes(size)?).map_err(|_| bad())?,
             read_percent,
-            sequential,
+            locality,
             depth: depth.parse().map_err(|_| bad())?,
             sessions: sessions.parse().map_err(|_| bad())?,
         }
@@ -101,7 +161,12 @@ impl fmt::Display for Workload {
         } else {
             self.size.to_string()
         };
-        let order = if self.sequential { "seq" } else { "rand" };
+        let order = match self.locality {
+            Locality::Random => "rand",
+            Locality::Sequential => "seq",
+            Locality::Zipf(_) => "zipf",
+            Locality::Hot { .. } => "hot",
+        };
         let mix = match self.read_percent {
             100 => "read".to_string(),
             0 => "write".to_string(),
@@ -115,7 +180,8 @@ impl fmt::Display for Workload {
 #[derive(Debug)]
 pub(crate) struct Addresses {
     random: Random,
-    sequential: bool,
+    locality: Locality,
+    zipf: Option<Zipf>,
     next: u64,
     pieces: u64,
     sectors_each: u64,
@@ -126,9 +192,14 @@ impl Addresses {
     /// For the session `index` of `of`, within the first `span` bytes, which hold at least one piece.
     pub(crate) fn new(workload: &Workload, span: u64, index: usize, of: usize) -> Addresses {
         let pieces = (span / u64::from(workload.size)).max(1);
+        let zipf = match workload.locality {
+            Locality::Zipf(hundredths) => Some(Zipf::new(pieces, f64::from(hundredths) / 100.0)),
+            _ => None,
+        };
         Addresses {
             random: Random::new(0x706f_7274 + index as u64),
-            sequential: workload.sequential,
+            locality: workload.locality,
+            zipf,
             next: pieces * index as u64 / of.max(1) as u64,
             pieces,
             sectors_each: u64::from(workload.size) / SECTOR,
@@ -139,14 +210,72 @@ impl Addresses {
     /// Whether to write, and where.
     pub(crate) fn next(&mut self) -> (bool, u64) {
         let write = self.read_percent < 100 && self.random.below(100) >= self.read_percent;
-        let piece = if self.sequential {
-            let piece = self.next % self.pieces;
-            self.next = piece + 1;
-            piece
-        } else {
-            self.random.below(self.pieces)
+        let piece = match (self.locality, &self.zipf) {
+            (Locality::Sequential, _) => {
+                let piece = self.next % self.pieces;
+                self.next = piece + 1;
+                piece
+            }
+            (Locality::Zipf(_), Some(zipf)) => scattered(zipf.rank(&mut self.random), self.pieces),
+            (Locality::Hot { requests, places }, _) => {
+                let hot = (self.pieces * u64::from(places) / 100).max(1);
+                let rank = if self.random.below(100) < u64::from(requests) || hot == self.pieces {
+                    self.random.below(hot)
+                } else {
+                    hot + self.random.below(self.pieces - hot)
+                };
+                scattered(rank, self.pieces)
+            }
+            _ => self.random.below(self.pieces),
         };
         (write, piece * self.sectors_each)
+    }
+}
+
+/// Another place for each rank, so that what is visited often does not lie together.
+fn scattered(rank: u64, pieces: u64) -> u64 {
+    // A prime that no number of pieces is a multiple of, as long as a disk has less than two thousand million.
+    const PRIME: u64 = 2_654_435_761;
+    (u128::from(rank) * u128::from(PRIME) % u128::from(pieces)) as u64
+}
+
+/// Ranks by Zipf's law, drawn with the approximation of Gray et al., "Quickly generating billion-record synthetic
+/// databases" (1994).
+#[derive(Debug)]
+struct Zipf {
+    count: f64,
+    exponent: f64,
+    sum: f64,
+    eta: f64,
+}
+
+/// So many terms of a sum are added; the rest is an integral.
+const TERMS: u64 = 10_000;
+
+impl Zipf {
+    /// Ranks below `count`; `exponent` lies between 0 and 1.
+    fn new(count: u64, exponent: f64) -> Zipf {
+        let exact: f64 = (1..=count.min(TERMS)).map(|rank| (rank as f64).powf(-exponent)).sum();
+        let integral = |to: f64| to.powf(1.0 - exponent) / (1.0 - exponent);
+        let rest =
+            if count > TERMS { integral(count as f64 + 0.5) - integral(TERMS as f64 + 0.5) } else { 0.0 };
+        let (count, sum) = (count as f64, exact + rest);
+        let two = 1.0 + 0.5f64.powf(exponent);
+        let eta = (1.0 - (2.0 / count).powf(1.0 - exponent)) / (1.0 - two / sum);
+        Zipf { count, exponent, sum, eta }
+    }
+
+    fn rank(&self, random: &mut Random) -> u64 {
+        let u = random.below(1 << 53) as f64 / (1u64 << 53) as f64;
+        let place = u * self.sum;
+        if place < 1.0 || self.count <= 1.0 {
+            return 0;
+        }
+        if place < 1.0 + 0.5f64.powf(self.exponent) {
+            return 1;
+        }
+        let rank = self.count * (self.eta * u - self.eta + 1.0).powf(1.0 / (1.0 - self.exponent));
+        (rank as u64).min(self.count as u64 - 1)
     }
 }
 
@@ -157,7 +286,8 @@ mod tests {
     #[test]
     fn workloads_have_a_short_name() {
         let workload: Workload = "4k-randread-32x16".parse().unwrap();
-        let expected = Workload { size: 4096, read_percent: 100, sequential: false, depth: 32, sessions: 16 };
+        let locality = Locality::Random;
+        let expected = Workload { size: 4096, read_percent: 100, locality, depth: 32, sessions: 16 };
         assert_eq!(workload, expected);
         assert_eq!(workload.to_string(), "4k-randread-32x16");
         assert_eq!("64k-seq70-1x1".parse::<Workload>().unwrap().read_percent, 70);
@@ -174,5 +304,46 @@ mod tests {
         let mut second = Addresses::new(&workload, 4 * 4096, 1, 2);
         let lbas: Vec<u64> = (0..4).map(|_| second.next().1).collect();
         assert_eq!(lbas, [16, 24, 0, 8]);
+    }
+
+    #[test]
+    fn localities_have_a_short_form() {
+        assert_eq!("zipf:0.8".parse(), Ok(Locality::Zipf(80)));
+        assert_eq!("hot:80:20".parse(), Ok(Locality::Hot { requests: 80, places: 20 }));
+        assert_eq!("4k-zipf70-1x1".parse::<Workload>().unwrap().to_string(), "4k-zipf70-1x1");
+        for bad in ["zipf:1", "zipf:0", "hot:0:5", "hot:90", "hot:90:10:1", "near"] {
+            assert!(bad.parse::<Locality>().is_err(), "{bad}");
+        }
+    }
+
+    /// How many of `draws` requests went to the `top` places visited most.
+    fn at_the_top(kind: &str, places: u64, draws: usize, top: usize) -> usize {
+        let workload: Workload = format!("4k-{kind}read-1x1").parse().unwrap();
+        let mut addresses = Addresses::new(&workload, places * 4096, 0, 1);
+        let mut counts = vec![0usize; places as usize];
+        for _ in 0..draws {
+            counts[(addresses.next().1 / 8) as usize] += 1;
+        }
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        counts[..top].iter().sum()
+    }
+
+    #[test]
+    fn hot_places_get_their_part_and_a_law_of_zipf_its_head() {
+        let hot = at_the_top("hot", 1000, 100_000, 100);
+        assert!((88_000..92_500).contains(&hot), "{hot}");
+        // By the law, 1 % of 20000 places with the exponent 0.99 gets the sum of 200 terms of that of all.
+        let sum = |terms: u64| (1..=terms).map(|rank| (rank as f64).powf(-0.99)).sum::<f64>();
+        let due = 100_000.0 * sum(200) / sum(20_000);
+        let zipf = at_the_top("zipf", 20_000, 100_000, 200) as f64;
+        assert!((zipf / due - 1.0).abs() < 0.08, "{zipf} instead of {due}");
+        assert!(at_the_top("rand", 1000, 100_000, 100) < 13_000);
+    }
+
+    #[test]
+    fn scattering_leaves_no_place_out() {
+        let mut places: Vec<u64> = (0..1000).map(|rank| scattered(rank, 1000)).collect();
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..1000));
     }
 }

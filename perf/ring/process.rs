@@ -84,11 +84,21 @@ pub(crate) fn pin(core: usize) -> Result<()> {
     if rc == 0 { Ok(()) } else { Err(told()) }
 }
 
-/// Asks a child to end itself. The caller still holds its handle, so that the id cannot be someone else's.
+/// Asks a child to end itself.
 pub(crate) fn terminate(child: &std::process::Child) {
+    signal(child, libc::SIGTERM);
+}
+
+/// Tells a child what Ctrl-C tells a program.
+pub(crate) fn interrupt(child: &std::process::Child) {
+    signal(child, libc::SIGINT);
+}
+
+/// The caller still holds the child's handle, so that the id cannot be someone else's.
+fn signal(child: &std::process::Child, signal: libc::c_int) {
     if let Ok(id) = i32::try_from(child.id()) {
         // SAFETY: no memory is involved.
-        unsafe { libc::kill(id, libc::SIGTERM) };
+        unsafe { libc::kill(id, signal) };
     }
 }
 
