@@ -167,6 +167,9 @@ pub struct ServeArgs {
     /// are answered at once, and every child is emptied when the server starts.
     #[arg(long, value_enum, value_name = "POLICY", requires = "golden")]
     pub durability: Option<DurabilityPolicy>,
+    /// Say what would be chosen and why, and end: no port is bound, no image is written, locked or created
+    #[arg(long)]
+    pub explain: bool,
     #[command(flatten)]
     pub data_plane: DataPlaneArgs,
 }

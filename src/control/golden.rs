@@ -19,7 +19,7 @@ use crate::cache::{Golden, GoldenCounts, GoldenFile};
 use crate::plan::FileSlot;
 
 /// Where the kernel says whether it gives huge pages to those who ask.
-const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+pub(super) const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 /// The memory for golden data. Pages are taken as they are filled.
 pub(super) fn cache(bytes: u64) -> Arc<Golden> {
@@ -43,6 +43,11 @@ pub(super) fn cache(bytes: u64) -> Arc<Golden> {
         // Of no frames: an empty mapping, which always fits.
         Err(error) => unreachable!("{error}"),
     }
+}
+
+/// Golden data would be kept in ordinary pages.
+pub(super) fn huge_pages_are_refused() -> bool {
+    huge_pages_are_off(&std::fs::read_to_string(HUGE_PAGES).unwrap_or_default())
 }
 
 fn huge_pages_are_off(setting: &str) -> bool {
@@ -139,6 +144,11 @@ fn open_direct(file: &OpenedFile) -> Option<Arc<File>> {
             None
         }
     }
+}
+
+/// Whether the file system takes direct reads of this file.
+pub(super) fn takes_direct_reads(file: &OpenedFile) -> io::Result<()> {
+    try_direct(file).map(drop)
 }
 
 fn try_direct(file: &OpenedFile) -> io::Result<File> {

@@ -39,8 +39,7 @@ use crate::uring::host::{self, Signal, Signals};
 use crate::uring::{UringConfig, UringIo, ZeroCopy, probe};
 
 /// Buffers of one shard beside the golden cache: data on its way in and out, and headers.
-const TASK_CHUNKS: u32 = 2048;
-const SMALLS: u32 = 8192;
+pub(super) const POOL: PoolConfig = PoolConfig { chunks: 2048, smalls: 8192, huge_pages: true };
 /// Messages one shard may have waiting.
 const MAILBOX_MESSAGES: usize = 1024;
 /// How often the control thread looks whether a shard has ended by itself.
@@ -196,7 +195,7 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {
 }
 
 /// The cores to run on, each allowed.
-fn cores(plane: &DataPlane) -> Result<Vec<usize>, Error> {
+pub(super) fn cores(plane: &DataPlane) -> Result<Vec<usize>, Error> {
     let allowed = host::allowed_cores().map_err(|error| failed("asking for the allowed cores", &error))?;
     let Some(wanted) = &plane.cores else { return Ok(allowed) };
     match wanted.iter().find(|core| !allowed.contains(core)) {
@@ -204,6 +203,17 @@ fn cores(plane: &DataPlane) -> Result<Vec<usize>, Error> {
             "core {core} is not one this process may run on ({allowed:?}): change --cores or the CPU affinity"
         ))),
         None => Ok(wanted.clone()),
+    }
+}
+
+/// The ring of a shard with so many files.
+pub(super) fn ring_config(plane: &DataPlane, files: usize) -> UringConfig {
+    UringConfig {
+        spin: Duration::from_micros(u64::from(plane.spin_us)),
+        register_buffers: plane.register_buffers,
+        zero_copy: plane.zero_copy,
+        files_max: (files as u32).max(64),
+        ..UringConfig::default()
     }
 }
 
@@ -251,18 +261,12 @@ fn seeds(
         config.send_batch_bytes = plane.send_batch_bytes;
         config.read_ahead_bytes = plane.read_ahead_bytes;
         config.max_connections = plane.max_connections;
-        let ring = UringConfig {
-            spin: Duration::from_micros(u64::from(plane.spin_us)),
-            register_buffers: plane.register_buffers,
-            zero_copy: plane.zero_copy,
-            files_max: ((table.files.len() + shard_golden.sources.len()) as u32).max(64),
-            ..UringConfig::default()
-        };
+        let ring = ring_config(plane, table.files.len() + shard_golden.sources.len());
         seeds.push(Seed {
             config,
             core: *core,
             ring,
-            pool: PoolConfig { chunks: TASK_CHUNKS, smalls: SMALLS, huge_pages: true },
+            pool: POOL,
             golden: Arc::clone(golden_files.golden()),
             shard_golden,
             table,

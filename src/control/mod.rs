@@ -18,6 +18,7 @@ pub mod config;
 mod copy;
 mod edit_file;
 mod error;
+mod explain;
 pub mod file;
 mod foreign;
 mod golden;

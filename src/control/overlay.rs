@@ -25,18 +25,31 @@ fn node_name(number: u32) -> String {
     format!("node-{number:03}")
 }
 
+/// What becomes of children that are not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    Create,
+    /// Nothing: the configuration is only looked at.
+    Leave,
+}
+
 /// The configuration of `nodes` targets, one child of `golden` each. Missing children are created in `overlays`,
-/// which is created as well.
+/// which is created as well, where that is wanted.
 pub(super) fn prepare(
-    golden: &Path,
-    overlays: &Path,
+    (golden, overlays, missing): (&Path, &Path, Missing),
     nodes: u32,
     listen: Vec<SocketAddr>,
     durability: DurabilityPolicy,
 ) -> Result<Config, Error> {
-    std::fs::create_dir_all(overlays).map_err(Error::io(overlays, "creating the folder"))?;
     // Held to the end of this function: nobody writes the golden image while children of it are made.
-    let parent = Opener::anywhere(Locking::Hold).open_chain(golden, Access::ReadOnly)?;
+    let locking = match missing {
+        Missing::Create => Locking::Hold,
+        Missing::Leave => Locking::Ignore,
+    };
+    if missing == Missing::Create {
+        std::fs::create_dir_all(overlays).map_err(Error::io(overlays, "creating the folder"))?;
+    }
+    let parent = Opener::anywhere(locking).open_chain(golden, Access::ReadOnly)?;
     let leaf = parent.leaf();
     // A child has its parent's format and sectors.
     let (format, block_size) = (leaf.format(), leaf.logical_sector());
@@ -45,7 +58,9 @@ pub(super) fn prepare(
     for number in 1..=nodes {
         let node = node_name(number);
         let path = overlays.join(format!("{node}.{}", format.name()));
-        if !path.try_exists().map_err(Error::io(&path, "looking for the file"))? {
+        if missing == Missing::Create
+            && !path.try_exists().map_err(Error::io(&path, "looking for the file"))?
+        {
             create_child_of(&path, &parent, None)?;
             created += 1;
         }

@@ -32,6 +32,11 @@ pub(super) fn give(folder: &Path) {
     let _ = GIVEN.set(folder.to_owned());
 }
 
+/// True when a folder was named.
+pub(super) fn is_given() -> bool {
+    GIVEN.get().is_some()
+}
+
 fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }

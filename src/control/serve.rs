@@ -12,8 +12,9 @@ use super::error::{Error, print};
 use super::file::identity_of;
 use super::launch::{self, DataPlane};
 use super::open_image::OpenedChain;
+use super::overlay::Missing;
 use super::seal;
-use super::{overlay, runtime};
+use super::{explain, overlay, runtime};
 
 /// Of the available memory, the share golden data may take by default.
 const GOLDEN_CACHE_SHARE: u64 = 2;
@@ -23,6 +24,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
     let config = configuration(args)?;
     if let Some(folder) = &config.runtime_dir {
         runtime::give(folder);
+    }
+    if args.explain {
+        return explain::run(args, &config, &data_plane(&args.data_plane, &config));
     }
     let catalog = Catalog::open(&config).map_err(Error::Config)?;
     if let Some(golden) = &args.golden {
@@ -59,7 +63,8 @@ fn configuration(args: &ServeArgs) -> Result<Config, Error> {
         (Some(path), ..) => config::load(path).map_err(Error::Config),
         (None, Some(golden), Some(overlays), Some(nodes)) => {
             let listen = if args.listen.is_empty() { vec![LISTEN_DEFAULT] } else { args.listen.clone() };
-            overlay::prepare(golden, overlays, nodes, listen, args.durability.unwrap_or_default())
+            let missing = if args.explain { Missing::Leave } else { Missing::Create };
+            overlay::prepare((golden, overlays, missing), nodes, listen, args.durability.unwrap_or_default())
         }
         // The command line does not parse like this.
         _ => Err(Error::Usage("serve needs --config, or --golden, --overlays and --nodes".to_owned())),
@@ -119,7 +124,7 @@ fn golden_cache_bytes(asked: Option<u64>, available: Option<u64>) -> u64 {
     }
 }
 
-fn memory_available() -> Option<u64> {
+pub(super) fn memory_available() -> Option<u64> {
     std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_bytes(&text))
 }
 

@@ -12,6 +12,7 @@ mod cli_config;
 mod cli_control;
 mod cli_corpus;
 mod cli_durability;
+mod cli_explain;
 mod cli_foreign;
 mod cli_image;
 mod cli_masking;

@@ -166,7 +166,7 @@ fn with_address(path: &Path, act: impl Fn(&SocketAddrUnix) -> rustix::io::Result
 }
 
 /// The control sockets of a runtime folder, of living servers and of dead ones, in order of their names.
-pub(super) fn in_folder(folder: &Path) -> Vec<PathBuf> {
+pub(in crate::control) fn in_folder(folder: &Path) -> Vec<PathBuf> {
     let is_socket = |name: &str| name.starts_with(NAME_START) && name.ends_with(NAME_END);
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_socket));
