@@ -195,7 +195,11 @@ fn journals(desk: &Desk) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(desk.path("runtime")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     // A killed server also leaves its control socket.
-    paths.filter(|path| path.extension().is_some_and(|ending| ending == "pending")).collect()
+    let mut journals: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|ending| ending == "pending")).collect();
+    // The first core's first: it has the only leaf.
+    journals.sort();
+    journals
 }
 
 #[test]
