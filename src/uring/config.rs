@@ -51,7 +51,8 @@ impl Default for UringConfig {
             sockets_max: limits::CONNECTIONS_MAX as u32,
             files_max: limits::SHARD_FILES_MAX as u32,
             file_ops_max: limits::SHARD_FILE_OPS_MAX as u32,
-            workers_max: 8,
+            // Syncs of many children at once share commits of the file system.
+            workers_max: 32,
             defer_taskrun: true,
             spin: Duration::ZERO,
             register_buffers: false,
