@@ -85,6 +85,36 @@ fn status_counts_what_was_done_and_by_whom() {
     assert!(gone);
 }
 
+#[test]
+fn a_loader_leaves_a_gap_until_a_system_comes() {
+    let desk = Desk::new();
+    let Some(server) = start_nodes(&desk, 1, "") else { return };
+    let log_in = |isid: u32, segment: u32| {
+        let mut initiator = RawInitiator::connect(server.port);
+        let keys = format!(
+            "InitiatorName=iqn.2026-11.io.goldrush:raw\0SessionType=Normal\0TargetName={NODE}\0\
+             MaxRecvDataSegmentLength={segment}\0"
+        );
+        assert_eq!(initiator.login_with(isid, &keys).unwrap(), (0, 0));
+        initiator
+    };
+    let becomes = |phase: &str| {
+        (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            phase_of_node(&status(&desk, "--targets")) == phase
+        })
+    };
+    let mut loader = log_in(1, 8192);
+    loader.read(0, 8);
+    assert!(becomes("loader"));
+    drop(loader);
+    assert!(becomes("gap"));
+    let _system = log_in(2, 262_144);
+    assert!(becomes("system"));
+    let node = status(&desk, "--targets")["targets"][0].clone();
+    assert!(node["loader_ms"].is_u64() && node["gap_ms"].is_u64() && node["system_ms"].is_null(), "{node}");
+}
+
 fn latencies(latency: &serde_json::Value) -> u64 {
     latency["counts"].as_array().unwrap().iter().map(|pair| pair[1].as_u64().unwrap()).sum()
 }
