@@ -297,6 +297,57 @@ impl MetaBatch {
     }
 }
 
+/// Bytes for a place in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileWrite {
+    pub offset: u64,
+    pub bytes: Vec<u8>,
+}
+
+/// A part of a file that is wanted in a second place. The places never overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileCopy {
+    pub from: u64,
+    pub to: u64,
+    pub len: u64,
+}
+
+/// Changes of a file that nobody uses. They may reach the disk in any order; all of them are stable before the next stage
+/// begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stage {
+    pub copies: Vec<FileCopy>,
+    /// To be zero afterwards; within the file.
+    pub zeros: Vec<core::ops::Range<u64>>,
+    pub writes: Vec<FileWrite>,
+    /// The length of the file, when the stage is the one that cuts or lengthens it; nothing else is in that stage.
+    pub set_len: Option<u64>,
+}
+
+impl Stage {
+    pub fn of(writes: Vec<FileWrite>) -> Self {
+        Self { writes, ..Self::default() }
+    }
+
+    pub fn write(offset: u64, bytes: &[u8]) -> Self {
+        Self::of(vec![FileWrite { offset, bytes: bytes.to_vec() }])
+    }
+
+    pub fn set_len(len: u64) -> Self {
+        Self { set_len: Some(len), ..Self::default() }
+    }
+}
+
+/// How a file becomes smaller, and what that gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CompactPlan {
+    pub stages: Vec<Stage>,
+    pub freed_blocks: u64,
+    pub moved_blocks: u64,
+    /// The length of the file afterwards.
+    pub len: u64,
+}
+
 /// How a file operation failed, as far as an image cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoFault {

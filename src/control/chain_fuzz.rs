@@ -1,7 +1,7 @@
 //! Fuzz entry point of the commands that change chains: random chains, random commands, each of them stopped before one
 //! of its changes and run again, against a model of sectors.
 //!
-//! Knows files in a folder of its own, in memory where the system has such a folder. A stop is what a kill is: nothing
+//! All images of a chain are VHDs, or all are VHDXs. Knows files in a folder of its own, in memory where the system has such a folder. A stop is what a kill is: nothing
 //! is changed any more, and the locks are gone. Power cuts are the crash tests' (`tests/it`) and `vhd::relink`'s.
 
 use std::cell::Cell;
@@ -13,6 +13,7 @@ use super::block_io::ChainReader;
 use super::chain_writer::ChainWriter;
 use super::error::Error;
 use super::file::{Access, Locking};
+use super::image_compact::compact;
 use super::image_create::{create_child_of, write_new};
 use super::image_flatten::flatten;
 use super::image_merge::{merge, merge_into_new, renew};
@@ -23,8 +24,10 @@ use super::open_image::Opener;
 use super::size::Size;
 use super::watch::Watch;
 use crate::control::cli::DiskKind;
+use crate::units::BlockSize;
 
-const SECTORS: u64 = 2100;
+/// Sectors of a disk, in whole logical sectors of 4096 bytes.
+const SECTORS: u64 = 2104;
 const SECTOR: usize = 512;
 /// Images beyond the first ones.
 const IMAGES_MAX: usize = 12;
@@ -69,8 +72,38 @@ struct Image {
 #[derive(Debug)]
 struct World {
     folder: PathBuf,
+    kind: Kind,
     images: Vec<Image>,
     leaf: usize,
+}
+
+/// What all images of a world are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    ending: &'static str,
+    /// Sectors of 512 bytes that can only be written together.
+    grain: u64,
+    /// The smallest block.
+    block_bytes: u32,
+}
+
+impl Kind {
+    const VHD: Self = Self { ending: "vhd", grain: 1, block_bytes: 512 << 10 };
+    const VHDX: Self = Self { ending: "vhdx", grain: 1, block_bytes: 1 << 20 };
+    const VHDX_4096: Self = Self { grain: 8, ..Self::VHDX };
+
+    fn wanted(self, shape: u8) -> Wanted {
+        let (kind, block) = match shape % 3 {
+            0 => (DiskKind::Fixed, None),
+            1 => (DiskKind::Dynamic, Some(Size(u64::from(self.block_bytes)))),
+            _ => (DiskKind::Dynamic, Some(Size(2 << 20))),
+        };
+        let logical_sector = (self != Self::VHD).then_some(match self.grain {
+            8 => BlockSize::B4096,
+            _ => BlockSize::B512,
+        });
+        Wanted { size: Size(SECTORS * 512), kind, block_size: block, logical_sector }
+    }
 }
 
 impl Drop for World {
@@ -81,6 +114,8 @@ impl Drop for World {
 
 /// Makes a chain of one to four images from the first bytes, and runs commands of six bytes each.
 ///
+/// The first byte counts kinds of the base below, and formats above: VHD, VHDX, VHDX with sectors of 4096 bytes.
+///
 /// # Panics
 /// When a sector of any image reads something else than the model says, also after a stopped command; when a command
 /// that should succeed fails.
@@ -88,7 +123,7 @@ pub fn fuzz_chain_commands(data: &[u8]) {
     let Some((shape, ops)) = data.split_at_checked(2) else { return };
     let Ok(mut world) = World::new(shape[0]) else { return };
     for depth in 0..usize::from(shape[1] % 4) {
-        world.add_child((512 << 10) << ((usize::from(shape[1] >> 2) + depth) % 3));
+        world.add_child(world.kind.block_bytes << ((usize::from(shape[1] >> 2) + depth) % 3));
         world.write(7 * depth as u64 * 40, 300, 10 + depth as u8);
         world.write(2000 - 10 * depth as u64, 40, if depth == 1 { 0 } else { 20 });
     }
@@ -104,22 +139,26 @@ impl World {
         let root = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let folder = root.join(format!("goldrush-fuzz-{}", Uuid::new_v4().simple()));
         std::fs::create_dir(&folder).map_err(Error::io(&folder, "creating the folder"))?;
-        let path = folder.join("image-0.vhd");
+        let kind = [Kind::VHD, Kind::VHDX, Kind::VHDX_4096][usize::from(shape / 3) % 3];
+        let path = folder.join(format!("image-0.{}", kind.ending));
         let world_image = Image { path: path.clone(), parent: None, content: vec![0; SECTORS as usize] };
-        let mut world = Self { folder, images: vec![world_image], leaf: 0 };
-        let (kind, block) = match shape % 3 {
-            0 => (DiskKind::Fixed, None),
-            1 => (DiskKind::Dynamic, Some(Size(512 << 10))),
-            _ => (DiskKind::Dynamic, None),
+        let mut world = Self { folder, kind, images: vec![world_image], leaf: 0 };
+        let mut wanted = kind.wanted(shape);
+        let disk = if kind == Kind::VHD {
+            if wanted.kind == DiskKind::Fixed {
+                wanted.block_size = None;
+            }
+            NewDisk::vhd(&wanted)?
+        } else {
+            NewDisk::vhdx(&wanted)?
         };
-        let wanted = Wanted { size: Size(SECTORS * 512), kind, block_size: block, logical_sector: None };
-        write_new(&path, &NewDisk::vhd(&wanted)?)?;
+        write_new(&path, &disk)?;
         world.write(u64::from(shape), 500, 1);
         Ok(world)
     }
 
     fn fresh(&self) -> PathBuf {
-        self.folder.join(format!("image-{}.vhd", self.images.len()))
+        self.folder.join(format!("image-{}.{}", self.images.len(), self.kind.ending))
     }
 
     /// A new leaf on the present one.
@@ -135,8 +174,9 @@ impl World {
 
     fn write(&mut self, start: u64, sectors: u64, value: u8) {
         let image = &mut self.images[self.leaf];
-        let sectors = sectors.min(SECTORS - start % SECTORS);
-        let start = start % SECTORS;
+        let grain = self.kind.grain;
+        let start = start % SECTORS / grain * grain;
+        let sectors = sectors.next_multiple_of(grain).min(SECTORS - start);
         let watch = StopAfter::new(u64::MAX);
         let chain = Opener::anywhere(Locking::Hold).open_chain(&image.path, Access::Writable);
         let mut writer = ChainWriter::new(chain.expect("the leaf opens"), &watch).expect("a chain");
@@ -196,6 +236,7 @@ impl World {
             4 => self.rebase(usize::from(op[3]), op[5]),
             5 if self.images.len() < IMAGES_MAX => self.snapshot(op[3].is_multiple_of(2), op[5]),
             6 if self.images.len() < IMAGES_MAX => self.merge_into(op[5]),
+            7 if !self.has_children(self.leaf) => self.compact(op[5]),
             _ => self.compare(self.leaf),
         }
     }
@@ -251,6 +292,17 @@ impl World {
         self.compare_all();
     }
 
+    fn has_children(&self, image: usize) -> bool {
+        self.images.iter().any(|other| other.parent == Some(image))
+    }
+
+    /// The leaf, which nobody is a child of.
+    fn compact(&mut self, changes: u8) {
+        let path = self.images[self.leaf].path.clone();
+        self.twice(changes, |watch| compact(&path, watch), Self::compare_all);
+        self.compare_all();
+    }
+
     fn descends(&self, mut image: usize, from: usize) -> bool {
         while let Some(parent) = self.images[image].parent {
             if parent == from {
@@ -268,7 +320,7 @@ impl World {
             true => freeze_as(&path, &fresh, watch).map(|_| ()),
             false => continue_in(&path, &fresh, watch).map(|_| ()),
         };
-        let has_children = self.images.iter().any(|image| image.parent == Some(self.leaf));
+        let has_children = self.has_children(self.leaf);
         let first = run(&watch);
         self.compare_all();
         if renames && has_children {
@@ -317,7 +369,12 @@ impl World {
 
     fn read_path(&self, path: &Path) -> Vec<u8> {
         let image = Image { path: path.to_owned(), parent: None, content: Vec::new() };
-        let look = Self { folder: self.folder.join("nothing-to-remove"), images: vec![image], leaf: 0 };
+        let look = Self {
+            folder: self.folder.join("nothing-to-remove"),
+            kind: self.kind,
+            images: vec![image],
+            leaf: 0,
+        };
         look.read(0)
     }
 }
@@ -331,9 +388,11 @@ mod tests {
     #[test]
     fn commands_on_random_chains_keep_every_disk_also_when_they_are_stopped() {
         let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-        for _ in 0..60 {
+        for round in 0..90 {
             let mut data = vec![0; 2 + 6 * (4 + rng.next_u32() % 8) as usize];
             rng.fill_bytes(&mut data);
+            // Every kind of base in every format.
+            data[0] = round % 9;
             fuzz_chain_commands(&data);
         }
     }
@@ -351,5 +410,25 @@ mod tests {
         let (child, parent) = (world.images[first].path.clone(), world.images[0].path.clone());
         merge(&child, &parent, &StopAfter::new(u64::MAX)).unwrap();
         world.compare_all();
+    }
+
+    /// The same with VHDXs, whose children know their parent's data: the sibling does not even open.
+    #[test]
+    fn the_sibling_of_a_merged_vhdx_is_refused_and_no_child_of_a_compacted_one() {
+        let mut world = World::new(4).unwrap();
+        world.add_child(1 << 20);
+        let first = world.leaf;
+        world.write(10, 10, 9);
+        world.leaf = 0;
+        world.add_child(1 << 20);
+        let never = StopAfter::new(u64::MAX);
+        compact(&world.images[0].path, &never).unwrap_err();
+        let [parent, child, sibling] = [0, first, world.leaf].map(|index| world.images[index].path.clone());
+        merge(&child, &parent, &never).unwrap();
+        renew(&child, &parent, &never).unwrap();
+        world.compare(first);
+        let error = Opener::anywhere(Locking::Hold).open_chain(&sibling, Access::ReadOnly).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("should have the id") && said.contains("image-0.vhdx"), "{said}");
     }
 }

@@ -52,7 +52,7 @@ pub struct UnsealArgs {
 
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// The child; it is not changed but for the time stamp of its parent
+    /// The child; it is not changed but for what it knows its parent by
     pub path: PathBuf,
     /// Leave the parent as it is, and make this new image of child and parent
     #[arg(long, value_name = "NEW")]
@@ -85,7 +85,7 @@ pub struct RebaseArgs {
     /// The child
     pub path: PathBuf,
     /// Its new parent
-    #[arg(long, value_name = "VHD")]
+    #[arg(long, value_name = "IMAGE")]
     pub parent: PathBuf,
     /// Copy what differs between the parents into the child first, instead of refusing
     #[arg(long)]

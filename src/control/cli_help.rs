@@ -177,7 +177,7 @@ JSON:
 
 After a crash:
   The disk has the old size or the new one. Where the two footers of a VHD differ then, the one at the end rules, and
-  \"image check --repair\" writes the other.
+  \"image check --repair\" writes the other. A VHDX's change is in its log, and whoever opens it finishes it.
 
 Exit codes:
   0  the disk has the size

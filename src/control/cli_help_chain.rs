@@ -118,8 +118,8 @@ pub(super) const REBASE: &str = "\
 What happens:
   Where the child does not hold a sector itself, both parents must read the same; what they take from the same place of
   the same file is not read. Where they differ the child is refused, or, with --copy, gets what it had from the old
-  parent. Then the child names the new parent by id, relative path and time stamp. A kill leaves the old parent or the
-  new one. Where the old parent is not found, the new one must have its unique id: it has moved.
+  parent. Then the child names the new parent by id, relative path and, a VHD, time stamp. A kill leaves the old parent
+  or the new one. Child and parent have the same format and sectors; a VHDX may be larger than its parent. Where the old parent is not found, the new one must have its unique id: it has moved.
 
 Examples:
   goldrush image rebase node-001.vhd --parent golden-2.vhd --copy

@@ -1,6 +1,6 @@
 //! Stages of a change, run on a file; zeros found and turned into holes.
 //!
-//! Knows files and the order stages ask for. Does not know what the change is for (`vhd::edit`).
+//! Knows files and the order stages ask for. Does not know what the change is for (`plan::Stage`).
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::block_io::{data_runs, is_all_zero, nonzero_runs};
 use super::file::OpenedFile;
-use crate::vhd::edit::{Copy, Stage};
+use crate::plan::{FileCopy, MetaBatch, MetaOp, Stage};
+use crate::units::ByteOffset;
 
 /// Bytes moved, or looked at, at once.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -40,8 +41,18 @@ pub(super) fn run_stages(file: &File, stages: &[Stage], progress: &dyn Fn(u64)) 
     Ok(())
 }
 
+/// Stages that only write, as batches: each stage is stable before the next.
+pub(super) fn batches_of(stages: &[Stage]) -> Vec<MetaBatch> {
+    let batch = |stage: &Stage| {
+        let mut batch = MetaBatch::default();
+        stage.writes.iter().for_each(|write| batch.push_write(ByteOffset(write.offset), &write.bytes));
+        [batch, MetaBatch { ops: vec![MetaOp::Sync], bytes: Vec::new() }]
+    };
+    stages.iter().flat_map(batch).collect()
+}
+
 /// Holes of the source are written as zeros: what lies at the destination is of no use.
-fn copy_part(file: &File, copy: &Copy) -> io::Result<()> {
+fn copy_part(file: &File, copy: &FileCopy) -> io::Result<()> {
     let mut bytes = vec![0; PIECE_BYTES.min(copy.len) as usize];
     let mut done = 0;
     while done < copy.len {

@@ -1,6 +1,7 @@
 //! `goldrush image compact`: the same content in a smaller file.
 //!
-//! Knows which blocks nobody needs. Does not know how a file is made smaller (`vhd::compact`).
+//! Knows which blocks nobody needs. Does not know how a file is made smaller (`vhd::compact`,
+//! `vhdx::compact`).
 
 use std::io;
 use std::path::Path;
@@ -13,13 +14,15 @@ use super::cli::CompactArgs;
 use super::edit_file::{dig_holes, is_zero, run_stages};
 use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile};
-use super::image_format::Format;
-use super::open_image::{OpenedChain, Opener};
+use super::new_image::write_ids;
+use super::open_image::{OpenedChain, OpenedLayer, Opener};
 use super::progress::Progress;
 use super::size::human;
-use crate::units::{BlockIndex, SECTOR_BYTES};
-use crate::vhd::compact::CompactPlan;
+use super::watch::Watch;
+use crate::plan::CompactPlan;
+use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES};
 use crate::vhd::{DiskType, VhdImage};
+use crate::vhdx::{self, VhdxImage};
 
 /// Bytes compared at once.
 const PIECE_BYTES: u64 = 256 << 10;
@@ -40,28 +43,14 @@ struct CompactReport {
 pub(super) fn run(args: &CompactArgs) -> Result<(), Error> {
     let path = &args.path;
     let access = if args.dry_run { Access::ReadOnly } else { Access::Writable };
-    let mut opener = Opener::anywhere(Locking::Hold);
-    let chain = opener.open_chain(path, access)?;
+    let (chain, plan) = planned(path, access)?;
     let file = chain.leaf().file().clone();
-    if file.is_block_device() {
-        return Err(Error::Failed(format!(
-            "{} is a block device: only files become smaller",
-            path.display()
-        )));
-    }
-    if chain.leaf().format() == Format::Vhdx {
-        return Err(Error::Failed(format!(
-            "{} is a VHDX, which is not compacted yet: convert it, which leaves zeros out",
-            path.display()
-        )));
-    }
-    let plan = match chain.leaf().image() {
-        None => CompactPlan { len: file.len(), ..CompactPlan::default() },
-        Some(image) => plan(path, &chain, image, &mut opener)?,
-    };
     let before = file.allocated().ok();
     if !args.dry_run {
-        apply(path, &file, &plan)?;
+        let copies = plan.stages.iter().flat_map(|stage| &stage.copies).map(|copy| copy.len).sum();
+        let progress = Progress::new("moving blocks", path, copies);
+        apply(path, &file, &plan, &progress)?;
+        progress.finish();
     }
     let report = CompactReport {
         path: path.display().to_string(),
@@ -74,6 +63,31 @@ pub(super) fn run(args: &CompactArgs) -> Result<(), Error> {
         disk_usage_after: file.allocated().ok().filter(|_| !args.dry_run),
     };
     print(|out| write(out, &report, args.json))
+}
+
+/// Compacts the image at `path`.
+pub(super) fn compact(path: &Path, watch: &dyn Watch) -> Result<(), Error> {
+    let (chain, plan) = planned(path, Access::Writable)?;
+    apply(path, chain.leaf().file(), &plan, watch)
+}
+
+/// The image with its parents, open and locked, and what there is to do.
+fn planned(path: &Path, access: Access) -> Result<(OpenedChain, CompactPlan), Error> {
+    let mut opener = Opener::anywhere(Locking::Hold);
+    let chain = opener.open_chain(path, access)?;
+    let file = chain.leaf().file();
+    if file.is_block_device() {
+        return Err(Error::Failed(format!(
+            "{} is a block device: only files become smaller",
+            path.display()
+        )));
+    }
+    let plan = match (chain.leaf().image(), chain.leaf().vhdx()) {
+        (Some(image), _) => plan(path, &chain, image, &mut opener)?,
+        (None, Some(image)) => plan_vhdx(path, &chain, image, &mut opener)?,
+        (None, None) => CompactPlan { len: file.len(), ..CompactPlan::default() },
+    };
+    Ok((chain, plan))
 }
 
 fn plan(
@@ -97,21 +111,51 @@ fn plan(
     refuse_with_children(path, image.unique_id())?;
     let unneeded = match image.disk_type() {
         DiskType::Fixed => Vec::new(),
-        DiskType::Dynamic => zero_blocks(path, chain.leaf().file(), image)?,
-        DiskType::Differencing => same_as_parent(path, chain, image, opener)?,
+        DiskType::Dynamic => zero_blocks(path, chain.leaf(), &image.allocated_blocks())?,
+        DiskType::Differencing => same_as_parent(path, chain, &image.allocated_blocks(), opener)?,
     };
     Ok(image.compact(chain.leaf().file().len(), &unneeded))
 }
 
+fn plan_vhdx(
+    path: &Path,
+    chain: &OpenedChain,
+    image: &VhdxImage,
+    opener: &mut Opener,
+) -> Result<CompactPlan, Error> {
+    if image.needs_replay() {
+        return Err(Error::Failed(format!(
+            "{} has changes in its log that a crash left: leave --dry-run out, or run goldrush image check --repair first",
+            path.display()
+        )));
+    }
+    refuse_with_children(path, image.data_write_guid())?;
+    let unneeded = match image.disk_type() {
+        vhdx::DiskType::Fixed => Vec::new(),
+        vhdx::DiskType::Dynamic => zero_blocks(path, chain.leaf(), &image.allocated_blocks())?,
+        vhdx::DiskType::Differencing => same_as_parent(path, chain, &image.allocated_blocks(), opener)?,
+    };
+    Ok(image.compact(file_len(chain.leaf().file())?, &unneeded, write_ids()))
+}
+
+/// The length by now: what was in a log may have made the file longer.
+fn file_len(file: &OpenedFile) -> Result<u64, Error> {
+    let metadata = file.file().metadata();
+    Ok(metadata.map_err(Error::io(file.path(), "looking at the file"))?.len())
+}
+
+/// A block, and where its data lies in the file.
+type Block = (BlockIndex, ByteOffset);
+
 /// Blocks of a dynamic disk that hold nothing but zeros.
-fn zero_blocks(path: &Path, file: &OpenedFile, image: &VhdImage) -> Result<Vec<BlockIndex>, Error> {
-    let block_size = u64::from(image.block_size().unwrap_or(0));
-    let blocks = image.allocated_blocks();
+fn zero_blocks(path: &Path, leaf: &OpenedLayer, blocks: &[Block]) -> Result<Vec<BlockIndex>, Error> {
+    let file = leaf.file();
+    let block_size = u64::from(leaf.block_size().unwrap_or(0));
     let progress = Progress::new("looking for zeros", path, blocks.len() as u64 * block_size);
     let mut zero = Vec::new();
     for (index, (block, data)) in blocks.iter().enumerate() {
         let start = u64::from(block.0) * block_size;
-        let used = block_size.min(image.sectors().bytes().0.saturating_sub(start));
+        let used = block_size.min(leaf.sectors().bytes().0.saturating_sub(start));
         if is_zero(file, data.0, data.0 + used).map_err(Error::io(path, "reading"))? {
             zero.push(*block);
         }
@@ -126,7 +170,7 @@ fn zero_blocks(path: &Path, file: &OpenedFile, image: &VhdImage) -> Result<Vec<B
 fn same_as_parent(
     path: &Path,
     chain: &OpenedChain,
-    image: &VhdImage,
+    blocks: &[Block],
     opener: &mut Opener,
 ) -> Result<Vec<BlockIndex>, Error> {
     let Some(parent) = chain.layers().get(1) else { return Ok(Vec::new()) };
@@ -134,9 +178,8 @@ fn same_as_parent(
     // The child a second time, for reading: the lock is held by the first.
     let child = Opener::anywhere(Locking::Ignore).open_chain(path, Access::ReadOnly)?;
     let (mut child, mut parent) = (ChainReader::new(child)?, ChainReader::new(parent)?);
-    let block_size = u64::from(image.block_size().unwrap_or(0));
-    let disk = image.sectors().bytes().0;
-    let blocks = image.allocated_blocks();
+    let block_size = u64::from(chain.leaf().block_size().unwrap_or(0));
+    let disk = chain.sectors().bytes().0;
     let progress = Progress::new("comparing with the parent", path, blocks.len() as u64 * block_size);
     let mut same = Vec::new();
     for (index, (block, _)) in blocks.iter().enumerate() {
@@ -166,11 +209,15 @@ fn reads_alike(a: &mut ChainReader, b: &mut ChainReader, start: u64, end: u64) -
     Ok(true)
 }
 
-fn apply(path: &Path, file: &OpenedFile, plan: &CompactPlan) -> Result<(), Error> {
-    let copies = plan.stages.iter().flat_map(|stage| &stage.copies).map(|copy| copy.len).sum();
-    let progress = Progress::new("moving blocks", path, copies);
-    run_stages(file.file(), &plan.stages, &|at| progress.set(at)).map_err(Error::io(path, "compacting"))?;
-    progress.finish();
+fn apply(path: &Path, file: &OpenedFile, plan: &CompactPlan, watch: &dyn Watch) -> Result<(), Error> {
+    let mut copied = 0;
+    for stage in &plan.stages {
+        watch.before_change()?;
+        let progress = |at| watch.at(copied + at);
+        run_stages(file.file(), core::slice::from_ref(stage), &progress)
+            .map_err(Error::io(path, "compacting"))?;
+        copied += stage.copies.iter().map(|copy| copy.len).sum::<u64>();
+    }
     let progress = Progress::new("looking for zeros", path, plan.len);
     dig_holes(file, plan.len, &|at| progress.set(at)).map_err(Error::io(path, "making holes"))?;
     progress.finish();

@@ -19,18 +19,17 @@ use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile};
 use super::image_convert::finish;
 use super::new_image::now;
-use super::open_image::{Format, OpenedChain, Opener};
+use super::open_image::{OpenedChain, OpenedLayer, Opener};
 use super::progress::Progress;
 use super::size::human;
 use super::staged::{StagedFile, exists};
 use super::watch::Watch;
-use crate::vhd::build::Builder;
-use crate::vhd::create::{BLOCK_BYTES_DEFAULT, NewDisk, NewKind};
+use crate::{vhd, vhdx};
 
 /// What the independent image keeps of the child it replaces: its children know it by its id and its time.
 #[derive(Debug, Default)]
 pub(super) struct Flat {
-    unique_id: Option<Uuid>,
+    id: Option<Uuid>,
     modified: Option<SystemTime>,
     replace: bool,
 }
@@ -80,13 +79,13 @@ pub(super) fn flatten(chain: OpenedChain, watch: &dyn Watch) -> Result<(), Error
     let leaf = chain.leaf().file().clone();
     let modified = leaf.file().metadata().and_then(|metadata| metadata.modified());
     let modified = modified.map_err(Error::io(leaf.path(), "looking at the file"))?;
-    let flat = Flat { unique_id: chain.leaf().unique_id(), modified: Some(modified), replace: true };
+    let flat = Flat { id: chain.leaf().id(), modified: Some(modified), replace: true };
     // Behind a link it is the file that is replaced.
     let path = leaf.path().canonicalize().map_err(Error::io(leaf.path(), "resolving the path"))?;
     flatten_into(chain, &path, &flat, watch)
 }
 
-/// Writes the disk of `chain` as a dynamic VHD that has no parent.
+/// Writes the disk of `chain` as a dynamic image of its format that has no parent.
 pub(super) fn flatten_into(
     chain: OpenedChain,
     destination: &Path,
@@ -94,20 +93,9 @@ pub(super) fn flatten_into(
     watch: &dyn Watch,
 ) -> Result<(), Error> {
     let leaf = chain.leaf();
-    let (Format::Vhd, Some(image)) = (leaf.format(), leaf.image()) else {
-        let path = leaf.file().path().display();
-        return Err(Error::Failed(format!("{path} is a {}: use image convert", leaf.format().title())));
-    };
-    let disk = NewDisk {
-        kind: NewKind::Dynamic { block_size: image.block_size().unwrap_or(BLOCK_BYTES_DEFAULT) },
-        sectors: leaf.sectors(),
-        unique_id: flat.unique_id.unwrap_or_else(Uuid::new_v4),
-        timestamp: now(),
-    };
-    let builder = Builder::new(&disk).map_err(|error| Error::Failed(error.to_string()))?;
+    let mut sink = sink(leaf, flat)?;
     let old = leaf.file().clone();
     let staged = StagedFile::create(destination)?;
-    let mut sink = Sink::Blocks(builder);
     let mut pieces = Pieces::new(ChainReader::new(chain)?);
     watch.before_change()?;
     copy::run(&mut pieces, &mut sink, &staged.file, destination, &|at| watch.at(at))?;
@@ -123,6 +111,40 @@ pub(super) fn flatten_into(
     }
     watch.before_change()?;
     staged.publish(flat.replace)
+}
+
+/// What builds an image like `leaf`, without a parent.
+fn sink(leaf: &OpenedLayer, flat: &Flat) -> Result<Sink, Error> {
+    let id = flat.id.unwrap_or_else(Uuid::new_v4);
+    let failed = |error: &dyn std::fmt::Display| Error::Failed(error.to_string());
+    if let Some(image) = leaf.image() {
+        let disk = vhd::create::NewDisk {
+            kind: vhd::create::NewKind::Dynamic {
+                block_size: image.block_size().unwrap_or(vhd::create::BLOCK_BYTES_DEFAULT),
+            },
+            sectors: leaf.sectors(),
+            unique_id: id,
+            timestamp: now(),
+        };
+        let builder = vhd::build::Builder::new(&disk).map_err(|error| failed(&error))?;
+        return Ok(Sink::Blocks(builder));
+    }
+    let Some(image) = leaf.vhdx() else {
+        let path = leaf.file().path().display();
+        return Err(Error::Failed(format!("{path} is a {}: use image convert", leaf.format().title())));
+    };
+    let disk = vhdx::create::NewDisk {
+        kind: vhdx::create::NewKind::Dynamic,
+        sectors: leaf.sectors(),
+        block_size: image.block_size(),
+        logical_sector: image.logical_sector(),
+        physical_sector: image.physical_sector(),
+        file_write_guid: Uuid::new_v4(),
+        data_write_guid: id,
+        disk_id: image.disk_id(),
+    };
+    let builder = vhdx::build::Builder::new(&disk).map_err(|error| failed(&error))?;
+    Ok(Sink::VhdxBlocks(builder))
 }
 
 /// Permissions of the file that is replaced, and its owner where we may give files away.

@@ -10,11 +10,12 @@ use uuid::Uuid;
 
 use super::block_io::run_batch;
 use super::file::OpenedFile;
+use super::new_image::write_ids;
 use super::open_image::{OpenError, OpenedLayer};
 use crate::parent_path::ParentCandidate;
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 use crate::vhd::{self, DiskType, FOOTER_BYTES, OpenMode, VhdImage};
-use crate::vhdx::{self, VhdxImage, WriteIds};
+use crate::vhdx::{self, VhdxImage};
 
 /// How the bytes of a file are to be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -88,6 +89,13 @@ impl Content {
     }
 
     pub(super) fn as_vhdx(&self) -> Option<&VhdxImage> {
+        match self {
+            Self::Vhdx(image) => Some(image),
+            Self::Raw | Self::Vhd(_) => None,
+        }
+    }
+
+    pub(super) fn as_vhdx_mut(&mut self) -> Option<&mut VhdxImage> {
         match self {
             Self::Vhdx(image) => Some(image),
             Self::Raw | Self::Vhd(_) => None,
@@ -248,8 +256,7 @@ fn parse_vhdx(file: &OpenedFile) -> Result<VhdxImage, OpenError> {
     }
     let len = replay_log(file)?;
     let mut image = open_vhdx(file, len, OpenMode::Writable)?;
-    let (file_write, data_write, log) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
-    image.begin_writing(WriteIds { file_write, data_write, log });
+    image.begin_writing(write_ids());
     Ok(image)
 }
 
@@ -259,7 +266,7 @@ fn open_vhdx(file: &OpenedFile, len: u64, mode: OpenMode) -> Result<VhdxImage, O
 }
 
 /// Writes into place what a crash left in the log, and empties it. The bytes the file has then.
-fn replay_log(file: &OpenedFile) -> Result<u64, OpenError> {
+pub(super) fn replay_log(file: &OpenedFile) -> Result<u64, OpenError> {
     let path = || file.path().to_owned();
     let batches = vhdx::replay_with(file.len(), |offset, bytes| file.read_at(offset, bytes))
         .map_err(|error| vhdx_error(file, error))?;

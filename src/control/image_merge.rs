@@ -3,14 +3,15 @@
 //! Knows which images a merge changes, and in which order:
 //!
 //! ```text
-//! 1  every sector the child holds is written into the parent, as a server would write it     the child is not touched
-//! 2  the parent is flushed and closed
-//! 3  the child learns the parent's new time stamp, or is removed with --remove-child
+//! 1  VHDX: the child learns under which identifier the parent's data will be known           it accepts both
+//! 2  every sector the child holds is written into the parent, as a server would write it     the child is not touched
+//! 3  the parent is flushed and closed
+//! 4  the child learns the parent's new time stamp or identifier, or is removed with --remove-child
 //! ```
 //!
 //! The child reads right the whole time: what it holds it reads from itself, and what it does not hold the merge does not
-//! write. A merge that was stopped is complete after it was run again. Before 3 a server in strict mode refuses the child,
-//! since its parent changed.
+//! write. A merge that was stopped is complete after it was run again. Before 4 a server in strict mode refuses a VHD
+//! child, since its parent changed.
 //!
 //! With `--into` no image changes but the new one, which gets its name when it is complete. Does not know formats.
 
@@ -25,10 +26,11 @@ use super::cli_chain::MergeArgs;
 use super::error::{Error, print};
 use super::file::{Access, FileIdentity, Locking};
 use super::image_flatten::{Flat, flatten_into};
+use super::image_format::LinkOf;
 use super::new_image::NewDisk;
 use super::open_image::{Format, OpenedChain, Opener};
 use super::progress::Progress;
-use super::relink::set_timestamp;
+use super::relink::{expect_change, renew_link};
 use super::seal;
 use super::size::human;
 use super::staged::{StagedFile, exists, sync_folder_of};
@@ -119,13 +121,13 @@ fn pair(chain: &OpenedChain) -> Result<Pair, Error> {
         let (path, parent) = (path.display(), parent_path.display());
         Err(Error::Failed(format!("{path} is not merged into {parent}: {why}")))
     };
-    if parent.format() != Format::Vhd {
-        return refuse("only a VHD can be merged into; use --into or image convert");
+    if parent.format() == Format::Raw {
+        return refuse("a raw image has no children");
     }
     if child.sectors() != parent.sectors() {
         return refuse("their disks have different sizes; use --into or image convert");
     }
-    let (Some(child_id), Some(parent_id)) = (child.unique_id(), parent.unique_id()) else {
+    let (Some(child_id), Some(parent_id)) = (child.id(), parent.id()) else {
         return refuse("one of them has no unique id");
     };
     let identities = [child.file().identity(), parent.file().identity()];
@@ -135,14 +137,23 @@ fn pair(chain: &OpenedChain) -> Result<Pair, Error> {
 /// Writes what the image `child` holds itself into `parent`, and closes that. How many bytes of the disk it was.
 pub(super) fn merge(child: &Path, parent: &Path, watch: &dyn Watch) -> Result<u64, Error> {
     let mut opener = Opener::anywhere(Locking::Hold);
-    let leaf = opener.open_leaf(child, Access::ReadOnly)?;
     let target = opener.open_chain(parent, Access::Writable)?;
-    if leaf.parent_id() != target.leaf().unique_id() || leaf.sectors() != target.sectors() {
+    let leaf = Opener::anywhere(Locking::Hold).open_leaf(child, Access::ReadOnly)?;
+    let accepts = |link: LinkOf| target.leaf().id().is_some_and(|id| link.accepts(id));
+    if !leaf.parent_link().is_some_and(accepts) || leaf.sectors() != target.sectors() {
         let (child, parent) = (child.display(), parent.display());
         return Err(Error::Failed(format!(
             "{parent} is not the parent of {child} any more: was it replaced?"
         )));
     }
+    // Our own lock forbids what comes next.
+    drop(leaf);
+    if let Some(image) = target.leaf().vhdx()
+        && let Some(soon) = image.next_data_write_guid()
+    {
+        expect_change(child, image.data_write_guid(), soon, watch)?;
+    }
+    let leaf = opener.open_leaf(child, Access::ReadOnly)?;
     let mut runs = ChainRuns::alone(leaf)?;
     let mut writer = ChainWriter::new(target, watch)?;
     let mut bytes = 0;
@@ -157,7 +168,7 @@ pub(super) fn merge(child: &Path, parent: &Path, watch: &dyn Watch) -> Result<u6
     Ok(bytes)
 }
 
-/// Tells the child the time stamp its parent has now.
+/// Tells the child the time stamp, or the identifier, that its parent has now.
 pub(super) fn renew(child: &Path, parent: &Path, watch: &dyn Watch) -> Result<(), Error> {
     if seal::is_sealed(child) {
         tracing::warn!(
@@ -167,7 +178,7 @@ pub(super) fn renew(child: &Path, parent: &Path, watch: &dyn Watch) -> Result<()
         return Ok(());
     }
     let parent = Opener::anywhere(Locking::Hold).open_chain(parent, Access::ReadOnly)?;
-    set_timestamp(child, parent.leaf(), watch)
+    renew_link(child, parent.leaf(), watch)
 }
 
 /// Child and parent as one new image, which has the parent's parent.
@@ -197,10 +208,12 @@ pub(super) fn merge_into_new(chain: OpenedChain, new: &Path, watch: &dyn Watch) 
         return flatten_into(chain, new, &Flat::default(), watch).map(|()| bytes);
     };
     let staged = StagedFile::create(new)?;
-    let block_size = chain.leaf().image().and_then(crate::vhd::VhdImage::block_size);
-    NewDisk::child_of(new, grandparent, block_size)?.create()?.write(&staged)?;
-    // Under its temporary name, which our own lock holds.
-    let target = Opener::anywhere(Locking::Ignore).open_chain(staged.temporary(), Access::Writable)?;
+    let disk = NewDisk::child_of(new, grandparent, chain.leaf().block_size())?;
+    disk.with_sectors(chain.sectors()).create()?.write(&staged)?;
+    // Under its temporary name, which our own lock holds and which tells no format.
+    let mut opener = Opener::anywhere(Locking::Ignore);
+    let format = Some(chain.leaf().format());
+    let target = opener.open_chain_as(staged.temporary(), Access::Writable, format)?;
     let mut writer = ChainWriter::new(target, watch)?;
     let mut runs = ChainRuns::of_depths(chain, 0..2)?;
     let mut bytes = 0;

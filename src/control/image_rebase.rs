@@ -6,7 +6,7 @@
 //! ```text
 //! 1  compare; with --copy, what differs is written into the child first     its disk does not change by that
 //! 2  the child is flushed and closed
-//! 3  the child names the new parent (`vhd::relink`: the old one or the new one at every moment)
+//! 3  the child names the new parent (`vhd::relink`, `vhdx::relink`: the old one or the new one at every moment)
 //! ```
 //!
 //! A rebase that was stopped may be run again; one that was stopped in two short moments of 3 leaves an image that
@@ -25,9 +25,9 @@ use super::cli_chain::RebaseArgs;
 use super::compare::{Comparison, Cursor, Joined};
 use super::error::{Error, print};
 use super::file::{Access, Locking};
-use super::open_image::{OpenError, OpenedChain, Opener};
+use super::open_image::{Format, OpenError, OpenedChain, OpenedLayer, Opener};
 use super::progress::Progress;
-use super::relink::{finish_interrupted, set_parent};
+use super::relink::{finish_interrupted, other_format, set_parent};
 use super::size::human;
 use super::watch::Watch;
 
@@ -97,17 +97,11 @@ pub(super) fn rebase(
         let (child, parent) = (child.display(), parent.display());
         return Err(Error::Failed(format!("{parent} is {child} or a child of it: it cannot be its parent")));
     }
-    if leaf.sectors() != new.sectors() {
-        let (child, parent) = (child.display(), parent.display());
-        let (has, wants) = (new.sectors().bytes().0, leaf.sectors().bytes().0);
-        return Err(Error::Failed(format!(
-            "{parent} has a disk of {has} bytes and {child} one of {wants}: a parent has the size of its child"
-        )));
-    }
-    let Some(wanted) = leaf.parent_id() else {
-        return Err(Error::Failed(format!("{} is no differencing VHD and has no parent", child.display())));
+    refuse_unfit(&leaf, new.leaf())?;
+    let Some(wanted) = leaf.parent_link() else {
+        return Err(Error::Failed(format!("{} is no differencing image and has no parent", child.display())));
     };
-    let moved = new.leaf().unique_id() == Some(wanted);
+    let moved = new.leaf().id().is_some_and(|id| wanted.accepts(id));
     // Its lock, and that of the child, must go before the child is written.
     drop((opener, leaf, new));
     let (how, copied) = match old_parent(child) {
@@ -121,6 +115,29 @@ pub(super) fn rebase(
     let new = Opener::anywhere(Locking::Hold).open_chain(parent, Access::ReadOnly)?;
     set_parent(child, new.leaf(), watch)?;
     Ok((how, copied))
+}
+
+/// Refuses a parent of another format, another size or another logical sector. A VHDX may be larger than its parent.
+fn refuse_unfit(child: &OpenedLayer, parent: &OpenedLayer) -> Result<(), Error> {
+    let (path, parent_path) = (child.file().path(), parent.file().path());
+    if child.format() != parent.format() {
+        return Err(other_format(path, child.format(), parent));
+    }
+    let (has, wants) = (parent.sectors().bytes().0, child.sectors().bytes().0);
+    let fits = has == wants || child.format() == Format::Vhdx && has < wants;
+    let (path, parent_path) = (path.display(), parent_path.display());
+    if !fits {
+        return Err(Error::Failed(format!(
+            "{parent_path} has a disk of {has} bytes and {path} one of {wants}: a parent has the size of its child"
+        )));
+    }
+    let (has, wants) = (parent.logical_sector().bytes(), child.logical_sector().bytes());
+    if has != wants {
+        return Err(Error::Failed(format!(
+            "{parent_path} has sectors of {has} bytes and {path} of {wants}: a parent has the sectors of its child"
+        )));
+    }
+    Ok(())
 }
 
 /// The path of the parent that the child has now, opened with all its parents and found right.
@@ -199,7 +216,9 @@ fn store(child: &Path, old: &Path, ranges: &[(u64, u64)], watch: &dyn Watch) -> 
         return Ok(0);
     }
     let mut opener = Opener::anywhere(Locking::Hold);
-    let chain: OpenedChain = opener.open_chain(child, Access::Writable)?;
+    let mut chain: OpenedChain = opener.open_chain(child, Access::Writable)?;
+    // What is stored reads as it did: children of the child know it still.
+    chain.keep_content_id();
     let mut source = Cursor::new(ChainRuns::new(opener.open_chain(old, Access::ReadOnly)?)?);
     let mut writer = ChainWriter::new(chain, watch)?;
     let mut bytes = 0;

@@ -1,6 +1,7 @@
 //! `goldrush image resize`: a larger disk, or a smaller one where nothing is lost.
 //!
-//! Knows who may be resized and that what is given up is zero. Does not know the order of the steps (`vhd::resize`).
+//! Knows who may be resized and that what is given up is zero. Does not know the order of the steps (`vhd::resize`,
+//! `vhdx::resize`).
 
 use serde::Serialize;
 
@@ -9,11 +10,14 @@ use super::cli::ResizeArgs;
 use super::edit_file::{is_zero, run_stages};
 use super::error::{Error, print};
 use super::file::{Access, Locking, OpenedFile};
+use super::image_format::replay_log;
+use super::new_image::write_ids;
 use super::open_image::{Format, OpenError, detect};
 use super::size::human;
-use crate::units::{SECTOR_BYTES, SectorCount};
-use crate::vhd::edit::Stage;
+use crate::plan::Stage;
+use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES, SectorCount};
 use crate::vhd::{self, HEADER_BYTES, OpenMode, VhdImage};
+use crate::vhdx;
 
 #[derive(Debug, Serialize)]
 struct ResizeReport {
@@ -36,9 +40,7 @@ pub(super) fn run(args: &ResizeArgs) -> Result<(), Error> {
     let before = match detect(&file)? {
         Format::Raw => resize_raw(args, &file)?,
         Format::Vhd => resize_vhd(args, &file)?,
-        Format::Vhdx => {
-            return refuse(args, "is a VHDX, which is not resized yet: convert it to a VHD first");
-        }
+        Format::Vhdx => resize_vhdx(args, &file)?,
     };
     let file_size = file.file().metadata().map_err(Error::io(&args.path, "looking at it"))?.len();
     let path = args.path.display().to_string();
@@ -112,8 +114,32 @@ fn resize_vhd(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {
     }
     let stages = image.resize(sectors, &header, behind).map_err(refused)?;
     if args.size.0 < before {
-        all_zero(args, file, &given_up(&image, args.size.0))?;
+        let ranges = match image.block_size().map(u64::from) {
+            None => vec![(args.size.0, before)],
+            Some(block_size) => given_up(&image.allocated_blocks(), block_size, args.size.0, before),
+        };
+        all_zero(args, file, &ranges)?;
     }
+    run_stages(file.file(), &stages, &|_| {}).map_err(Error::io(&args.path, "resizing"))?;
+    Ok(before)
+}
+
+fn resize_vhdx(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {
+    let sentence = |error: &dyn std::fmt::Display| Error::Failed(format!("{} {error}", args.path.display()));
+    let len = replay_log(file)?;
+    let read = |offset, bytes: &mut [u8]| file.read_at(offset, bytes);
+    let image = vhdx::open_with(len, OpenMode::Writable, read)
+        .map_err(|error| Error::Failed(format!("{}: {error}", args.path.display())))?;
+    let before = image.sectors().bytes().0;
+    consent(args, before)?;
+    refuse_with_children(&args.path, image.data_write_guid())?;
+    if args.size.0 == before {
+        return Ok(before);
+    }
+    let sectors = SectorCount(args.size.0 / SECTOR_BYTES);
+    let stages = image.resize(sectors, len, write_ids(), read).map_err(|error| sentence(&error))?;
+    let (blocks, block_size) = (image.allocated_blocks(), u64::from(image.block_size()));
+    all_zero(args, file, &given_up(&blocks, block_size, args.size.0, before))?;
     run_stages(file.file(), &stages, &|_| {}).map_err(Error::io(&args.path, "resizing"))?;
     Ok(before)
 }
@@ -132,12 +158,10 @@ fn header_and_behind(
     Ok((header, behind))
 }
 
-/// The ranges of the file that hold what a disk of `size` bytes no longer has.
-fn given_up(image: &VhdImage, size: u64) -> Vec<(u64, u64)> {
-    let before = image.sectors().bytes().0;
-    let Some(block_size) = image.block_size().map(u64::from) else { return vec![(size, before)] };
+/// The ranges of the file that hold what a disk of `size` bytes instead of `before` no longer has, of these blocks.
+fn given_up(blocks: &[(BlockIndex, ByteOffset)], block_size: u64, size: u64, before: u64) -> Vec<(u64, u64)> {
     let mut ranges = Vec::new();
-    for (block, data) in image.allocated_blocks() {
+    for (block, data) in blocks {
         let start = u64::from(block.0) * block_size;
         let end = (start + block_size).min(before);
         if end > size {

@@ -53,7 +53,7 @@ fn found(seal: Option<Seal>, path: &Path) -> Result<Seal, Error> {
 /// Seals the image of an open layer.
 pub(super) fn seal_layer(layer: &OpenedLayer) -> Result<Seal, Error> {
     // What children name.
-    let id = layer.unique_id().or_else(|| layer.vhdx().map(|image| image.data_write_guid()));
+    let id = layer.id();
     let unique_id = id.map(|id| id.to_string());
     seal::make(layer.file(), Sealed { format: layer.format().name(), unique_id })
 }

@@ -89,7 +89,7 @@ pub(super) fn freeze_as(path: &Path, frozen: &Path, watch: &dyn Watch) -> Result
     }
     let chain = Opener::anywhere(Locking::Hold).open_chain(path, Access::Writable)?;
     let identity = chain.leaf().file().identity();
-    let children = chain.leaf().unique_id().map(|id| children_near(id, &[path], &[identity]));
+    let children = chain.leaf().id().map(|id| children_near(id, &[path], &[identity]));
     if let Some(children) = children.filter(|children| !children.is_empty()) {
         return Err(Error::Failed(format!(
             "{} has children ({}), which know it by its name: use --child",

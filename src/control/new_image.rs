@@ -18,6 +18,7 @@ use super::staged::StagedFile;
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 use crate::vhd::VhdImage;
 use crate::vhd::create as vhd;
+use crate::vhdx::WriteIds;
 use crate::vhdx::create as vhdx;
 use crate::vhdx::parent_locator::ParentPaths;
 
@@ -146,6 +147,15 @@ impl NewDisk {
         )))
     }
 
+    /// With a disk of another size: a VHDX's may be larger than its parent's.
+    pub(super) fn with_sectors(mut self, wanted: SectorCount) -> Self {
+        match &mut self {
+            Self::Vhd(disk) => disk.sectors = wanted,
+            Self::Vhdx(disk) => disk.sectors = wanted,
+        }
+        self
+    }
+
     pub(super) fn sectors(&self) -> SectorCount {
         match self {
             Self::Vhd(disk) => disk.sectors,
@@ -192,6 +202,11 @@ pub(super) fn vhd_parent(
         relative: relative_path(path, parent.file().path())?,
         absolute: None,
     })
+}
+
+/// Identifiers nobody has used.
+pub(super) fn write_ids() -> WriteIds {
+    WriteIds { file_write: Uuid::new_v4(), data_write: Uuid::new_v4(), log: Uuid::new_v4() }
 }
 
 /// The size of a block as the formats store it.

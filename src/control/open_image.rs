@@ -142,14 +142,20 @@ impl OpenedLayer {
         self.content.as_ref().and_then(Content::as_vhdx)
     }
 
-    /// The unique id of this image, where its format has one.
-    pub fn unique_id(&self) -> Option<Uuid> {
-        self.image().map(VhdImage::unique_id)
+    /// What children know this image by, where its format has children: the unique id of a VHD, the identifier of a VHDX's
+    /// data.
+    pub(super) fn id(&self) -> Option<Uuid> {
+        self.content.as_ref()?.link().id
     }
 
-    /// The unique id of the parent it names.
-    pub fn parent_id(&self) -> Option<Uuid> {
-        Some(self.image()?.parent()?.unique_id)
+    /// Who it says its parent is.
+    pub(super) fn parent_link(&self) -> Option<LinkOf> {
+        self.content.as_ref()?.link().parent
+    }
+
+    /// The bytes of a block, where the disk is stored in blocks.
+    pub(super) fn block_size(&self) -> Option<u32> {
+        self.vhdx().map(VhdxImage::block_size).or(self.image().and_then(VhdImage::block_size))
     }
 
     fn into_layer(self, slot: FileSlot) -> Result<Layer, OpenError> {
@@ -214,6 +220,22 @@ impl OpenedChain {
 
     pub fn leaf(&self) -> &OpenedLayer {
         &self.layers[0]
+    }
+
+    /// The writes to come leave the disk of the leaf as it reads.
+    pub(super) fn keep_content_id(&mut self) {
+        if let Some(image) = self.layers[0].content.as_mut().and_then(Content::as_vhdx_mut) {
+            image.keep_data_write_guid();
+        }
+    }
+
+    /// Keeps at most so many bitmaps of the leaf in memory.
+    pub(super) fn limit_bitmaps(&mut self, bitmaps: usize) {
+        match self.layers[0].content.as_mut() {
+            Some(Content::Vhd(image)) => image.limit_bitmaps(bitmaps),
+            Some(Content::Vhdx(image)) => image.limit_bitmaps(bitmaps),
+            Some(Content::Raw) | None => {}
+        }
     }
 
     pub fn sectors(&self) -> SectorCount {

@@ -17,21 +17,12 @@ use super::edit::{Copy, Stage, table_sectors};
 use super::gaps::{ALIGN, gaps};
 use super::image::{Body, Sparse, VhdImage};
 use super::layout::Layout;
+use crate::plan::CompactPlan;
 use crate::units::{BlockIndex, SECTOR_BYTES};
 use std::collections::BTreeSet;
 
 /// Bytes moved before their table entries are written.
 const GROUP_BYTES: u64 = 64 << 20;
-
-/// What to do, and what it gives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CompactPlan {
-    pub stages: Vec<Stage>,
-    pub freed_blocks: u64,
-    pub moved_blocks: u64,
-    /// The length of the file afterwards.
-    pub len: u64,
-}
 
 impl VhdImage {
     /// Plans the compaction of a file of `len` bytes; `unneeded` are the blocks that may become absent. A fixed disk
@@ -95,7 +86,7 @@ impl Sparse {
         if end < footer_at {
             plan.stages.push(Stage::write(end, footer));
             plan.len = end + FOOTER_BYTES as u64;
-            plan.stages.push(Stage::cut(plan.len));
+            plan.stages.push(Stage::set_len(plan.len));
         }
         plan
     }

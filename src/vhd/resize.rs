@@ -94,11 +94,11 @@ impl VhdImage {
         let (old, new) = (self.sectors().bytes().0, sectors.bytes().0);
         let at = self.footer_offset;
         if new < old {
-            let cut = Stage::cut(new + FOOTER_BYTES as u64);
+            let cut = Stage::set_len(new + FOOTER_BYTES as u64);
             return vec![Stage::write(at, footer), Stage::write(new, footer), cut];
         }
         // What lay between the data and the footer, the footer included, is the disk's now.
-        let zeros = |end| Stage { zeros: vec![FileRange { start: old, end }], ..Stage::default() };
+        let zeros = |end| Stage { zeros: core::iter::once(old..end).collect(), ..Stage::default() };
         if new <= at {
             return vec![zeros(new), Stage::write(at, footer)];
         }
@@ -201,7 +201,7 @@ impl Sparse {
         // At most 2040 GiB / 512 bytes, and checked above: far below 2^32.
         let new_entries = first_new..(blocks as u32).max(self.layout.blocks);
         let mut growth = Stage::of(table_sectors(&bat, table.start, new_entries));
-        growth.zeros.extend(self.tail_of_last_block(sectors, &bat));
+        growth.zeros.extend(self.tail_of_last_block(sectors, &bat).map(|tail| tail.start..tail.end));
         stages.push(growth);
         let [a, b, c, d] = [28, 29, 30, 31].map(|at: usize| header[at]);
         if u64::from(u32::from_be_bytes([a, b, c, d])) < blocks {

@@ -150,6 +150,18 @@ impl VhdxImage {
         self.writer = Some(Box::new(Writer::new(ids, Space::new(self.file_len, end), end)));
     }
 
+    /// What children will have to name once the image has been written; `None` where it is not open for writing.
+    pub fn next_data_write_guid(&self) -> Option<Uuid> {
+        self.writer.as_ref().map(|writer| writer.ids.data_write)
+    }
+
+    /// The writes to come leave the disk as it reads: children of it know it still afterwards.
+    pub fn keep_data_write_guid(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.ids.data_write = self.header.data_write_guid;
+        }
+    }
+
     /// Where a write of the run at `sector`, at most `max` sectors of it, goes.
     ///
     /// # Errors

@@ -155,6 +155,25 @@ impl Bat {
         }
     }
 
+    /// The entry of a block or of a sector bitmap.
+    pub(super) fn of(&self, structure: Structure) -> Entry {
+        match structure {
+            Structure::Block(block) => self.get(block),
+            Structure::SectorBitmap(chunk) => self.bitmap(chunk),
+            _ => Entry::NOT_PRESENT,
+        }
+    }
+
+    /// Another place for what has one.
+    pub(super) fn put(&mut self, structure: Structure, mib: u32) {
+        let entry = Entry { mib, ..self.of(structure) };
+        match structure {
+            Structure::Block(block) => self.set(block, entry),
+            Structure::SectorBitmap(chunk) => self.set_bitmap(chunk, entry),
+            _ => {}
+        }
+    }
+
     /// Blocks that have a place in the file.
     pub fn allocated(&self) -> u64 {
         self.allocated
@@ -183,6 +202,27 @@ impl Bat {
         let bitmaps =
             bitmaps.map(|(chunk, packed)| (Structure::SectorBitmap(chunk as u32), Entry::unpack(*packed)));
         blocks.chain(bitmaps).filter(|(_, entry)| entry.state.has_place())
+    }
+}
+
+/// A page of the table, at byte `place` of the file, as it is stored.
+pub(super) fn encode_page(
+    layout: &Layout,
+    place: u64,
+    entry_of: impl Fn(Structure) -> Entry,
+    bytes: &mut Vec<u8>,
+) {
+    let ratio = u64::from(layout.chunk_blocks);
+    let first = layout.entry_at(place);
+    for index in first..first + (super::PAGE_BYTES as u64 / super::layout::ENTRY_BYTES) {
+        let (chunk, within) = (index / (ratio + 1), index % (ratio + 1));
+        // A table of the largest disk has fewer than 2^27 entries.
+        let structure = if within == ratio {
+            Structure::SectorBitmap(chunk as u32)
+        } else {
+            Structure::Block((chunk * ratio + within) as u32)
+        };
+        bytes.extend_from_slice(&entry_of(structure).encode().to_le_bytes());
     }
 }
 

@@ -18,7 +18,8 @@
 
 use super::HEADER_OFFSETS;
 use super::allocate::{Change, Marked, Wait, Writer};
-use super::bat::{BlockState, Entry};
+use super::bat::{BlockState, Entry, encode_page};
+use super::error::Structure;
 use super::header::Header;
 use super::image::VhdxImage;
 use super::log_write::{LogWriter, Pages};
@@ -373,24 +374,20 @@ impl VhdxImage {
     /// flight.
     fn encode_table(&self, place: u64, part: Option<&Part>, bytes: &mut Vec<u8>) {
         let Some(writer) = &self.writer else { return };
-        let ratio = u64::from(self.layout.chunk_blocks);
-        let first = self.layout.entry_at(place);
-        for index in first..first + super::PAGE_BYTES as u64 / super::layout::ENTRY_BYTES {
-            let (chunk, within) = (index / (ratio + 1), index % (ratio + 1));
-            let entry = if within == ratio {
-                let chunk = chunk as u32;
-                let new = part.filter(|part| part.chunks.contains(&chunk));
-                let new = new.and_then(|_| writer.new_bitmaps.get(&chunk));
-                new.map_or(self.bat.bitmap(chunk), |mib| Entry { state: BlockState::Present, mib: *mib })
-            } else {
-                // A table of the largest disk has fewer than 2^27 entries.
-                let block = (chunk * ratio + within) as u32;
-                let new = part.filter(|part| part.blocks.contains(&block));
-                let new = new.and_then(|_| writer.changes.get(&block));
-                new.map_or(self.bat.get(block), |change| change.entry)
+        let entry_of = |structure| {
+            let new = match (structure, part) {
+                (Structure::SectorBitmap(chunk), Some(part)) if part.chunks.contains(&chunk) => {
+                    let new = writer.new_bitmaps.get(&chunk);
+                    new.map(|mib| Entry { state: BlockState::Present, mib: *mib })
+                }
+                (Structure::Block(block), Some(part)) if part.blocks.contains(&block) => {
+                    writer.changes.get(&block).map(|change| change.entry)
+                }
+                _ => None,
             };
-            bytes.extend_from_slice(&entry.encode().to_le_bytes());
-        }
+            new.unwrap_or_else(|| self.bat.of(structure))
+        };
+        encode_page(&self.layout, place, entry_of, bytes);
     }
 
     /// Every operation of the phase is done, or it had none.

@@ -184,6 +184,37 @@ impl Places {
     }
 }
 
+/// Finds a place for `len` bytes of `item`, apart from all other items, and notes it in the table's entries, as
+/// [`Places::parse`] takes them. `None` without such an item, or without room in a region of `region_len` bytes.
+pub(super) fn replace(entries: &mut [u8], item: Item, len: usize, region_len: u64) -> Option<Place> {
+    let len = u32::try_from(len).ok()?;
+    let is_item =
+        |entry: &RawEntry| Uuid::from_bytes_le(entry.id) == item.id() && entry.flags.get() & USER == 0;
+    let all = || entries.chunks_exact(ENTRY_BYTES).filter_map(|bytes| RawEntry::read_from_bytes(bytes).ok());
+    let own = all().position(|entry| is_item(&entry))?;
+    let others = all().enumerate().filter(|(index, _)| *index != own);
+    let mut others: Vec<(u64, u64)> = others
+        .map(|(_, entry)| (u64::from(entry.offset.get()), u64::from(entry.length.get())))
+        .filter(|(_, len)| *len > 0)
+        .collect();
+    others.sort_unstable();
+    let mut at = METADATA_TABLE_BYTES;
+    for (start, other) in others {
+        if at + u64::from(len) <= start {
+            break;
+        }
+        at = at.max((start + other).next_multiple_of(8));
+    }
+    if at + u64::from(len) > region_len {
+        return None;
+    }
+    let bytes = entries.chunks_exact_mut(ENTRY_BYTES).nth(own)?;
+    let entry = RawEntry::mut_from_bytes(bytes).ok()?;
+    let place = Place { offset: u32::try_from(at).ok()?, len };
+    (entry.offset, entry.length) = (U32::new(place.offset), U32::new(place.len));
+    Some(place)
+}
+
 /// What the items say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metadata {

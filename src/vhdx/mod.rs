@@ -9,7 +9,9 @@ pub mod bat;
 pub mod build;
 pub mod check;
 mod commit;
+pub mod compact;
 pub mod create;
+mod edit;
 pub mod error;
 pub mod fuzz;
 pub mod header;
@@ -23,14 +25,16 @@ mod overlay;
 mod page_table;
 pub mod parent_locator;
 pub mod region;
+pub mod relink;
 pub mod repair;
+pub mod resize;
 pub mod sector_bitmap;
 mod space;
 
 pub use allocate::WriteIds;
 pub use error::{Structure, VhdxError, VhdxErrorKind};
 pub use image::{ParentInfo, Statistics, VhdxImage, Warning};
-pub use open::{OpenError, open_with, replay_with};
+pub use open::{OpenError, open_with, parent_with, replay_with};
 
 /// What kind of disk a VHDX file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -96,6 +96,21 @@ pub fn replay_with<E>(
     Ok(batches)
 }
 
+/// What a file says of its parent; `None` when it has none. As [`open_with`], without a look at the block table.
+///
+/// # Errors
+/// As [`open_with`].
+pub fn parent_with<E>(
+    len: u64,
+    read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<Option<ParentInfo>, OpenError<E>> {
+    let mut file = File { len, read, replay: None };
+    let head = read_head(&mut file)?;
+    let regions = read_regions(&mut file, head.header.log(), &mut Vec::new())?;
+    let (places, metadata) = read_metadata(&mut file, regions.metadata)?;
+    if metadata.has_parent { read_parent(&mut file, &places, regions.metadata).map(Some) } else { Ok(None) }
+}
+
 pub(super) struct File<R> {
     pub(super) len: u64,
     read: R,
@@ -103,6 +118,10 @@ pub(super) struct File<R> {
 }
 
 impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> File<R> {
+    pub(super) fn with_empty_log(len: u64, read: R) -> Self {
+        Self { len, read, replay: None }
+    }
+
     /// Bytes of the file as it is.
     fn fill_stored(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), OpenError<E>> {
         (self.read)(offset, bytes).map_err(|source| OpenError::Read { offset, len: bytes.len(), source })
@@ -236,15 +255,25 @@ fn read_regions<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     Err(VhdxError::new(VhdxErrorKind::NoRegionTable, Structure::RegionTable(1), offset).into())
 }
 
+/// The metadata table: its header and as many entries as that says.
+pub(super) fn read_metadata_table<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
+    file: &mut File<R>,
+    region: FileRange,
+) -> Result<Vec<u8>, OpenError<E>> {
+    let mut header = [0; metadata::ENTRY_BYTES];
+    file.fill(region.start, &mut header)?;
+    let mut table = vec![0; (1 + metadata::entries(&header, region.start)?) * metadata::ENTRY_BYTES];
+    file.fill(region.start, &mut table)?;
+    Ok(table)
+}
+
 fn read_metadata<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     file: &mut File<R>,
     region: FileRange,
 ) -> Result<(Places, Metadata), OpenError<E>> {
-    let mut header = [0; metadata::ENTRY_BYTES];
-    file.fill(region.start, &mut header)?;
-    let mut entries = vec![0; metadata::entries(&header, region.start)? * metadata::ENTRY_BYTES];
-    file.fill(region.start + metadata::ENTRY_BYTES as u64, &mut entries)?;
-    let places = Places::parse(&entries, region.start, region.len())?;
+    let table = read_metadata_table(file, region)?;
+    let entries = table.get(metadata::ENTRY_BYTES..).unwrap_or_default();
+    let places = Places::parse(entries, region.start, region.len())?;
     let metadata = Metadata::parse(&places, region.start, |place, bytes| {
         file.fill(region.start + u64::from(place.offset), bytes)
     })?;

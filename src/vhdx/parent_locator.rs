@@ -124,6 +124,34 @@ pub fn encode(linkage: Uuid, paths: &ParentPaths) -> Result<Vec<u8>, usize> {
     let mut pairs = vec![(LINKAGE, linkage.braced().to_string()), (RELATIVE, relative)];
     pairs.extend(paths.volume.clone().map(|path| (VOLUME, path)));
     pairs.extend(paths.absolute.clone().map(|path| (ABSOLUTE, path.replace('/', "\\"))));
+    encode_pairs(&pairs)
+}
+
+/// The bytes of another item with its linkage changed: what it says of places stays.
+///
+/// # Errors
+/// As [`encode`].
+pub fn with_linkage(bytes: &[u8], linkage: Uuid, linkage2: Option<Uuid>) -> Result<Vec<u8>, usize> {
+    let braced = |guid: Uuid| guid.braced().to_string();
+    let mut pairs = vec![(LINKAGE.to_owned(), braced(linkage))];
+    pairs.extend(linkage2.map(|guid| (LINKAGE2.to_owned(), braced(guid))));
+    let raw = RawLocator::read_from_prefix(bytes).ok();
+    let (count, rest) = raw.map_or((0, &[][..]), |(raw, rest)| (raw.pairs.get().min(PAIRS_MAX), rest));
+    for pair in rest.chunks_exact(size_of::<RawPair>()).take(usize::from(count)) {
+        let Ok(pair) = RawPair::read_from_bytes(pair) else { continue };
+        let key = text(bytes, pair.key_offset.get(), pair.key_len.get());
+        let value = text(bytes, pair.value_offset.get(), pair.value_len.get());
+        if let (Some(key), Some(value)) = (key, value)
+            && key != LINKAGE
+            && key != LINKAGE2
+        {
+            pairs.push((key, value));
+        }
+    }
+    encode_pairs(&pairs)
+}
+
+fn encode_pairs<K: AsRef<str>>(pairs: &[(K, String)]) -> Result<Vec<u8>, usize> {
     let head = RawLocator {
         kind: VHDX_PARENT.to_bytes_le(),
         reserved: U16::ZERO,
@@ -132,13 +160,13 @@ pub fn encode(linkage: Uuid, paths: &ParentPaths) -> Result<Vec<u8>, usize> {
     let mut texts = Vec::new();
     let texts_at = size_of::<RawLocator>() + pairs.len() * size_of::<RawPair>();
     let mut bytes = head.as_bytes().to_vec();
-    for (key, value) in &pairs {
+    for (key, value) in pairs {
         let mut place = |text: &str| {
             let start = texts_at + texts.len();
             texts.extend(text.encode_utf16().flat_map(u16::to_le_bytes));
             (start, texts_at + texts.len() - start)
         };
-        let ((key_offset, key_len), (value_offset, value_len)) = (place(key), place(value));
+        let ((key_offset, key_len), (value_offset, value_len)) = (place(key.as_ref()), place(value));
         let (Ok(key_len), Ok(value_len)) = (u16::try_from(key_len), u16::try_from(value_len)) else {
             return Err(value_len);
         };

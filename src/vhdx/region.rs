@@ -124,6 +124,25 @@ impl Regions {
     }
 }
 
+/// Gives the block table another place in a valid table.
+pub(super) fn move_bat(table: &mut [u8], place: FileRange) {
+    let head = size_of::<RawTable>();
+    let entries = table.get_mut(head..).unwrap_or_default().chunks_exact_mut(size_of::<RawEntry>());
+    for bytes in entries.take(ENTRIES_MAX as usize) {
+        let Ok(entry) = RawEntry::mut_from_bytes(bytes) else { continue };
+        if Uuid::from_bytes_le(entry.guid) == BAT_REGION {
+            entry.offset = U64::new(place.start);
+            // At most 2 GiB: `resize` bounds it.
+            entry.length = U32::new(place.len() as u32);
+            break;
+        }
+    }
+    let sum = checksum(table, CHECKSUM_AT);
+    if let Some(bytes) = table.get_mut(CHECKSUM_AT..CHECKSUM_AT + 4) {
+        bytes.copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
 fn range(entry: &RawEntry, len: u64) -> Option<FileRange> {
     let (start, length) = (entry.offset.get(), u64::from(entry.length.get()));
     let end = start.checked_add(length)?;

@@ -147,7 +147,7 @@ fn a_parent_that_moved_is_known_by_its_id_and_no_other_image_is_taken_for_it() {
     assert_eq!(info["chain"][0]["parent"]["candidates"][0], "./gold/moved.vhd");
     assert_eq!(desk.json("image rebase mid.vhd --parent gold/moved.vhd --json")["how"], "renewed");
     refused(&desk, "image rebase mid.vhd --parent leaf.vhd", 1, "is mid.vhd or a child of it");
-    refused(&desk, "image rebase other.vhd --parent mid.vhd", 1, "is no differencing VHD");
+    refused(&desk, "image rebase other.vhd --parent mid.vhd", 1, "is no differencing image");
     desk.goldrush_ok("image create small.vhd --size 1M");
     refused(&desk, "image rebase mid.vhd --parent small.vhd", 1, "a parent has the size of its child");
 }

@@ -18,14 +18,14 @@ const SYNCHRONIZE_CACHE: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const RUN: u32 = 8;
 const RUNS: u64 = 64 << 10;
 
-struct Server {
+pub struct Server {
     child: Child,
     port: u16,
 }
 
 impl Server {
     /// `None`, loudly, where the kernel gives no ring.
-    fn start(desk: &Desk) -> Option<Self> {
+    pub fn start(desk: &Desk) -> Option<Self> {
         let line = "serve --config c.toml --golden-cache 1M --register-buffers false --cores 0";
         let arguments: Vec<&str> = line.split_whitespace().collect();
         let mut child =

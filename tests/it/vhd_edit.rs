@@ -16,7 +16,7 @@ fn parts(stage: &Stage) -> Vec<Stage> {
     let none = Stage::default;
     let mut parts = Vec::new();
     parts.extend(stage.copies.iter().map(|copy| Stage { copies: vec![*copy], ..none() }));
-    parts.extend(stage.zeros.iter().map(|zeros| Stage { zeros: vec![*zeros], ..none() }));
+    parts.extend(stage.zeros.iter().map(|zeros| Stage { zeros: vec![zeros.clone()], ..none() }));
     for write in &stage.writes {
         // Sectors of one write are as independent as writes are.
         parts.extend(write.bytes.chunks(512).enumerate().map(|(index, bytes)| {
@@ -47,7 +47,7 @@ fn run(file: &mut Bytes, stage: &Stage) {
 }
 
 /// Every state that a crash can leave: some parts of one stage, all of those before it.
-fn each_crash(file: &Bytes, stages: &[Stage], mut look: impl FnMut(&str, Bytes)) -> Bytes {
+pub fn each_crash(file: &Bytes, stages: &[Stage], mut look: impl FnMut(&str, Bytes)) -> Bytes {
     let mut rng = Rng(7);
     let mut file = file.clone();
     for (index, stage) in stages.iter().enumerate() {

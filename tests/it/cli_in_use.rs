@@ -1,0 +1,88 @@
+//! Every `image` command on an image that a running server holds: it is left alone, and the command says who holds it.
+
+use crate::cli::Desk;
+use crate::cli_durability::Server;
+
+const CONFIG: &str = r#"
+listen = ["127.0.0.1:0"]
+[[target]]
+name = "iqn.2026-11.example:in-use"
+  [[target.lun]]
+  lun = 0
+  path = "leaf.EXT"
+"#;
+
+/// What writes, or relies on nobody writing, and the image it names. What each would need lies ready.
+const LEAF: &[&str] = &[
+    "check leaf.EXT",
+    "check leaf.EXT --repair",
+    "convert leaf.EXT out.raw",
+    "convert golden.raw leaf.EXT --force",
+    "map leaf.EXT",
+    "diff leaf.EXT golden.raw",
+    "compact leaf.EXT",
+    "compact leaf.EXT --dry-run",
+    "resize leaf.EXT --size 2G",
+    "merge leaf.EXT",
+    "merge leaf.EXT --into new.EXT",
+    "flatten leaf.EXT",
+    "flatten leaf.EXT --output new.EXT",
+    "rebase leaf.EXT --parent other.EXT",
+    "rebase idle.EXT --parent leaf.EXT",
+    "snapshot leaf.EXT --name frozen.EXT",
+    "snapshot leaf.EXT --child next.EXT",
+    "seal leaf.EXT",
+    "create child.EXT --parent leaf.EXT",
+    "bench leaf.EXT --seconds 0 --size 16M",
+];
+
+/// What changes a parent that the server reads.
+const GOLDEN: &[&str] = &[
+    "check golden.EXT --repair",
+    "compact golden.EXT",
+    "resize golden.EXT --size 2G",
+    "merge idle.EXT --break-other-children",
+    "convert golden.raw golden.EXT --force",
+    "snapshot golden.EXT --child next.EXT",
+    "snapshot golden.EXT --name frozen.EXT",
+];
+
+#[test]
+fn an_image_that_a_server_holds_is_said_to_be_in_use_by_every_command_and_left_alone() {
+    for extension in ["vhd", "vhdx"] {
+        let desk = Desk::new();
+        desk.write("golden.raw", vec![3; 4 << 20]);
+        std::fs::File::options().write(true).open(desk.path("golden.raw")).unwrap().set_len(1 << 30).unwrap();
+        for line in [
+            "convert golden.raw golden.EXT",
+            "convert golden.raw other.EXT",
+            "create leaf.EXT --parent golden.EXT",
+            "create idle.EXT --parent golden.EXT",
+        ] {
+            desk.goldrush_ok(&format!("image {line}").replace("EXT", extension));
+        }
+        desk.write("c.toml", CONFIG.replace("EXT", extension));
+        let Some(server) = Server::start(&desk) else { return };
+        let files = || {
+            let mut names: Vec<_> =
+                std::fs::read_dir(desk.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let leaf = std::fs::read(desk.path(&format!("leaf.{extension}"))).unwrap();
+        let before = files();
+        for line in LEAF.iter().chain(GOLDEN) {
+            let line = format!("image {line}").replace("EXT", extension);
+            let said = desk.goldrush(&line);
+            let sentence = said.err.lines().last().unwrap_or_default();
+            assert!(said.code == 3 && sentence.contains("is in use by another process"), "{line}: {said:?}");
+            assert_eq!(files(), before, "{line}");
+        }
+        assert!(std::fs::read(desk.path(&format!("leaf.{extension}"))).unwrap() == leaf);
+        // A look, and what only reads the parent, need not wait.
+        for line in ["info leaf.EXT", "check golden.EXT", "diff golden.EXT golden.raw", "seal golden.EXT"] {
+            desk.goldrush_ok(&format!("image {line}").replace("EXT", extension));
+        }
+        drop(server);
+    }
+}
