@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::cli::DurabilityPolicy;
-use super::config::{ChapConfig, Config, ConfigError, DiscoveryConfig, Origin, TargetConfig, UnitConfig};
+use super::config::{
+    ChapConfig, Config, ConfigError, DiscoveryConfig, Origin, PhysicalTooSmall, TargetConfig, UnitConfig,
+};
 use super::file::{Access, FileIdentity};
 use super::open_image::{Format, OpenError, OpenedChain, Opener};
 use super::overlay;
@@ -115,13 +117,14 @@ fn open_unit(
         users.entry(layer.file().identity()).or_insert_with(|| unit.origin.clone());
     }
     let sectors = chain.sectors().0;
-    if !sectors.is_multiple_of(unit.block_size.sectors()) {
+    let block_size = unit.block_size.unwrap_or(chain.leaf().logical_sector());
+    if !sectors.is_multiple_of(block_size.sectors()) {
         return Err(format!(
             "{}: the disk has {sectors} sectors of 512 bytes, no whole number of 4096-byte blocks: use block_size 512",
             unit.path.display()
         ));
     }
-    let (block, sector) = (unit.block_size.bytes(), chain.leaf().logical_sector().bytes());
+    let (block, sector) = (block_size.bytes(), chain.leaf().logical_sector().bytes());
     if chain.leaf().format() == Format::Vhdx && block != sector {
         return Err(format!(
             "{}: the disk was made for sectors of {sector} bytes, and a unit shows its disk's own: use block_size \
@@ -129,7 +132,12 @@ fn open_unit(
             unit.path.display()
         ));
     }
-    let UnitConfig { lun, readonly, removable, block_size, physical_block_size, durability, .. } = *unit;
+    let physical_block_size = unit.physical_block_size.unwrap_or(BlockSize::B4096);
+    if physical_block_size.bytes() < block {
+        let small = PhysicalTooSmall { physical: physical_block_size, logical: block_size };
+        return Err(format!("{}: {small}", unit.path.display()));
+    }
+    let UnitConfig { lun, readonly, removable, durability, .. } = *unit;
     Ok(UnitSpec {
         lun,
         readonly,

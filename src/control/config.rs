@@ -103,12 +103,24 @@ pub struct UnitConfig {
     pub readonly: bool,
     /// The initiator may eject the medium: until it is loaded again, the unit is NOT READY.
     pub removable: bool,
-    pub block_size: BlockSize,
-    /// What the unit says its medium is made of; never smaller than its logical blocks.
-    pub physical_block_size: BlockSize,
+    /// The disk's own when absent.
+    pub block_size: Option<BlockSize>,
+    /// What the unit says its medium is made of; never smaller than its logical blocks. 4096 when absent.
+    pub physical_block_size: Option<BlockSize>,
     /// Who sees it, of those that may log in.
     pub access: Admission,
     pub durability: DurabilityPolicy,
+}
+
+/// A physical block that holds no whole logical one.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "physical_block_size {} is less than block_size {}: a physical block holds whole logical ones",
+    .physical.bytes(), .logical.bytes()
+)]
+pub(super) struct PhysicalTooSmall {
+    pub(super) physical: BlockSize,
+    pub(super) logical: BlockSize,
 }
 
 /// Where something was written, for messages.
@@ -484,21 +496,16 @@ impl Reader {
         })
     }
 
-    /// The logical and the physical block size of a LUN: its own keys, else its target's, else 512 and 4096.
-    fn block_sizes(&mut self, own: &RawBlocks, target: &RawBlocks) -> (BlockSize, BlockSize) {
+    /// The logical and the physical block size of a LUN, as far as its keys or its target's say them.
+    fn block_sizes(&mut self, own: &RawBlocks, target: &RawBlocks) -> (Option<BlockSize>, Option<BlockSize>) {
         let logical = own.0.as_ref().or(target.0.as_ref());
-        let logical = logical.map(|raw| self.block_size("block_size", raw)).unwrap_or_default();
-        let Some(raw) = own.1.as_ref().or(target.1.as_ref()) else { return (logical, BlockSize::B4096) };
+        let logical = logical.map(|raw| self.block_size("block_size", raw));
+        let Some(raw) = own.1.as_ref().or(target.1.as_ref()) else { return (logical, None) };
         let physical = self.block_size("physical_block_size", raw);
-        if physical.bytes() < logical.bytes() {
-            let reason = format!(
-                "physical_block_size {} is less than block_size {}: a physical block holds whole logical ones",
-                physical.bytes(),
-                logical.bytes()
-            );
-            self.refuse(raw, reason);
+        if let Some(logical) = logical.filter(|logical| physical.bytes() < logical.bytes()) {
+            self.refuse(raw, PhysicalTooSmall { physical, logical }.to_string());
         }
-        (logical, physical)
+        (logical, Some(physical))
     }
 
     fn unit(
@@ -611,8 +618,8 @@ block_size = 4096
             .iter()
             .map(|unit| (unit.lun, unit.readonly, unit.removable, unit.block_size, unit.physical_block_size))
             .collect();
-        let (small, large) = (BlockSize::B512, BlockSize::B4096);
-        assert_eq!(units, [(0, false, true, small, small), (1, true, false, large, large)]);
+        let (small, large) = (Some(BlockSize::B512), Some(BlockSize::B4096));
+        assert_eq!(units, [(0, false, true, small, small), (1, true, false, large, None)]);
     }
 
     #[test]

@@ -14,7 +14,6 @@ use super::image_create::create_child_of;
 use super::leftover;
 use super::open_image::{OpenError, Opener};
 use crate::shard::{Admission, MacTable};
-use crate::units::BlockSize;
 use crate::vhd;
 
 /// What target names begin with when the command line makes them.
@@ -51,8 +50,8 @@ pub(super) fn prepare(
     }
     let parent = Opener::anywhere(locking).open_chain(golden, Access::ReadOnly)?;
     let leaf = parent.leaf();
-    // A child has its parent's format and sectors.
-    let (format, block_size) = (leaf.format(), leaf.logical_sector());
+    // A child has its parent's format.
+    let format = leaf.format();
     let mut targets = Vec::new();
     let mut created = 0;
     for number in 1..=nodes {
@@ -67,7 +66,6 @@ pub(super) fn prepare(
         let origin = Origin::CommandLine;
         let (format, readonly, removable) = (Some(format), false, false);
         let access = Admission::default();
-        let physical_block_size = BlockSize::B4096;
         let unit = UnitConfig {
             lun: 0,
             path,
@@ -75,8 +73,8 @@ pub(super) fn prepare(
             format,
             readonly,
             removable,
-            block_size,
-            physical_block_size,
+            block_size: None,
+            physical_block_size: None,
             access,
             durability,
         };

@@ -2,6 +2,7 @@
 
 use crate::blocking::write_new;
 use crate::cli::{Desk, Said, said};
+use crate::cli_durability::Server;
 use crate::oracles::installed;
 use goldrush::units::SectorCount;
 use goldrush::vhd::create::{NewDisk, NewKind, ParentRef, create};
@@ -170,6 +171,15 @@ fn a_unit_shows_the_sectors_its_disk_was_made_for() {
         let sentence = format!("use block_size {wanted}");
         assert!(refused.code == 2 && refused.err.contains(&sentence), "{image}: {refused:?}");
     }
+    // What is not said is what the disk says; what is said of the medium must fit it.
+    let unit = "lun = 0\npath = \"four-k.vhdx\"\nphysical_block_size = 512\n";
+    let config = "listen = [\"127.0.0.1:0\"]\n[[target]]\nname = \"iqn.2026-11.a:b\"\n[[target.lun]]\n";
+    desk.write("c.toml", format!("{config}{unit}"));
+    let refused = run(&desk, &["serve", "--config", "c.toml"]);
+    let sentence = "physical_block_size 512 is less than block_size 4096";
+    assert!(refused.code == 2 && refused.err.contains(sentence), "{refused:?}");
+    desk.write("c.toml", format!("{config}lun = 0\npath = \"four-k.vhdx\"\n"));
+    drop(Server::start(&desk));
 }
 
 #[test]
