@@ -10,6 +10,7 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::cli_bench::{self, BenchArgs};
 use super::cli_chain::{
     DiffArgs, FlattenArgs, MapArgs, MergeArgs, RebaseArgs, SealArgs, SnapshotArgs, UnsealArgs,
 };
@@ -315,7 +316,7 @@ pub enum ImageCommand {
     Diff(DiffArgs),
     /// Make an image's file smaller; its content stays as it is
     ///
-    /// A dynamic VHD gives up blocks that are all zero, a child those that read as its parent does: a child's zeros
+    /// A dynamic VHD or VHDX gives up blocks that are all zero, a child those that read as its parent does: a child's zeros
     /// stay as long as the parent has something else there. Blocks from the end of the file move into the room, and the
     /// file is cut. In every kind of image, raw ones too, ranges of zeros become holes of the file.
     #[command(after_long_help = cli_help::COMPACT)]
@@ -323,8 +324,8 @@ pub enum ImageCommand {
     /// Give a disk another size
     ///
     /// What a larger disk has more reads as zeros; partitions and file systems are the guest's to grow. A disk becomes
-    /// smaller only with --shrink, and only when all it gives up is zero. A differencing child has the size of its
-    /// parent and cannot be resized, nor can an image that has children in its folder.
+    /// smaller only with --shrink, and only when all it gives up is zero. A VHD child has the size of its
+    /// parent and cannot be resized, a VHDX child can grow; an image that has children in its folder keeps its size.
     #[command(after_long_help = cli_help::RESIZE)]
     Resize(ResizeArgs),
     /// Move what a child holds into its parent, or merge both into a new image
@@ -345,6 +346,9 @@ pub enum ImageCommand {
     /// Let a sealed image be written again
     #[command(after_long_help = cli_help_chain::UNSEAL)]
     Unseal(UnsealArgs),
+    /// Measure what writing into a child costs here, beside writing into a plain file
+    #[command(after_long_help = cli_bench::BENCH)]
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Args)]

@@ -342,13 +342,7 @@ fn journals(seeds: &mut [Seed], folder: Option<&RuntimeFolder>) -> Vec<JournalFi
         let units = seed.targets.iter_mut().flat_map(|target| &mut target.units);
         let persistent = |unit: &&mut UnitSeed| unit.writable && unit.durability == Durability::GroupCommit;
         let units: Vec<_> = units.filter(persistent).collect();
-        let identity = |unit: &&mut UnitSeed| {
-            let file = table.files[unit.leaf_file.0 as usize].identity();
-            let vhd = table.images.layer(unit.leaf).and_then(Layer::as_vhd);
-            let unique_id = vhd.map_or([0; 16], |vhd| vhd.unique_id().into_bytes());
-            LeafIdentity { device: file.device, inode: file.inode, unique_id }
-        };
-        let leaves: Vec<_> = units.iter().map(identity).collect();
+        let leaves: Vec<_> = units.iter().map(|unit| leaf_identity(table, unit)).collect();
         match folder.journal(number, &leaves) {
             Ok(journal) => {
                 let (area, file) = journal.split();
@@ -362,6 +356,14 @@ fn journals(seeds: &mut [Seed], folder: Option<&RuntimeFolder>) -> Vec<JournalFi
         }
     }
     files
+}
+
+/// What records of pending writes name the leaf of a unit by.
+pub(super) fn leaf_identity(table: &LayerTable, unit: &UnitSeed) -> LeafIdentity {
+    let file = table.files[unit.leaf_file.0 as usize].identity();
+    let vhd = table.images.layer(unit.leaf).and_then(Layer::as_vhd);
+    let unique_id = vhd.map_or([0; 16], |vhd| vhd.unique_id().into_bytes());
+    LeafIdentity { device: file.device, inode: file.inode, unique_id }
 }
 
 /// A running shard.

@@ -3,6 +3,9 @@
 //! Knows everything below it; may block, and owns all opening of files. Nothing names it but `main`.
 
 pub mod admin;
+mod bench_cases;
+mod bench_round;
+mod bench_scratch;
 mod block_io;
 pub mod catalog;
 pub mod chain_fuzz;
@@ -10,6 +13,7 @@ mod chain_runs;
 mod chain_writer;
 mod children;
 pub mod cli;
+pub mod cli_bench;
 pub mod cli_chain;
 mod cli_help;
 mod cli_help_chain;
@@ -22,6 +26,7 @@ mod explain;
 pub mod file;
 mod foreign;
 mod golden;
+mod image_bench;
 mod image_check;
 mod image_compact;
 mod image_convert;
@@ -122,6 +127,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Image(ImageCommand::Snapshot(args)) => {
             image_snapshot::run(&args).map(|()| ExitCode::SUCCESS)
         }
+        Command::Image(ImageCommand::Bench(args)) => image_bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Seal(args)) => image_seal::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Unseal(args)) => image_seal::unseal(&args).map(|()| ExitCode::SUCCESS),
     }

@@ -194,6 +194,11 @@ impl ServerJournal {
 }
 
 impl JournalFile {
+    /// The images are gone too: nobody will ask for what is in it.
+    pub(super) fn discard(self) {
+        let _ = fs::remove_file(&self.path);
+    }
+
     /// The server has ended: a journal in which nothing is left is deleted. What is left is for whoever opens the images
     /// next.
     pub(super) fn finish(self) {

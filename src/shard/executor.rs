@@ -10,7 +10,7 @@ use crate::buf::{Fill, Pool};
 use crate::cache::{Claim, GoldenCache, Told};
 use crate::clock::Instant;
 use crate::image::{Chain, Images};
-use crate::io::{Op, OpToken};
+use crate::io::{Op, OpToken, Outcome};
 use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::limits;
@@ -20,7 +20,6 @@ use crate::scsi::{Nexus, ScsiStatus, Sense, UnitFault, UnitIndex};
 use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 
-use super::ConnKey;
 use super::atomic::AtomicStep;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
@@ -35,6 +34,7 @@ use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
 use super::turns::Turns;
+use super::{ConnKey, UnitSeed};
 
 pub(super) type TaskKey = Key<Box<Task>>;
 
@@ -52,6 +52,23 @@ pub(super) struct LunState {
     pub(super) turns: Turns,
     pub(super) streams: Streams,
     pub(super) rods: Rods,
+}
+
+impl LunState {
+    pub(super) fn new(unit: UnitSeed) -> Self {
+        Self {
+            chain: unit.chain,
+            block_size: unit.block_size,
+            leaf: unit.leaf,
+            leaf_file: unit.leaf_file,
+            writable: unit.writable,
+            erased: false,
+            order: Order::default(),
+            turns: Turns::default(),
+            streams: Streams::default(),
+            rods: Rods::default(),
+        }
+    }
 }
 
 /// A task whose reply is ready.
@@ -207,6 +224,33 @@ impl Core {
 
     pub(super) fn submit(&mut self, token: Token, op: Op) {
         self.ops.push((token.encode(), op));
+    }
+
+    /// An operation on a file came back: whoever began it goes on.
+    pub(super) fn file_op_done(&mut self, token: Token, outcome: Outcome) {
+        match (token.kind, outcome) {
+            (Kind::Task, Outcome::Read { result, buf }) => {
+                if let Some(key) = token.key(&self.tasks) {
+                    self.read_done(key, token.part, result, buf);
+                }
+            }
+            (Kind::Task, Outcome::Wrote { result, part }) => {
+                if let Some(key) = token.key(&self.tasks) {
+                    self.write_done(key, token.part, result, part);
+                }
+            }
+            (Kind::Task, Outcome::Done { result }) => {
+                if let Some(key) = token.key(&self.tasks) {
+                    self.control_done(key, token.part, result);
+                }
+            }
+            (Kind::Fill, Outcome::Filled { result, fills }) => self.fills_done(token, result, fills),
+            (Kind::Bitmap, Outcome::Read { result, buf }) => self.bitmap_read(token, result, buf),
+            (Kind::Meta, Outcome::Wrote { result, part }) => self.meta_written(token, result, part),
+            (Kind::Meta, Outcome::Done { result }) => self.meta_done(token, result),
+            (Kind::Flush, Outcome::Done { result }) => self.flushed(LayerId(token.index), result),
+            _ => {}
+        }
     }
 
     /// Drives a task as far as it goes without waiting.

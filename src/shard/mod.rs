@@ -29,6 +29,7 @@
 //! | `metrics`    | what it counts, and how long answers took                           |
 //! | `boot`       | how far a target's machine has booted                               |
 //! | `report`     | what a shard tells of itself                                        |
+//! | `solo`       | the executor without a network, for measurements                    |
 
 mod admission;
 mod atomic;
@@ -61,6 +62,7 @@ mod report;
 mod rods;
 mod sanitize;
 mod session;
+mod solo;
 mod stop;
 mod target;
 mod task;
@@ -92,6 +94,7 @@ pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 pub use metrics::{CommandKind, Counts, Latencies, SessionCounts};
 pub use records::Durability;
 pub use report::{PHASES, ReportAsked, SessionReport, ShardReport, TargetReport, TargetsAsked};
+pub use solo::{Solo, SoloFault, SoloSeed};
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
 pub const PORTAL_GROUP: u16 = 1;
@@ -238,18 +241,7 @@ impl<I: Io> Shard<I> {
             for unit in &target.units {
                 core.layers[unit.leaf.0 as usize].records.durability = unit.durability;
             }
-            core.luns.extend(target.units.into_iter().map(|unit| executor::LunState {
-                chain: unit.chain,
-                block_size: unit.block_size,
-                leaf: unit.leaf,
-                leaf_file: unit.leaf_file,
-                writable: unit.writable,
-                erased: false,
-                order: order::Order::default(),
-                turns: turns::Turns::default(),
-                streams: read_ahead::Streams::default(),
-                rods: rods::Rods::default(),
-            }));
+            core.luns.extend(target.units.into_iter().map(executor::LunState::new));
         }
         Self {
             config: seed.config,

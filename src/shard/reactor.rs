@@ -6,7 +6,6 @@ use crate::clock::{Duration, Instant};
 use crate::io::{Completion, Errno, Io, Op, Outcome, RxBuf, SocketSlot};
 use crate::iscsi::session::TaskReply;
 use crate::limits;
-use crate::plan::LayerId;
 
 use super::connection::{Connection, Phase};
 use super::logins::new_login;
@@ -119,26 +118,9 @@ impl<I: Io> Shard<I> {
                 }
             }
             (Kind::Socket, Outcome::Done { .. }) => self.socket_closed(token),
-            (Kind::Task, Outcome::Read { result, buf }) => {
-                if let Some(key) = token.key(&self.core.tasks) {
-                    self.core.read_done(key, token.part, result, buf);
-                }
+            (Kind::Task | Kind::Fill | Kind::Bitmap | Kind::Meta | Kind::Flush, outcome) => {
+                self.core.file_op_done(token, outcome);
             }
-            (Kind::Task, Outcome::Wrote { result, part }) => {
-                if let Some(key) = token.key(&self.core.tasks) {
-                    self.core.write_done(key, token.part, result, part);
-                }
-            }
-            (Kind::Task, Outcome::Done { result }) => {
-                if let Some(key) = token.key(&self.core.tasks) {
-                    self.core.control_done(key, token.part, result);
-                }
-            }
-            (Kind::Fill, Outcome::Filled { result, fills }) => self.core.fills_done(token, result, fills),
-            (Kind::Bitmap, Outcome::Read { result, buf }) => self.core.bitmap_read(token, result, buf),
-            (Kind::Meta, Outcome::Wrote { result, part }) => self.core.meta_written(token, result, part),
-            (Kind::Meta, Outcome::Done { result }) => self.core.meta_done(token, result),
-            (Kind::Flush, Outcome::Done { result }) => self.core.flushed(LayerId(token.index), result),
             (Kind::LastFlush, Outcome::Done { result }) => self.image_flushed(token, result),
             (Kind::Wake, _) => self.await_wake(),
             // Cancellations and shutdowns: what they were for completes by itself.
