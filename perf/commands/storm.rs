@@ -184,7 +184,7 @@ pub(crate) fn run(args: &StormArgs) -> Result<()> {
     let names = contestants.iter().map(|contestant| contestant.name.clone()).collect();
     let report = Report {
         machine,
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: command_line(std::env::args()),
         note: note(args),
         trace: args.trace.clone(),
         wire: args.wire,
@@ -231,6 +231,19 @@ fn storm(args: &StormArgs) -> Result<Storm> {
         initiator: args.initiator.clone(),
         limit: seconds("--seconds", args.seconds)?,
     })
+}
+
+/// The arguments as a shell would take them.
+fn command_line(arguments: impl Iterator<Item = String>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%@+".contains(c);
+    let quoted = |word: String| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    };
+    arguments.map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// The note given, and which version of each other target was stormed.
@@ -305,6 +318,12 @@ fn verdict(runs: &[Run]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_line_can_be_given_to_a_shell_again() {
+        let words = ["perf", "storm", "--note", "it's 5", "a*"].map(str::to_string);
+        assert_eq!(command_line(words.into_iter()), "perf storm --note 'it'\\''s 5' 'a*'");
+    }
 
     #[test]
     fn rates_are_powers_of_a_thousand() {
