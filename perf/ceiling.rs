@@ -20,6 +20,8 @@ pub(crate) use connection::Connection;
 pub(crate) const TARGET: &str = "iqn.2026-11.io.goldrush:ceiling";
 /// The seed of the stamps in the ceiling's memory: `perf load --verify stamp` expects them.
 pub(crate) const SEED: u64 = 0;
+/// Connections that may wait to be accepted (net.core.somaxconn bounds it too).
+const BACKLOG: i32 = 4096;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
@@ -41,6 +43,9 @@ impl Ceiling {
         let at = setup.listen;
         let listener = TcpListener::bind(at)
             .map_err(|e| failure!("cannot listen on {at}: {e}; choose a free port, or port 0 for any"))?;
+        // A storm connects hundreds of nodes at once; a SYN that finds the queue full is sent again a second later.
+        rustix::net::listen(&listener, BACKLOG)
+            .map_err(|e| failure!("cannot listen on {at} for {BACKLOG} connections: {e}; try again"))?;
         let memory = Memory::filled(setup.memory, |bytes| pattern::stamp_bytes(SEED, 0, bytes))?;
         Ok(Ceiling { listener, setup, memory: Arc::new(memory) })
     }
