@@ -288,6 +288,7 @@ impl CopyMove {
 #[cfg(test)]
 mod tests {
     use crate::shard::bench::Bench;
+    use proptest::prelude::*;
 
     /// The designator of the bench's unit, as its page 83h names it.
     fn list(bench: &mut Bench, segments: &[(u64, u64, u16)]) -> Vec<u8> {
@@ -372,5 +373,29 @@ mod tests {
         let task = bench.begin(&cdb, &list, 0);
         assert_eq!(bench.reply(task).unwrap().sense, Some((0x0D, 2)), "another unit");
         assert_eq!(bench.disk, before);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// Segment after segment, each as if its source were read whole before any of it is written.
+        #[test]
+        fn a_copy_is_what_its_segments_say_one_by_one(
+            segments in prop::collection::vec((0..1024_u64, 0..1024_u64, 0..300_u16), 0..8)
+        ) {
+            let mut bench = Bench::new();
+            let mut expected = numbered(&mut bench);
+            bench.disk[..20 * 512].fill(0);
+            expected[..20 * 512].fill(0);
+            let fits = |start: u64, count: u16| start + u64::from(count) <= 1024;
+            let whole = segments.iter().all(|(from, to, count)| fits(*from, *count) && fits(*to, *count));
+            for (from, to, count) in segments.iter().filter(|_| whole) {
+                let (from, to, len) = (*from as usize * 512, *to as usize * 512, usize::from(*count) * 512);
+                expected.copy_within(from..from + len, to);
+            }
+            let (status, sense) = copy(&mut bench, &segments);
+            prop_assert_eq!((status, sense), if whole { (0, None) } else { (2, Some((0, 0))) });
+            prop_assert!(bench.disk == expected);
+        }
     }
 }

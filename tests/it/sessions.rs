@@ -41,6 +41,50 @@ fn commands_of_one_session_travel_on_two_connections() {
     assert_eq!(second.read(0, 8), data);
 }
 
+/// Reads a block; additional sense code and qualifier when it is refused.
+fn refusal(initiator: &mut RawInitiator) -> Option<(u8, u8)> {
+    initiator.command(0, 1, &[]).unwrap();
+    loop {
+        let (bhs, data) = initiator.receive().unwrap();
+        match bhs[0] & 0x3F {
+            // SenseLength comes first.
+            0x21 if bhs[3] != 0 => return Some((data[2 + 12], data[2 + 13])),
+            0x25 if bhs[1] & 1 != 0 => return None,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_takes_its_tasks_along_is_reported_once() {
+    let desk = desk();
+    let Some(server) = start(&desk) else { return };
+    let mut first = logged_in(server.port, NODE, 1);
+    assert_eq!(first.read(0, 1), [0; 512]);
+    let (mut second, status) = joining(server.port, 1, first.tsih, 1);
+    assert_eq!(status, (0, 0));
+    turn(&first, &mut second);
+    second.announce_write(0, 64).unwrap();
+    // It is under way: the target asks for its data.
+    assert_eq!(second.receive().unwrap().0[0] & 0x3F, 0x31);
+    turn(&second, &mut first);
+    drop(second);
+    // The target finds out when it reads the end of the stream; until then nothing has happened.
+    let told = (0..200).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        refusal(&mut first)
+    });
+    assert_eq!(told, Some((0x47, 0x7F)), "some commands cleared by iSCSI protocol event");
+    assert_eq!(refusal(&mut first), None, "once");
+    assert_eq!(first.read(0, 64), [0; 64 * 512], "nothing of the write came");
+    // A connection that was idle takes nothing along, and nobody is told.
+    let (third, status) = joining(server.port, 1, first.tsih, 2);
+    assert_eq!(status, (0, 0));
+    drop(third);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(refusal(&mut first), None);
+}
+
 #[test]
 fn who_may_not_join_is_told_why() {
     let desk = desk();
