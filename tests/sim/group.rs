@@ -96,7 +96,7 @@ impl Initiator {
         }
     }
 
-    fn lines(&self) -> impl Iterator<Item = &Line> {
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &Line> {
         self.parked.iter().chain([&self.line])
     }
 

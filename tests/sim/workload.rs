@@ -4,7 +4,7 @@
 
 use crate::board::Board;
 use crate::checks::{self, Transfer, before};
-use crate::initiator::Initiator;
+use crate::initiator::{Initiator, Line};
 use crate::model::{self, Allowed, FlushMark, SECTOR, ZERO};
 use crate::wire::{NO_TAG, Pdu, cdb_rw};
 use crate::world::World;
@@ -521,9 +521,13 @@ impl Initiator {
         }
         match (pdu.bhs[2], management.function) {
             (0, _) => {
+                // Nothing waits for a connection that this end has closed, nor longer than a while: what was said on
+                // it before may come after.
+                let late = world.now > management.sent + 7_000_000_000;
                 for victim in &management.victims {
-                    let ended = self.tasks.remove(victim).is_some();
-                    if ended && world.now > management.sent + 7_000_000_000 {
+                    let Some(task) = self.tasks.remove(victim) else { continue };
+                    let leaving = |line: &Line| line.cid == task.cid && line.excused;
+                    if late || self.lines().any(leaving) {
                         self.group.ended.insert(*victim);
                     }
                 }
