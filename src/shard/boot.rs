@@ -129,7 +129,8 @@ impl Boot {
         if self.times.system_login.is_none() {
             self.times.system_login = Some(since);
             if self.loaders > 0 {
-                self.times.loader_ended.get_or_insert(since);
+                // Also where an earlier one has ended: this one has taken over from it.
+                self.times.loader_ended = Some(since);
             }
             (self.window, self.window_bytes, self.last_busy) = (now, 0, now);
         }
@@ -170,7 +171,7 @@ impl Boot {
     pub(super) fn report(&self, now: Instant) -> BootReport {
         let mut seen = *self;
         seen.look(now);
-        let times = seen.times;
+        let mut times = seen.times;
         let (phase, since) = match times {
             BootTimes { settled: Some(at), .. } if seen.systems > 0 => (BootPhase::Settled, Some(at)),
             _ if seen.systems > 0 => (BootPhase::System, times.system_login),
@@ -178,6 +179,10 @@ impl Boot {
             BootTimes { system_login: None, first_login: Some(_), .. } => (BootPhase::Gap, seen.last_end),
             _ => (BootPhase::Offline, seen.last_end),
         };
+        if phase == BootPhase::Loader {
+            // An earlier one of the same boot may have ended.
+            times.loader_ended = None;
+        }
         BootReport { phase, since, times }
     }
 }
@@ -238,6 +243,18 @@ mod tests {
         boot.ended(at(31_000), second);
         boot.login(at(100_000), IPXE);
         assert_eq!(boot.report(at(100_000)).times.first_login, Some(at(100_000)));
+    }
+
+    #[test]
+    fn of_several_loaders_the_last_one_ends_the_loaders_part() {
+        let mut boot = Boot::default();
+        let look = boot.login(at(0), IPXE);
+        boot.ended(at(10), look);
+        boot.login(at(20), IPXE);
+        assert_eq!(boot.report(at(1_000)).times.loader_ended, None);
+        boot.login(at(4_000), LINUX);
+        let times = boot.report(at(5_000)).times;
+        assert_eq!((times.first_login, times.loader_ended), (Some(at(0)), Some(at(4_000))));
     }
 
     #[test]
