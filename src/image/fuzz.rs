@@ -1,15 +1,19 @@
 //! Fuzz entry point of the chain: operations on a child and its parent, against a model of sectors.
 //!
-//! Knows a file in memory and runs every plan at once. Does not know crashes (the crash tests do).
+//! Both images are VHDs, or VHDXs with sectors of 512 or of 4096 bytes. Knows a file in memory and runs every plan at once;
+//! looks at the file anew now and then, as whoever opens it after a kill does. Does not know power cuts (the crash tests do).
 
 use super::{Chain, Images, Layer};
 use crate::plan::{
     BitmapRead, FileSlot, IoFault, MetaBatch, MetaOp, NoRecords, ReadPlan, ReadStep, Source, WriteExtent,
     WriteKind, WritePlan, WriteStep,
 };
+use crate::units::BlockSize;
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
-use crate::vhd::create::{NewDisk, NewKind, ParentRef, create};
-use crate::vhd::{OpenMode, open_with};
+use crate::vhd::OpenMode;
+use crate::vhdx::WriteIds;
+use crate::vhdx::parent_locator::ParentPaths;
+use crate::{vhd, vhdx};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -25,18 +29,25 @@ impl File {
         if offset + bytes.len() as u64 > self.len {
             return Err(());
         }
-        for (index, byte) in bytes.iter_mut().enumerate() {
-            let place = offset + index as u64;
-            let sector = self.sectors.get(&(place / SECTOR_BYTES));
-            *byte = sector.map_or(0, |sector| sector[(place % SECTOR_BYTES) as usize]);
+        let mut at = offset;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let within = (at % SECTOR_BYTES) as usize;
+            let (now, later) = rest.split_at_mut((SECTOR_BYTES as usize - within).min(rest.len()));
+            match self.sectors.get(&(at / SECTOR_BYTES)) {
+                Some(sector) => now.copy_from_slice(&sector[within..within + now.len()]),
+                None => now.fill(0),
+            }
+            at += now.len() as u64;
+            rest = later;
         }
         Ok(())
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) {
-        for (index, chunk) in bytes.chunks_exact(SECTOR_BYTES as usize).enumerate() {
+        for (index, chunk) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
             let mut sector = [0; SECTOR_BYTES as usize];
-            sector.copy_from_slice(chunk);
+            sector[..chunk.len()].copy_from_slice(chunk);
             self.sectors.insert(offset / SECTOR_BYTES + index as u64, sector);
         }
         self.len = self.len.max(offset + bytes.len() as u64);
@@ -44,7 +55,8 @@ impl File {
 
     fn zero(&mut self, offset: u64, len: u64) {
         let range = offset / SECTOR_BYTES..(offset + len) / SECTOR_BYTES;
-        self.sectors.retain(|sector, _| !range.contains(sector));
+        let mut rest = self.sectors.split_off(&range.start);
+        self.sectors.append(&mut rest.split_off(&range.end));
     }
 
     fn run(&mut self, op: &MetaOp, bytes: &[u8]) {
@@ -63,12 +75,21 @@ struct World {
     images: Images,
     chain: Chain,
     files: [File; 2],
+    format: Format,
     model: Vec<u8>,
+}
+
+/// What both images are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Vhd,
+    Vhdx(BlockSize),
 }
 
 const SECTORS: u64 = 3000;
 
-/// Runs operations on a child of a dynamic parent, seven bytes each: kind, place, count, value, fault.
+/// Runs operations on a child of a dynamic parent, seven bytes each: kind, place, count, value, fault. The first byte says
+/// the blocks of both, and above them the format.
 ///
 /// # Panics
 /// When a sector reads something else than was written last.
@@ -76,12 +97,14 @@ pub fn fuzz_chain_ops(data: &[u8]) {
     let Some((shape, ops)) = data.split_first() else { return };
     let Some(mut world) = World::new(*shape) else { return };
     for op in ops.chunks_exact(7).take(100) {
-        let start = u64::from(u16::from_be_bytes([op[1], op[2]])) % SECTORS;
+        let grain = world.format.grain();
+        let start = u64::from(u16::from_be_bytes([op[1], op[2]])) % SECTORS / grain * grain;
         let count = u64::from(u16::from_be_bytes([op[3], op[4]]) % 1500).clamp(1, SECTORS - start);
-        let range = SectorRange::between(Sector(start), Sector(start + count));
+        let range = SectorRange::between(Sector(start), Sector(start + count.next_multiple_of(grain)));
         match op[0] % 8 {
             0..=3 => world.write(range, WriteKind::Data, op[5].max(1), op[6]),
             4 | 5 => world.write(range, WriteKind::Zero, 0, op[6]),
+            6 if op[6] % 4 == 1 => world.compare_anew(),
             6 => world.compare(range),
             _ => world.pump(op[6] % 64 == 1),
         }
@@ -91,37 +114,120 @@ pub fn fuzz_chain_ops(data: &[u8]) {
     world.images.begin_close(world.chain.leaf());
     world.pump(false);
     world.compare(all);
+    world.compare_anew();
+}
+
+impl Format {
+    /// Sectors that can only be written together.
+    fn grain(self) -> u64 {
+        match self {
+            Self::Vhd => 1,
+            Self::Vhdx(sector) => sector.sectors(),
+        }
+    }
+
+    /// The bytes of a new image, the child's in place 0 or its parent's in place 1.
+    fn create(self, place: u32, shift: u8, file: &mut File) -> Option<()> {
+        let own = Uuid::from_u128(2 - u128::from(place));
+        let (writes, len) = match self {
+            Self::Vhd => {
+                let block_size = (512 << 10) << (shift % 4);
+                let parent = vhd::create::ParentRef {
+                    unique_id: Uuid::from_u128(1),
+                    timestamp: 0,
+                    relative: "parent.vhd".to_owned(),
+                    absolute: None,
+                };
+                let kind = match place {
+                    0 => vhd::create::NewKind::Differencing { block_size, parent },
+                    _ => vhd::create::NewKind::Dynamic { block_size },
+                };
+                let disk = vhd::create::NewDisk {
+                    kind,
+                    sectors: SectorCount(SECTORS),
+                    unique_id: own,
+                    timestamp: 0,
+                };
+                let image = vhd::create::create(&disk).ok()?;
+                (image.writes, image.len)
+            }
+            Self::Vhdx(logical_sector) => {
+                let parent = vhdx::create::ParentRef {
+                    data_write_guid: Uuid::from_u128(1),
+                    disk_id: Uuid::from_u128(9),
+                    paths: ParentPaths { relative: "parent.vhdx".to_owned(), ..ParentPaths::default() },
+                };
+                let kind = match place {
+                    0 => vhdx::create::NewKind::Differencing(parent),
+                    _ => vhdx::create::NewKind::Dynamic,
+                };
+                let disk = vhdx::create::NewDisk {
+                    kind,
+                    sectors: SectorCount(SECTORS),
+                    block_size: (1 << 20) << (shift % 2),
+                    logical_sector,
+                    physical_sector: BlockSize::B4096,
+                    file_write_guid: own,
+                    data_write_guid: own,
+                    disk_id: Uuid::from_u128(9),
+                };
+                let image = vhdx::create::create(&disk).ok()?;
+                (image.writes, image.len)
+            }
+        };
+        writes.iter().for_each(|(offset, bytes)| file.write(*offset, bytes));
+        file.len = len;
+        Some(())
+    }
+
+    /// The chain of both files.
+    fn open(self, files: &[File; 2], leaf: OpenMode) -> Option<(Images, Chain)> {
+        let mut images = Images::new();
+        let mut layers = Vec::new();
+        for ((slot, file), mode) in (0..).map(FileSlot).zip(files).zip([leaf, OpenMode::ReadOnly]) {
+            let read = |offset, bytes: &mut [u8]| file.read(offset, bytes);
+            layers.push(images.add(match self {
+                Self::Vhd => Layer::vhd(slot, vhd::open_with(file.len, mode, read).ok()?),
+                Self::Vhdx(_) => {
+                    let mut image = vhdx::open_with(file.len, mode, read).ok()?;
+                    let [file_write, data_write, log] = [11, 12, 13].map(Uuid::from_u128);
+                    image.begin_writing(WriteIds { file_write, data_write, log });
+                    Layer::vhdx(slot, image)
+                }
+            }));
+        }
+        let chain = Chain::new(&images, layers).ok()?;
+        Some((images, chain))
+    }
 }
 
 impl World {
     fn new(shape: u8) -> Option<Self> {
-        let block_size = |shift: u8| (512 << 10) << (shift % 4);
-        let parent = ParentRef {
-            unique_id: Uuid::from_u128(1),
-            timestamp: 0,
-            relative: "parent.vhd".to_owned(),
-            absolute: None,
+        let format = match shape / 16 % 3 {
+            0 => Format::Vhd,
+            1 => Format::Vhdx(BlockSize::B512),
+            _ => Format::Vhdx(BlockSize::B4096),
         };
-        let kinds = [
-            NewKind::Differencing { block_size: block_size(shape / 4), parent },
-            NewKind::Dynamic { block_size: block_size(shape) },
-        ];
-        let mut images = Images::new();
-        let mut layers = Vec::new();
         let mut files = [File::default(), File::default()];
-        for (slot, (kind, file)) in kinds.into_iter().zip(&mut files).enumerate() {
-            let unique_id = Uuid::from_u128(2 - slot as u128);
-            let new =
-                create(&NewDisk { kind, sectors: SectorCount(SECTORS), unique_id, timestamp: 0 }).ok()?;
-            for (offset, bytes) in &new.writes {
-                file.write(*offset, bytes);
-            }
-            let mode = if slot == 0 { OpenMode::Writable } else { OpenMode::ReadOnly };
-            let image = open_with(file.len, mode, |offset, bytes| file.read(offset, bytes)).ok()?;
-            layers.push(images.add(Layer::vhd(FileSlot(slot as u32), image)));
+        for ((place, file), shift) in (0..).zip(&mut files).zip([shape / 4, shape]) {
+            format.create(place, shift, file)?;
         }
-        let chain = Chain::new(&images, layers).ok()?;
-        Some(Self { images, chain, files, model: vec![0; SECTORS as usize] })
+        let (images, chain) = format.open(&files, OpenMode::Writable)?;
+        Some(Self { images, chain, files, format, model: vec![0; SECTORS as usize] })
+    }
+
+    /// What the files say to who opens them now, a log replayed in memory.
+    fn compare_anew(&mut self) {
+        if self.images.is_failed(self.chain.leaf()) {
+            return;
+        }
+        let anew = self.format.open(&self.files, OpenMode::ReadOnly);
+        let (mut images, mut chain) = anew.expect("an image that is written opens at any moment");
+        core::mem::swap(&mut self.images, &mut images);
+        core::mem::swap(&mut self.chain, &mut chain);
+        self.compare(SectorRange::between(Sector(0), Sector(SECTORS)));
+        core::mem::swap(&mut self.images, &mut images);
+        core::mem::swap(&mut self.chain, &mut chain);
     }
 
     fn load(&mut self, read: BitmapRead) {

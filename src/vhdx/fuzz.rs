@@ -9,7 +9,7 @@ use super::header::Header;
 use super::log::{CHECKSUM_AT, DESCRIPTOR_BYTES, ENTRY_SIGNATURE, PAGE_SIGNATURE, RawEntry, ZERO_SIGNATURE};
 use super::parent_locator::ParentPaths;
 use super::{HEADER_BYTES, HEADER_OFFSETS, MIB, PAGE_BYTES, REGION_TABLE_BYTES, check, checksum};
-use super::{open_with, replay_with};
+use super::{open_with, repair, replay_with};
 use crate::plan::{MetaOp, OpenMode, Run};
 use crate::units::{BlockSize, SectorCount};
 use uuid::Uuid;
@@ -162,6 +162,7 @@ fn look(file: &Pieces) {
     assert!(report.is_ok(), "the check read beyond the end of the file");
     let writable = open_with(file.len, OpenMode::Writable, read).is_ok();
     let replayed = replay_with(file.len, read);
+    mend_and_look(file);
     let Ok(mut image) = open_with(file.len, OpenMode::ReadOnly, read) else {
         assert!(!writable, "an image that opens for writing opens for reading");
         return;
@@ -184,6 +185,55 @@ fn look(file: &Pieces) {
         }
     }
     walk(&mut image, file);
+}
+
+/// A repair that is planned leaves a clean image of the same disk.
+fn mend_and_look(file: &Pieces) {
+    let read = |offset: u64, bytes: &mut [u8]| file.read(offset, bytes);
+    let Ok(plan) = repair::plan(file.len, read) else { panic!("the repair read beyond the end of the file") };
+    if !plan.hopeless.is_empty() || plan.batches.is_empty() {
+        return;
+    }
+    let mut mended = Pieces { len: file.len, pieces: file.pieces.clone() };
+    for batch in &plan.batches {
+        for op in &batch.ops {
+            match op {
+                MetaOp::Write { offset, bytes } => {
+                    mended.pieces.push((offset.0, batch.bytes[bytes.clone()].to_vec()));
+                }
+                MetaOp::Zero { offset, len } => mended.pieces.push((offset.0, vec![0; *len as usize])),
+                MetaOp::SetLen { len } => mended.len = *len,
+                MetaOp::Sync => {}
+            }
+        }
+    }
+    let after = check::check(mended.len, |offset, bytes| mended.read(offset, bytes));
+    assert!(after.is_ok_and(|report| report.is_clean()), "a repair left damage");
+    assert_eq!(sample(file), sample(&mended), "a repair changed the disk");
+}
+
+/// The first bytes of sectors all over the disk; `None` for the parent's.
+fn sample(file: &Pieces) -> Vec<Option<[u8; 8]>> {
+    let read = |offset: u64, bytes: &mut [u8]| file.read(offset, bytes);
+    let Ok(mut image) = open_with(file.len, OpenMode::ReadOnly, read) else { return Vec::new() };
+    let mut found = Vec::new();
+    for step in 0..32 {
+        let sector = image.sectors().0 / 32 * step;
+        let mut run = image.run_at(sector, 1);
+        if let Run::NeedBitmap(request) = run {
+            let mut bitmap = vec![0; PAGE_BYTES];
+            if file.read(request.offset.0, &mut bitmap).is_ok() {
+                image.bitmap_loaded(request.block, request.ticket, &bitmap);
+            }
+            run = image.run_at(sector, 1);
+        }
+        let mut bytes = [0; 8];
+        if let Run::Present { offset, .. } = run {
+            assert!(file.read(offset.0, &mut bytes).is_ok(), "a run beyond the end of the file");
+        }
+        found.push((!matches!(run, Run::Absent { .. })).then_some(bytes));
+    }
+    found
 }
 
 /// Asks for runs all over the disk.
