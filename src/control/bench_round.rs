@@ -12,7 +12,7 @@ use super::error::Error;
 use super::file::{Access, Locking};
 use super::image_create::create_child_of;
 use super::launch::leaf_identity;
-use super::open_image::{LayerTable, OpenedChain, Opener};
+use super::open_image::{Format, LayerTable, OpenedChain, Opener};
 use super::progress::Progress;
 use super::runtime::{JournalFile, RuntimeFolder};
 use crate::buf::{BufRef, Pool, PoolConfig};
@@ -105,9 +105,9 @@ impl<'a> Bench<'a> {
         Ok(Self { scratch, parent, ending, shape, depth, pool, data: data.share(), runtime })
     }
 
-    /// True when first writes are remembered in a journal.
+    /// True when first writes are remembered in a journal: those of a VHDX wait for its log.
     pub(super) fn has_journal(&self) -> bool {
-        self.runtime.is_some()
+        self.runtime.is_some() && self.ending == Format::Vhd.name()
     }
 
     /// One round. `found` gets every pair of slices.
