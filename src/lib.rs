@@ -29,6 +29,8 @@ pub mod vhd;
 pub mod vhdx;
 
 #[forbid(unsafe_code)]
+pub mod boot_trace;
+#[forbid(unsafe_code)]
 pub mod image;
 #[forbid(unsafe_code)]
 pub mod pending;

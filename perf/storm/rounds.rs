@@ -174,14 +174,17 @@ fn end(served: Served, contestant: &Contestant) -> Result<Option<u64>> {
     Ok(golden)
 }
 
-/// What all cores of a server read into their golden cache, from the log of its end.
+/// What a server read into its golden cache, from the log of its end: all of it at once, or core by core.
 fn golden_bytes(log: &Path) -> Result<Option<u64>> {
     let text = fs::read_to_string(log).map_err(|e| failure!("cannot read {}: {e}", log.display()))?;
-    let of_core = |line: &str| -> Option<u64> {
-        let entry: Value = serde_json::from_str(line).ok()?;
-        entry["filled_bytes"].as_u64()
+    let found = |name: &'static str| {
+        text.lines().filter_map(move |line| {
+            let entry: Value = serde_json::from_str(line).ok()?;
+            entry[name].as_u64()
+        })
     };
-    Ok(text.lines().filter_map(of_core).reduce(|a, b| a + b))
+    // What was read along a boot trace was read by no core.
+    Ok(found("read_bytes").next_back().or_else(|| found("filled_bytes").reduce(|a, b| a + b)))
 }
 
 /// The middle of some numbers; of none, none.
@@ -205,6 +208,9 @@ mod tests {
         let line = |bytes: u64| format!("{{\"message\":\"golden cache\",\"filled_bytes\":{bytes}}}\n");
         fs::write(&path, format!("no json\n{{\"fields\":0}}\n{}{}", line(4096), line(8192))).unwrap();
         assert_eq!(golden_bytes(&path), Ok(Some(12288)));
+        let all = "{\"read_bytes\":16384}\n";
+        fs::write(&path, format!("{}{all}{}", line(4096), line(8192))).unwrap();
+        assert_eq!(golden_bytes(&path), Ok(Some(16384)));
         fs::write(&path, "{}\n").unwrap();
         assert_eq!(golden_bytes(&path), Ok(None));
         fs::remove_file(&path).unwrap();

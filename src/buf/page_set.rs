@@ -46,6 +46,11 @@ impl PageSet {
         self.without(Self(set.fetch_or(self.0, Ordering::Relaxed)))
     }
 
+    /// True when some of them are in a shared set.
+    pub fn meets_shared(self, set: &AtomicU16) -> bool {
+        self.meets(Self(set.load(Ordering::Relaxed)))
+    }
+
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }

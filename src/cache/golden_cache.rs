@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::shared::{Chunk, Golden, GoldenFile};
+use super::touches::{Boot, Touch};
 use crate::buf::{BufRef, FRAME_BYTES, Fill, FrameHold, FrameView, Need, PageSet};
 use crate::plan::FileSlot;
 use crate::units::ByteOffset;
@@ -90,7 +91,8 @@ impl CacheCounts {
 pub struct GoldenCache {
     golden: Arc<Golden>,
     view: FrameView,
-    shard: u32,
+    /// The shard's bit among those that wait for a frame; none of who never waits.
+    mark: u64,
     /// By the shard's file slots.
     numbers: Vec<Option<GoldenFile>>,
     /// Where whole pages are read from, by golden file: opened with O_DIRECT where the file system takes it.
@@ -113,13 +115,22 @@ const RETRIES: u32 = 16;
 
 impl GoldenCache {
     pub fn new(golden: Arc<Golden>, shard: u32) -> Self {
+        Self::marked(golden, 1 << (shard % 64))
+    }
+
+    /// For who only prefetches, beside the shards.
+    pub fn outside(golden: Arc<Golden>) -> Self {
+        Self::marked(golden, 0)
+    }
+
+    fn marked(golden: Arc<Golden>, mark: u64) -> Self {
         let view = FrameView::new(Arc::clone(golden.frames()));
         let mut waiting = Vec::new();
         waiting.resize_with(golden.frames().count() as usize, Vec::new);
         Self {
             golden,
             view,
-            shard,
+            mark,
             numbers: Vec::new(),
             sources: Vec::new(),
             waiting,
@@ -173,6 +184,21 @@ impl GoldenCache {
             self.golden.note_asked(chunk, first);
         }
         Ok(bytes)
+    }
+
+    /// A unit begins to boot, with this read. `None`: it is not recorded.
+    pub fn begin_boot(&self, file: FileSlot, offset: ByteOffset, len: u32) -> Option<Boot> {
+        let boot = self.golden.touches().begin()?;
+        self.note_boot(boot, file, offset, len).then_some(boot)
+    }
+
+    /// A read of a recorded boot. False: its recording has ended.
+    pub fn note_boot(&self, boot: Boot, file: FileSlot, offset: ByteOffset, len: u32) -> bool {
+        let Some(Some(file)) = self.numbers.get(file.0 as usize).copied() else {
+            self.golden.touches().end(boot);
+            return false;
+        };
+        self.golden.touches().note(Touch { boot, file, offset, len })
     }
 
     fn around(&mut self) -> Lookup {
@@ -245,7 +271,7 @@ impl GoldenCache {
     fn wait(&mut self, waiting: Waiting) -> Lookup {
         let frame = waiting.hold.frame();
         let pages = waiting.pages();
-        self.golden.wait(frame, self.shard);
+        self.golden.wait(frame, self.mark);
         let Some(chunk) = self.golden.stands_for(frame) else { return self.around() };
         if self.claim(&waiting.hold, chunk, pages, Need::Demand) {
             self.counts.misses += 1;
@@ -315,7 +341,7 @@ impl GoldenCache {
         }
         let shards = self.golden.take_waiting(frame);
         self.settle(frame, failed, told);
-        shards & !(1 << (self.shard % 64))
+        shards & !self.mark
     }
 
     /// Another shard's fill of a frame has ended.
@@ -330,7 +356,7 @@ impl GoldenCache {
     fn settle(&mut self, frame: u32, failed: PageSet, told: &mut Vec<Told>) {
         let mut waiting = core::mem::take(&mut self.waiting[frame as usize]);
         if !waiting.is_empty() {
-            self.golden.wait(frame, self.shard);
+            self.golden.wait(frame, self.mark);
         }
         let mut index = 0;
         while let Some(entry) = waiting.get(index) {

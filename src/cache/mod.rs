@@ -15,12 +15,18 @@
 //! * A frame held by any shard (a send, a waiter, a fill) is never taken. Of the others the new ones go first; who was
 //!   used again meanwhile, or comes back soon, is kept longer. One pass over an image, in however small steps, is no
 //!   second use: it pushes out its own frames only (`buf::eviction`).
+//! * Whoever wants to know what booting nodes read gets it from a queue (`touches`).
 //! * What is read before anybody asks for it never takes the frame of something kept.
 
 mod golden_cache;
+mod read_run;
 mod shared;
+mod touches;
 
 pub use golden_cache::{CacheCounts, Claim, GoldenCache, Lookup, Told, Waiter};
+pub use read_run::ReadRun;
 pub use shared::{Chunk, Golden, GoldenCounts, GoldenFile};
+
+pub use touches::{Boot, Touch, TouchLog};
 
 pub use crate::limits::CHUNK_BYTES;

@@ -14,6 +14,8 @@ use crate::buf::{FRAME_BYTES, Frames, PAGE_BYTES, PageSet};
 use crate::limits::GOLDEN_FILES_MAX;
 use crate::units::ByteOffset;
 
+use super::touches::TouchLog;
+
 /// An immutable file of this process, the same for all shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GoldenFile(u32);
@@ -103,6 +105,7 @@ pub struct Golden {
     asked_pages: AtomicU64,
     read_bytes: AtomicU64,
     ahead_bytes: AtomicU64,
+    touches: TouchLog,
 }
 
 /// Bytes of golden files since the process started, over all cores.
@@ -136,6 +139,7 @@ impl Golden {
             asked_pages: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
             ahead_bytes: AtomicU64::new(0),
+            touches: TouchLog::closed(),
         })
     }
 
@@ -150,6 +154,34 @@ impl Golden {
         let table = self.tables.get(number as usize)?;
         table.set(Table::new(len)).ok()?;
         Some(GoldenFile(number))
+    }
+
+    /// Boots are recorded.
+    #[must_use]
+    pub fn recording(mut self) -> Self {
+        self.touches = TouchLog::open();
+        self
+    }
+
+    /// What recorded boots read.
+    pub fn touches(&self) -> &TouchLog {
+        &self.touches
+    }
+
+    /// True when somebody has asked for some page of the range since the process started.
+    pub fn was_asked(&self, file: GoldenFile, offset: ByteOffset, len: u64) -> bool {
+        let (mut at, end) = (offset.0, offset.0.saturating_add(len));
+        while at < end {
+            let start = at % FRAME_BYTES as u64;
+            let len = (FRAME_BYTES as u64 - start).min(end - at);
+            let entry = self.entry(Chunk::containing(file, ByteOffset(at)));
+            let pages = PageSet::touched(start as u32, len as u32);
+            if entry.is_some_and(|entry| pages.meets_shared(&entry.asked)) {
+                return true;
+            }
+            at += len;
+        }
+        false
     }
 
     pub fn counts(&self) -> GoldenCounts {
@@ -234,8 +266,8 @@ impl Golden {
 
     /// The shard is to be told when fills of the frame end. SeqCst, before it looks at the pages: either it sees them
     /// valid, or whoever fills them sees the mark.
-    pub(super) fn wait(&self, frame: u32, shard: u32) {
-        self.waiting[frame as usize].fetch_or(1 << (shard % 64), Ordering::SeqCst);
+    pub(super) fn wait(&self, frame: u32, mark: u64) {
+        self.waiting[frame as usize].fetch_or(mark, Ordering::SeqCst);
     }
 
     /// Whoever waits is told now.
@@ -275,6 +307,13 @@ mod tests {
         golden.note_asked(chunk, PageSet::touched(0, 8192));
         golden.note_asked(chunk, PageSet::touched(4096, 8192));
         assert_eq!(golden.counts().asked_bytes, 3 * 4096);
+        let asked = |page: u64, pages: u64| {
+            golden.was_asked(file, ByteOffset(chunk.offset().0 + page * 4096), pages * 4096)
+        };
+        assert!(asked(0, 1) && asked(2, 100) && !asked(3, 100));
+        assert!(
+            golden.was_asked(file, ByteOffset(0), 1 << 20) && !golden.was_asked(file, ByteOffset(0), 4096)
+        );
         assert!(!golden.was_pushed_out(chunk));
         assert!(golden.assign(0, chunk));
         golden.forget(0);

@@ -16,8 +16,10 @@ use super::cli_chain::{
 };
 use super::cli_help;
 use super::cli_help_chain;
+use super::cli_trace::TraceCommand;
 use super::image_format::{ForeignFormat, Format};
 use super::size::Size;
+use super::trace_store::TracePlace;
 use crate::units::BlockSize;
 use crate::uring::ZeroCopy;
 
@@ -79,6 +81,9 @@ pub enum Command {
     /// Create, describe, check and convert disk images
     #[command(subcommand, after_long_help = cli_help::IMAGE)]
     Image(ImageCommand),
+    /// Look at the boot traces that a server records: what nodes read of a golden image while they boot
+    #[command(subcommand, after_long_help = super::cli_trace::TRACE)]
+    Trace(TraceCommand),
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -232,6 +237,14 @@ pub struct DataPlaneArgs {
     /// How far ahead of a node that reads in order golden data is read, at most (0 to 8M); 0: not at all
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = read_ahead)]
     pub read_ahead: Size,
+    /// Boot traces: what nodes read while they boot is recorded, and read ahead of later boots. on keeps a trace as
+    /// NAME.boot-trace beside its golden image (in the state folder where that cannot be written), FOLDER all there, off
+    /// keeps and uses none [default: the key boot_trace, else on]
+    #[arg(long, value_name = "on|off|FOLDER")]
+    pub boot_trace: Option<TracePlace>,
+    /// Before anybody is let in, read into the golden cache what the boot traces name [or: the key warm]
+    #[arg(long)]
+    pub warm: bool,
     /// Read golden data past the kernel's page cache, which then keeps no second copy of it
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub direct_reads: bool,

@@ -18,6 +18,7 @@ use super::file::folder_of;
 use super::name;
 use super::open_image::Format;
 use super::secrets::{self, Secret};
+use super::trace_store::TracePlace;
 use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
 use crate::shard::{Admission, MacTable, Redirect};
 use crate::units::BlockSize;
@@ -39,6 +40,9 @@ pub struct Config {
     pub strict: bool,
     /// Where LUNs keep what outlives the server; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Where boot traces are kept, if at all; and whether the cache is filled along them before anybody is let in.
+    pub boot_trace: TracePlace,
+    pub warm: bool,
     /// Where pending writes are remembered; `None`: the usual folders.
     pub runtime_dir: Option<PathBuf>,
     /// Where the server may be asked; `None`: in the runtime folder.
@@ -156,6 +160,9 @@ struct RawConfig {
     #[serde(default)]
     strict: bool,
     state_dir: Option<PathBuf>,
+    boot_trace: Option<String>,
+    #[serde(default)]
+    warm: bool,
     runtime_dir: Option<PathBuf>,
     control: Option<PathBuf>,
     metrics: Option<Spanned<String>>,
@@ -367,13 +374,17 @@ impl Reader {
         let state_dir = raw.state_dir.map(|path| self.folder.join(path));
         let runtime_dir = raw.runtime_dir.map(|path| self.folder.join(path));
         let control = raw.control.map(|path| self.folder.join(path));
-        let strict = raw.strict;
         let metrics = raw.metrics.and_then(|text| self.address(&text));
+        let (strict, warm) = (raw.strict, raw.warm);
+        let boot_trace =
+            raw.boot_trace.map_or(TracePlace::Beside, |text| TracePlace::from_key(&text, &self.folder));
         Config {
             listen,
             image_roots,
             strict,
             state_dir,
+            boot_trace,
+            warm,
             runtime_dir,
             control,
             metrics,

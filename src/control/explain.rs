@@ -21,6 +21,7 @@ use super::runtime::RuntimeFolder;
 use super::seal;
 use super::serve::memory_available;
 use super::size::{Size, human};
+use super::trace_store::TracePlace;
 use crate::buf::Pool;
 use crate::limits;
 use crate::uring::host;
@@ -253,6 +254,16 @@ fn golden_data(page: &mut Page, args: &DataPlaneArgs, plane: &DataPlane, images:
             origin(args.read_ahead.0 == 512 << 10)
         ),
     );
+    let place = match &plane.boot_trace {
+        TracePlace::Off => "none".to_owned(),
+        TracePlace::Beside => "beside the golden images".to_owned(),
+        TracePlace::Folder(folder) => format!("in {}", folder.display()),
+    };
+    let warm =
+        if plane.warm { "the cache is filled along them first" } else { "read ahead of booting nodes" };
+    let why =
+        format!("{} (--boot-trace, --warm)", origin(plane.boot_trace == TracePlace::Beside && !plane.warm));
+    page.say("boot traces", format_args!("{place}, {warm}"), why);
 }
 
 fn sending(page: &mut Page, args: &DataPlaneArgs) {

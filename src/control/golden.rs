@@ -21,8 +21,9 @@ use crate::plan::FileSlot;
 /// Where the kernel says whether it gives huge pages to those who ask.
 pub(super) const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
-/// The memory for golden data. Pages are taken as they are filled.
-pub(super) fn cache(bytes: u64) -> Arc<Golden> {
+/// The memory for golden data. Pages are taken as they are filled. With `record_boots`, what booting nodes read can be
+/// asked of it.
+pub(super) fn cache(bytes: u64, record_boots: bool) -> Arc<Golden> {
     let frames = u32::try_from(bytes / FRAME_BYTES as u64).unwrap_or(u32::MAX);
     let golden = Golden::new(frames, true).or_else(|error| {
         tracing::warn!(bytes, %error, "no memory for a golden cache of this size: serving without (--golden-cache)");
@@ -38,7 +39,7 @@ pub(super) fn cache(bytes: u64) -> Arc<Golden> {
                      madvise to {HUGE_PAGES} before the start"
                 );
             }
-            Arc::new(golden)
+            Arc::new(if record_boots { golden.recording() } else { golden })
         }
         // Of no frames: an empty mapping, which always fits.
         Err(error) => unreachable!("{error}"),
@@ -99,6 +100,12 @@ impl GoldenFiles {
 
     pub(super) fn golden(&self) -> &Arc<Golden> {
         &self.golden
+    }
+
+    /// The number of a file that some shard has, and its description for direct reads.
+    pub(super) fn number_of(&self, file: FileIdentity) -> Option<(GoldenFile, Option<Arc<File>>)> {
+        let known = self.known.get(&file)?.as_ref()?;
+        Some((known.number, known.direct.clone()))
     }
 
     /// Numbers the read-only files of a shard's table.
@@ -172,8 +179,8 @@ mod tests {
 
     #[test]
     fn a_cache_beyond_the_address_space_is_none_and_the_server_goes_on() {
-        assert_eq!(cache(u64::MAX).frames().count(), 0);
-        assert_eq!(cache(FRAME_BYTES as u64 * 3).frames().count(), 3);
+        assert_eq!(cache(u64::MAX, false).frames().count(), 0);
+        assert_eq!(cache(FRAME_BYTES as u64 * 3, true).frames().count(), 3);
     }
 
     #[test]

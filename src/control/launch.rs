@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::admin::desk::Desk;
 use super::admin::service;
 use super::admin::socket::ControlSocket;
+use super::boot_traces;
 use super::catalog::{Catalog, TargetSpec};
 use super::cli::DurabilityPolicy;
 use super::config::{ChapConfig, Credential};
@@ -23,6 +24,8 @@ use super::keeper::{self, QueueKeeper, StateFolder};
 use super::metrics;
 use super::open_image::LayerTable;
 use super::runtime::{JournalFile, RuntimeFolder};
+use super::trace_store::{TracePlace, TraceStore};
+use super::trace_threads::{self, TraceThreads};
 use crate::buf::{Pool, PoolConfig};
 use crate::cache::Golden;
 use crate::image::Layer;
@@ -61,6 +64,9 @@ pub struct DataPlane {
     pub golden_cache_bytes: u64,
     /// Read golden data past the page cache, where the file system takes it.
     pub direct_reads: bool,
+    pub boot_trace: TracePlace,
+    /// Fill the cache along the boot traces before anybody is let in.
+    pub warm: bool,
     /// How far ahead of a node that reads in order golden data is read, at most.
     pub read_ahead_bytes: u64,
     /// Register the buffers with the kernel.
@@ -113,7 +119,16 @@ pub(super) fn run(
         listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     let state = plane.state_dir.as_deref().map(StateFolder::open).transpose()?;
     let targets = catalog.targets.len();
-    let mut seeds = seeds(catalog, plane, &cores, listeners, &addresses, state.as_ref())?;
+    let traces = TraceStore::new(plane.boot_trace.clone(), plane.state_dir.clone());
+    let golden_images = boot_traces::load(&catalog, &traces);
+    let golden_data = golden::cache(plane.golden_cache_bytes, traces.is_on());
+    let mut golden_files = GoldenFiles::new(Arc::clone(&golden_data), plane.direct_reads);
+    let mut seeds =
+        seeds(catalog, plane, &cores, listeners, (&addresses, &mut golden_files, state.as_ref()))?;
+    let traced = boot_traces::traced(golden_images, &golden_files);
+    if plane.warm {
+        trace_threads::warm(&golden_data, &traced);
+    }
     let files: Vec<_> = seeds.iter().flat_map(|seed| seed.table.files.iter().cloned()).collect();
     let requests = state.map(|folder| {
         let (keeper, requests) = keeper::queue();
@@ -121,28 +136,31 @@ pub(super) fn run(
         (folder, requests)
     });
     let journals = journals(&mut seeds, runtime.as_ref());
-    let golden_data = seeds.first().map(|seed| Arc::clone(&seed.golden));
     let shards = start(seeds)?;
     if let Some((folder, requests)) = requests {
         let peers: Vec<_> = shards.iter().map(|shard| shard.peer.clone()).collect();
         keeper::start(folder, requests, peers).map_err(|error| failed("starting a thread", &error))?;
     }
+    let peers: Vec<_> = shards.iter().map(|shard| shard.peer.clone()).collect();
+    let trace_threads = TraceThreads::start(&golden_data, &traces, &traced, &peers)
+        .map_err(|error| failed("starting a thread", &error))?;
     let desk = Desk {
-        shards: shards.iter().map(|shard| shard.peer.clone()).collect(),
+        shards: peers,
         listening: addresses.clone(),
         cores: cores.clone(),
         targets,
         golden_cache_bytes: plane.golden_cache_bytes,
-        golden: golden_data.clone(),
+        golden: Some(Arc::clone(&golden_data)),
         since: Instant::now(),
     };
     start_asking(control.as_ref(), metrics, desk).map_err(|error| failed("starting a thread", &error))?;
     tracing::info!(cores = ?cores, "serving");
     listening(&addresses, metrics_address);
     let watched = watch(&signals, &shards);
+    trace_threads.end();
     // Also when one has ended by itself: the others still close their images.
     let stopped = stop(shards);
-    golden_data.iter().for_each(|golden_data| golden::tell_counts(golden_data));
+    golden::tell_counts(&golden_data);
     watched.and(stopped)?;
     journals.into_iter().for_each(JournalFile::finish);
     // The kernel takes rings apart in its own time; whoever comes next need not wait for that.
@@ -223,8 +241,7 @@ fn seeds(
     plane: &DataPlane,
     cores: &[usize],
     listeners: Vec<TcpListener>,
-    portals: &[SocketAddr],
-    state: Option<&StateFolder>,
+    (portals, golden_files, state): (&[SocketAddr], &mut GoldenFiles, Option<&StateFolder>),
 ) -> Result<Vec<Seed>, Error> {
     let mut directory = Directory {
         portals: portals.to_vec(),
@@ -250,7 +267,6 @@ fn seeds(
         targets[owner].push(target(spec, &mut tables[owner], state)?);
     }
     let directory = Arc::new(directory);
-    let mut golden_files = GoldenFiles::new(golden::cache(plane.golden_cache_bytes), plane.direct_reads);
     let mut listeners = Some(listeners);
     let mut seeds = Vec::new();
     for (index, ((core, table), targets)) in cores.iter().zip(tables).zip(targets).enumerate() {

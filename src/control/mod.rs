@@ -7,6 +7,7 @@ mod bench_cases;
 mod bench_round;
 mod bench_scratch;
 mod block_io;
+mod boot_traces;
 pub mod catalog;
 pub mod chain_fuzz;
 mod chain_runs;
@@ -17,6 +18,7 @@ pub mod cli_bench;
 pub mod cli_chain;
 mod cli_help;
 mod cli_help_chain;
+pub mod cli_trace;
 mod compare;
 pub mod config;
 mod copy;
@@ -55,6 +57,7 @@ pub mod name;
 mod new_image;
 pub mod open_image;
 mod overlay;
+mod prefetch;
 mod progress;
 mod relink;
 mod runtime;
@@ -65,6 +68,9 @@ pub mod size;
 mod staged;
 mod status;
 mod top;
+mod trace_command;
+mod trace_store;
+mod trace_threads;
 mod watch;
 
 use std::ffi::OsString;
@@ -112,6 +118,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Top(args) => top::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Trace(command) => trace_command::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Create(args)) => image_create::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Image(ImageCommand::Convert(args)) => image_convert::run(&args).map(|()| ExitCode::SUCCESS),

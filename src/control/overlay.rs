@@ -13,6 +13,7 @@ use super::file::{Access, FileError, Locking, OpenedFile, folder_of};
 use super::image_create::create_child_of;
 use super::leftover;
 use super::open_image::{OpenError, Opener};
+use super::trace_store::TracePlace;
 use crate::shard::{Admission, MacTable};
 use crate::vhd;
 
@@ -91,6 +92,8 @@ pub(super) fn prepare(
         image_roots,
         strict: false,
         state_dir: None,
+        boot_trace: TracePlace::Beside,
+        warm: false,
         runtime_dir: None,
         control: None,
         metrics: None,

@@ -99,6 +99,8 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         zero_copy: args.zero_copy.into(),
         direct_reads: args.direct_reads,
         read_ahead_bytes: args.read_ahead.0,
+        boot_trace: args.boot_trace.as_ref().unwrap_or(&config.boot_trace).clone(),
+        warm: args.warm || config.warm,
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),
         control: args.control.control.as_ref().or(config.control.as_ref()).cloned(),
         metrics: args.metrics.or(config.metrics),

@@ -56,6 +56,7 @@ impl Bench {
             turns: super::turns::Turns::default(),
             streams: super::read_ahead::Streams::default(),
             rods: super::rods::Rods::default(),
+            boot: super::executor::BootWatch::default(),
         });
         Self {
             core,

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::buf::{Fill, Pool};
-use crate::cache::{Claim, GoldenCache, Told};
+use crate::cache::{Boot, Claim, GoldenCache, Told};
 use crate::clock::Instant;
 use crate::image::{Chain, Images};
 use crate::io::{Op, OpToken, Outcome};
@@ -52,6 +52,17 @@ pub(super) struct LunState {
     pub(super) turns: Turns,
     pub(super) streams: Streams,
     pub(super) rods: Rods,
+    pub(super) boot: BootWatch,
+}
+
+/// Whether what a unit reads goes into a boot trace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum BootWatch {
+    #[default]
+    Idle,
+    /// Its first sector was read: so begins every boot.
+    Began,
+    Recorded(Boot),
 }
 
 impl LunState {
@@ -67,6 +78,7 @@ impl LunState {
             turns: Turns::default(),
             streams: Streams::default(),
             rods: Rods::default(),
+            boot: BootWatch::default(),
         }
     }
 }

@@ -7,11 +7,9 @@
 //! it is kept.
 
 use crate::buf::Fill;
-use crate::cache::{Claim, Told};
+use crate::cache::{Claim, ReadRun, Told};
 use crate::io::{Errno, Op};
-use crate::limits::{FILL_BYTES_MAX, FILL_PARTS_MAX};
-use crate::plan::FileSlot;
-use crate::units::ByteOffset;
+use crate::limits::FILL_PARTS_MAX;
 
 use super::executor::Core;
 use super::token::{Kind, Token};
@@ -35,7 +33,7 @@ impl Core {
     pub(super) fn read_claims(&mut self) {
         let mut claims = core::mem::take(&mut self.claims);
         self.cache.take_claims(&mut claims);
-        let mut run: Option<Run> = None;
+        let mut run: Option<ReadRun> = None;
         for claim in claims.drain(..) {
             if let Some(open) = &mut run
                 && open.takes(&claim)
@@ -43,7 +41,7 @@ impl Core {
                 open.push(claim);
             } else {
                 let fills = self.spare_run();
-                if let Some(full) = run.replace(Run::of(claim, fills)) {
+                if let Some(full) = run.replace(ReadRun::of(claim, fills)) {
                     self.read_run(full, FIRST);
                 }
             }
@@ -58,7 +56,7 @@ impl Core {
         self.spare_runs.pop().unwrap_or_else(|| Vec::with_capacity(FILL_PARTS_MAX))
     }
 
-    fn read_run(&mut self, Run { file, offset, fills, .. }: Run, attempt: u16) {
+    fn read_run(&mut self, ReadRun { file, offset, fills, .. }: ReadRun, attempt: u16) {
         self.fills += 1;
         self.cache.counts.reads += 1;
         self.submit(Token::new(Kind::Fill, file.0, attempt), Op::Fill { file, offset, fills });
@@ -74,7 +72,7 @@ impl Core {
             self.cache.counts.failed_reads += 1;
         }
         let mut left = came.unwrap_or(0);
-        let mut rest: Option<Run> = None;
+        let mut rest: Option<ReadRun> = None;
         for mut fill in fills.drain(..) {
             let moved = left.min(fill.left());
             fill.advance(moved);
@@ -86,7 +84,7 @@ impl Core {
                     Some(rest) => rest.push(claim),
                     None => {
                         let fills = self.spare_run();
-                        rest = Some(Run::of(claim, fills));
+                        rest = Some(ReadRun::of(claim, fills));
                     }
                 },
             }
@@ -118,11 +116,11 @@ impl Core {
                     self.fill_ended(page, true, told);
                 } else {
                     let fills = self.spare_run();
-                    self.read_run(Run::of(Claim { file: claim.file, offset, fill: page }, fills), AGAIN);
+                    self.read_run(ReadRun::of(Claim { file: claim.file, offset, fill: page }, fills), AGAIN);
                 }
             }
             let fills = self.spare_run();
-            self.read_run(Run::of(claim, fills), AGAIN);
+            self.read_run(ReadRun::of(claim, fills), AGAIN);
             return;
         }
         let (file, offset) = (claim.file.0, claim.offset.0);
@@ -166,34 +164,99 @@ impl Core {
     }
 }
 
-/// Claims that follow each other in one file.
-struct Run {
-    file: FileSlot,
-    offset: ByteOffset,
-    len: u32,
-    ahead: bool,
-    fills: Vec<Fill>,
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
 
-impl Run {
-    fn of(claim: Claim, mut fills: Vec<Fill>) -> Self {
-        let Claim { file, offset, fill } = claim;
-        let (len, ahead) = (fill.left(), fill.is_ahead());
-        fills.push(fill);
-        Self { file, offset, len, ahead, fills }
+    use super::*;
+    use crate::buf::{PAGE_BYTES, Pool, PoolConfig};
+    use crate::cache::{CHUNK_BYTES, Golden, GoldenCache, Lookup, Waiter};
+    use crate::image::Images;
+    use crate::plan::FileSlot;
+    use crate::units::ByteOffset;
+
+    const FILE: FileSlot = FileSlot(0);
+    const EIO: Errno = Errno(5);
+
+    fn core() -> Core {
+        let golden = Arc::new(Golden::new(4, false).unwrap());
+        let number = golden.register(1 << 20).unwrap();
+        let mut cache = GoldenCache::new(golden, 0);
+        cache.set_file(FILE, number, FILE);
+        let pool = Pool::new(PoolConfig { chunks: 1, smalls: 1, huge_pages: false }).unwrap();
+        Core::new(pool, cache, Images::default())
     }
 
-    /// Also whether somebody waits must be the same: nobody waits for more than he asked for.
-    fn takes(&self, claim: &Claim) -> bool {
-        claim.file == self.file
-            && claim.offset.0 == self.offset.0 + u64::from(self.len)
-            && claim.fill.is_ahead() == self.ahead
-            && self.fills.len() < FILL_PARTS_MAX
-            && self.len + claim.fill.left() <= FILL_BYTES_MAX
+    fn is_there(core: &mut Core, offset: usize, len: usize) -> bool {
+        let nobody = Waiter { task: 0, segment: 0 };
+        matches!(core.cache.lookup(FILE, ByteOffset(offset as u64), len as u32, nobody), Lookup::Hit(_))
     }
 
-    fn push(&mut self, claim: Claim) {
-        self.len += claim.fill.left();
-        self.fills.push(claim.fill);
+    /// The reads that were begun: token, offset, fills.
+    fn reads(core: &mut Core) -> Vec<(Token, u64, Vec<Fill>)> {
+        core.read_claims();
+        let read = |(token, op)| match op {
+            Op::Fill { offset, fills, .. } => Some((Token::decode(token)?, offset.0, fills)),
+            _ => None,
+        };
+        core.ops.drain(..).filter_map(read).collect()
+    }
+
+    /// Two neighbouring chunks are asked for, and share one read.
+    fn one_read(core: &mut Core) -> (Token, Vec<Fill>) {
+        assert!(!is_there(core, CHUNK_BYTES, CHUNK_BYTES) && !is_there(core, 0, CHUNK_BYTES));
+        let mut begun = reads(core);
+        let (token, offset, fills) = begun.remove(0);
+        assert_eq!((begun.len(), offset, fills.len()), (0, 0, 2));
+        (token, fills)
+    }
+
+    #[test]
+    fn a_failed_read_is_made_again_page_by_page_and_only_the_bad_page_stays_missing() {
+        let mut core = core();
+        let (token, fills) = one_read(&mut core);
+        core.fills_done(token, Err(EIO), fills);
+        let again = reads(&mut core);
+        assert_eq!(again.len(), 2 * CHUNK_BYTES / PAGE_BYTES);
+        let bad = 5 * PAGE_BYTES;
+        for (token, offset, fills) in again {
+            assert_eq!(fills.len(), 1);
+            let result = if offset == bad as u64 { Err(EIO) } else { Ok(PAGE_BYTES as u32) };
+            core.fills_done(token, result, fills);
+        }
+        assert_eq!((core.fills, core.cache.counts.failed_reads), (0, 2));
+        assert!(is_there(&mut core, 0, bad) && is_there(&mut core, CHUNK_BYTES, CHUNK_BYTES));
+        assert!(!is_there(&mut core, bad, PAGE_BYTES), "nothing of it is kept");
+        let (token, offset, fills) = reads(&mut core).remove(0);
+        assert_eq!(offset, bad as u64, "whoever asks again has it read again");
+        core.fills_done(token, Ok(PAGE_BYTES as u32), fills);
+        assert!(is_there(&mut core, 0, CHUNK_BYTES));
+    }
+
+    #[test]
+    fn a_read_that_ends_early_goes_on_where_it_ended() {
+        let mut core = core();
+        let (token, fills) = one_read(&mut core);
+        let came = CHUNK_BYTES + 3 * PAGE_BYTES;
+        core.fills_done(token, Ok(came as u32), fills);
+        let (token, offset, fills) = reads(&mut core).remove(0);
+        assert_eq!((offset, fills.len()), (came as u64, 1));
+        assert!(is_there(&mut core, 0, CHUNK_BYTES) && !is_there(&mut core, CHUNK_BYTES, PAGE_BYTES));
+        let left = (2 * CHUNK_BYTES - came) as u32;
+        core.fills_done(token, Ok(left), fills);
+        assert!(is_there(&mut core, CHUNK_BYTES, CHUNK_BYTES));
+        assert_eq!(core.cache.counts.failed_reads, 0);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_fails_the_read_in_the_end() {
+        let mut core = core();
+        let (token, fills) = one_read(&mut core);
+        core.fills_done(token, Ok(0), fills);
+        for (token, _, fills) in reads(&mut core) {
+            core.fills_done(token, Ok(0), fills);
+        }
+        assert_eq!(core.fills, 0);
+        assert!(!is_there(&mut core, 0, PAGE_BYTES));
     }
 }

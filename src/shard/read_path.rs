@@ -13,7 +13,7 @@ use crate::plan::{FileSlot, ReadExtent, ReadPlan, ReadStep, Source};
 use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
-use super::executor::{Core, TaskKey};
+use super::executor::{BootWatch, Core, TaskKey};
 use super::task::{Stage, Task, Transfer, Work};
 use super::token::{Kind, Token};
 
@@ -53,6 +53,10 @@ impl Core {
                     if fragmented && task.assembly.is_none() {
                         task.assembly = task.spare.pop().map(|buf| (buf, 0));
                     }
+                    let boot = &mut self.luns[task.lun as usize].boot;
+                    if task.range.start().0 == 0 && *boot == BootWatch::Idle {
+                        *boot = BootWatch::Began;
+                    }
                     begun = (task.work == Work::Read).then_some((task.lun, task.portion));
                     let before = self.cache.counts.waits();
                     for extent in &plan.extents {
@@ -84,6 +88,9 @@ impl Core {
                 }
             }
             Source::File { file, mut offset, immutable } => {
+                if immutable {
+                    self.watch_boot(key, file, offset, left);
+                }
                 while left > 0 {
                     let start = (offset.0 % CHUNK_BYTES as u64) as u32;
                     let len = if immutable {
@@ -100,6 +107,21 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// A unit that is not recorded pays a comparison or two.
+    fn watch_boot(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, len: u32) {
+        let Some(task) = self.tasks.get(key) else { return };
+        let boot = &mut self.luns[task.lun as usize].boot;
+        *boot = match *boot {
+            BootWatch::Idle => return,
+            BootWatch::Began => match self.cache.begin_boot(file, offset, len) {
+                Some(boot) => BootWatch::Recorded(boot),
+                None => BootWatch::Idle,
+            },
+            BootWatch::Recorded(recorded) if self.cache.note_boot(recorded, file, offset, len) => return,
+            BootWatch::Recorded(_) => BootWatch::Idle,
+        };
     }
 
     fn read_cached(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, len: u32) {

@@ -117,6 +117,35 @@ impl Shard {
     }
 }
 
+/// Reads all of the file before anybody asks, or while others do, as along a boot trace.
+fn prefetch(golden: Arc<Golden>, number: GoldenFile, peers: &[Sender<u32>], pages_read: &[AtomicU64]) {
+    let mut cache = GoldenCache::outside(golden);
+    cache.set_file(FILE, number, FILE);
+    let mut claims = Vec::new();
+    for chunk in 0..CHUNKS {
+        cache.prefetch(FILE, ByteOffset(chunk * CHUNK_BYTES as u64), CHUNK_BYTES as u32);
+        cache.take_claims(&mut claims);
+        for Claim { offset, mut fill, .. } in claims.drain(..) {
+            // Others meet it while it is being read.
+            std::thread::yield_now();
+            let len = fill.left();
+            for (at, target) in (offset.0..).zip(fill.rest_mut()) {
+                *target = byte(at);
+            }
+            fill.advance(len);
+            let first = offset.0 / PAGE_BYTES as u64;
+            for page in first..first + u64::from(len) / PAGE_BYTES as u64 {
+                pages_read[page as usize].fetch_add(1, Ordering::Relaxed);
+            }
+            let frame = fill.frame();
+            let waiting = cache.fill_ended(fill, true, &mut Vec::new());
+            for (_, news) in peers.iter().enumerate().filter(|(peer, _)| waiting & 1 << peer != 0) {
+                let _ = news.send(frame);
+            }
+        }
+    }
+}
+
 #[track_caller]
 fn check(at: u64, bytes: &[u8]) {
     let wrong = (at..).zip(bytes).find(|(at, found)| byte(*at) != **found);
@@ -131,6 +160,8 @@ fn run(frames: u32) -> Vec<u64> {
     let pages_read: Arc<Vec<_>> = Arc::new((0..pages).map(|_| AtomicU64::new(0)).collect());
     let (peers, news): (Vec<_>, Vec<_>) = (0..SHARDS).map(|_| channel()).unzip();
     std::thread::scope(|scope| {
+        let (ahead, told, counted) = (Arc::clone(&golden), peers.clone(), Arc::clone(&pages_read));
+        scope.spawn(move || prefetch(ahead, number, &told, &counted));
         for (shard, news) in news.into_iter().enumerate() {
             let (golden, peers, pages_read) = (Arc::clone(&golden), peers.clone(), Arc::clone(&pages_read));
             scope.spawn(move || {

@@ -23,6 +23,7 @@ mod cli_reshape;
 mod cli_seal;
 mod cli_serve;
 mod cli_status;
+mod cli_trace;
 mod conformance;
 mod golden_threads;
 mod hostile;
