@@ -5,7 +5,7 @@
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::frames::{AHEAD, FILLING, Frames, HOLDER, PAGE_BYTES};
+use super::frames::{FILLING, FRESH, Frames, HOLDER, PAGE_BYTES};
 use super::page_set::PageSet;
 use super::pool::RawRange;
 
@@ -100,10 +100,8 @@ impl Fill {
         let pages = self.pages();
         if self.ahead {
             self.frames.mark_ahead(self.frame, pages);
-            self.finish(u64::from(pages.0) | AHEAD);
-        } else {
-            self.finish(u64::from(pages.0));
         }
+        self.finish(u64::from(pages.0) | FRESH);
         // Finished: nothing is left for `drop`.
         self.count = 0;
     }

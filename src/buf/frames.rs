@@ -12,7 +12,7 @@
 //! | 32..48   | holders: shards (each counts once) and fills                                 |
 //! | 48..50   | uses lately, at most three                                                  |
 //! | 50       | taken: a [`Victim`] exists, and nobody can hold the frame                    |
-//! | 51       | ahead: there may be pages that were read before anybody asked for them       |
+//! | 51       | fresh: there may be valid pages that nobody has used yet                     |
 //!
 //! A shard that holds a frame already takes and drops further holds without touching the word.
 
@@ -42,7 +42,7 @@ pub(super) const HOLDERS: u64 = 0xFFFF << 32;
 pub(super) const USE: u64 = 1 << 48;
 pub(super) const USES: u64 = 3 << 48;
 pub(super) const TAKEN: u64 = 1 << 50;
-pub(super) const AHEAD: u64 = 1 << 51;
+pub(super) const FRESH: u64 = 1 << 51;
 
 /// The frames of one process.
 pub struct Frames {
@@ -118,10 +118,13 @@ impl Frames {
             self.ahead_used.fetch_add(used, Ordering::Relaxed);
         }
         let word = &self.words[frame as usize];
-        if word.load(Ordering::Relaxed) & AHEAD != 0 && marks.load(Ordering::Relaxed) >> 16 == 0 {
-            word.fetch_and(!AHEAD, Ordering::Relaxed);
+        let mut seen = word.load(Ordering::Relaxed);
+        let used = PageSet(marks.load(Ordering::Relaxed) as u16);
+        if seen & FRESH != 0 && PageSet::valid_of(seen).within(used) {
+            // When something else changes meanwhile, the next use does it.
+            let _ = word.compare_exchange(seen, seen & !FRESH, Ordering::Relaxed, Ordering::Relaxed);
+            seen = word.load(Ordering::Relaxed);
         }
-        let seen = word.load(Ordering::Relaxed);
         // The first pass over a frame is no reason to keep it, in however small steps it is made.
         if !begun.is_empty() && !begun.meets(first) && seen & USES != USES {
             // Lost to somebody else's change: as if the use had come a moment earlier.
@@ -262,7 +265,7 @@ impl FrameHold {
 
     /// Used once more: it stays longer. Hot frames leave the word alone. The pages that were not used before.
     fn used(&self, start: u32, len: u32) -> PageSet {
-        if self.word().load(Ordering::Relaxed) & (USES | AHEAD) == USES {
+        if self.word().load(Ordering::Relaxed) & (USES | FRESH) == USES {
             return PageSet::NONE;
         }
         self.view.inner.frames.mark_used(self.frame, start, len)
@@ -435,6 +438,26 @@ mod tests {
             assert!(view.hold(0).unwrap().into_bytes(start, len).is_ok());
             assert_eq!(view.frames().ahead_used_bytes(), used);
         }
+    }
+
+    #[test]
+    fn the_first_use_of_a_page_is_noticed_however_hot_its_frame_is() {
+        let (view, _) = two_views(1);
+        let hold = view.hold(0).unwrap();
+        let page = |number: u32| PageSet::touched(number * 4096, 4096);
+        let first_use = |number: u32| view.hold(0).unwrap().into_bytes(number * 4096, 4096).unwrap().1;
+        hold.claim(page(0), Need::Demand).unwrap().publish();
+        assert_eq!(first_use(0), page(0));
+        assert!((0..9).all(|_| first_use(0).is_empty()));
+        for number in 1..4 {
+            hold.claim(page(number), Need::Demand).unwrap().publish();
+            assert_eq!((first_use(0), first_use(number)), (PageSet::NONE, page(number)));
+        }
+        assert_eq!(
+            hold.word().load(Ordering::Relaxed) & (USES | FRESH),
+            USES,
+            "hot, and nothing is left to notice"
+        );
     }
 
     #[test]
