@@ -355,6 +355,16 @@ pub enum IoFault {
     Failed,
 }
 
+/// What becomes of a batch that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchEnd {
+    /// It counts as ended, well or not.
+    Done,
+    /// It found no space, and nothing is lost when all of it is run once more, later: until then nothing else of the
+    /// image's metadata is.
+    Again,
+}
+
 /// A write whose data is in its place and whose metadata is not in the file yet: what a pending journal remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PendingRecord {

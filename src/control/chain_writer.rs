@@ -14,7 +14,9 @@ use super::open_image::{LayerTable, OpenError, OpenedChain};
 use super::watch::Watch;
 use crate::image::Chain;
 use crate::limits::BITMAP_BYTES_MAX;
-use crate::plan::{BitmapRead, IoFault, MetaBatch, NoRecords, WriteExtent, WriteKind, WritePlan, WriteStep};
+use crate::plan::{
+    BatchEnd, BitmapRead, IoFault, MetaBatch, NoRecords, WriteExtent, WriteKind, WritePlan, WriteStep,
+};
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
 /// Bytes moved at once.
@@ -143,9 +145,12 @@ impl<'a> ChainWriter<'a> {
                 self.watch.before_change()?;
                 match run_op(file.file(), op, &self.batch.bytes) {
                     Ok(()) => {}
-                    // The next write is told so, in the words for it.
-                    Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
-                        self.table.images.meta_batch_done(leaf, Err(IoFault::NoSpace));
+                    // The next write is told so, in the words for it; nothing waits here for space to come back.
+                    Err(error)
+                        if error.kind() == std::io::ErrorKind::StorageFull
+                            && self.table.images.meta_batch_done(leaf, Err(IoFault::NoSpace))
+                                == BatchEnd::Done =>
+                    {
                         return Ok(());
                     }
                     Err(error) => return Err(Error::io(file.path(), "writing metadata")(error)),

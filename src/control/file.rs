@@ -92,11 +92,19 @@ impl OpenedFile {
     /// With a lock, what killed servers left behind for the image is settled: a writer brings it up to date, a reader
     /// who would miss acknowledged writes is refused.
     pub fn open(path: &Path, access: Access, locking: Locking) -> Result<Self, FileError> {
-        let opened = Self::open_as_it_is(path, access, locking)?;
+        let mut opened = Self::open_as_it_is(path, access, locking)?;
         if locking == Locking::Hold {
-            leftover::settle(&opened)?;
+            leftover::settle(&mut opened)?;
         }
         Ok(opened)
+    }
+
+    /// Its length, once more: this process has changed the file. A block device has the one it had.
+    pub(super) fn look_at_length(&mut self) -> io::Result<()> {
+        if !self.block_device {
+            self.len = self.file.metadata()?.len();
+        }
+        Ok(())
     }
 
     /// As [`Self::open`], for those who look after what was left behind themselves, or will replace the content.

@@ -239,7 +239,7 @@ fn ends_in_footer(file: &OpenedFile) -> Result<bool, OpenError> {
     Ok(cookie == vhd::footer::COOKIE)
 }
 
-fn parse_vhd(file: &OpenedFile) -> Result<VhdImage, OpenError> {
+pub(super) fn parse_vhd(file: &OpenedFile) -> Result<VhdImage, OpenError> {
     let mode = if file.is_writable() { OpenMode::Writable } else { OpenMode::ReadOnly };
     let image = vhd::open_with(file.len(), mode, |offset, bytes| file.read_at(offset, bytes));
     image.map_err(|error| match error {
@@ -257,6 +257,15 @@ fn parse_vhdx(file: &OpenedFile) -> Result<VhdxImage, OpenError> {
     let len = replay_log(file)?;
     let mut image = open_vhdx(file, len, OpenMode::Writable)?;
     image.begin_writing(write_ids());
+    Ok(image)
+}
+
+/// Opens a VHDX to go on with what a killed process has written: its log is replayed, its data keeps its name.
+pub(super) fn continue_vhdx(file: &OpenedFile) -> Result<VhdxImage, OpenError> {
+    let len = replay_log(file)?;
+    let mut image = open_vhdx(file, len, OpenMode::Writable)?;
+    let (file_write, data_write, log) = (Uuid::new_v4(), image.data_write_guid(), Uuid::new_v4());
+    image.begin_writing(WriteIds { file_write, data_write, log });
     Ok(image)
 }
 

@@ -83,10 +83,10 @@ struct Work {
 pub(super) fn run(args: &CheckArgs) -> Result<RepairReport, Error> {
     let path = &args.path;
     let access = if args.dry_run { Access::ReadOnly } else { Access::Writable };
-    let file = OpenedFile::open_as_it_is(path, access, Locking::Hold).map_err(OpenError::from)?;
+    let mut file = OpenedFile::open_as_it_is(path, access, Locking::Hold).map_err(OpenError::from)?;
     // After a failed flush nothing is replayed: a repair and a clean check come first.
     if !leftover::is_failed(&file) {
-        leftover::settle(&file).map_err(|error| OpenError::from(FileError::from(error)))?;
+        leftover::settle(&mut file).map_err(|error| OpenError::from(FileError::from(error)))?;
     }
     let read = |offset, bytes: &mut [u8]| {
         let len = bytes.len();

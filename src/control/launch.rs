@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::admin::desk::Desk;
 use super::admin::service;
 use super::admin::socket::ControlSocket;
@@ -377,8 +379,8 @@ fn journals(seeds: &mut [Seed], folder: Option<&RuntimeFolder>) -> Vec<JournalFi
 /// What records of pending writes name the leaf of a unit by.
 pub(super) fn leaf_identity(table: &LayerTable, unit: &UnitSeed) -> LeafIdentity {
     let file = table.files[unit.leaf_file.0 as usize].identity();
-    let vhd = table.images.layer(unit.leaf).and_then(Layer::as_vhd);
-    let unique_id = vhd.map_or([0; 16], |vhd| vhd.unique_id().into_bytes());
+    let layer = table.images.layer(unit.leaf);
+    let unique_id = layer.and_then(Layer::unique_id_when_written).map_or([0; 16], Uuid::into_bytes);
     LeafIdentity { device: file.device, inode: file.inode, unique_id }
 }
 

@@ -1,7 +1,7 @@
 //! What killed servers left behind for an image: writes to replay, or the mark of a failed flush.
 //!
 //! Knows when a journal is true of a file: same boot, same file, not changed by anybody since. Does not know how a record
-//! gets into an image (`vhd::replay`), nor how journals are laid out (`pending`).
+//! gets into an image (`vhd::replay`, `vhdx::replay`), nor how journals are laid out (`pending`).
 //!
 //! Whoever opens an image for writing comes by here, with the image locked. A reader is told to let somebody write first:
 //! what it would read is older than what was acknowledged.
@@ -14,13 +14,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
 
 use super::block_io::run_batch;
 use super::file::{FileIdentity, OpenedFile};
+use super::image_format::{Format, continue_vhdx, detect, parse_vhd};
+use super::open_image::OpenError;
 use super::runtime::{self, JOURNAL_ENDING};
 use crate::pending::{Journal, LeafIdentity, LeafIndex};
 use crate::plan::{MetaBatch, PendingRecord};
-use crate::vhd::{self, OpenMode};
+use crate::vhd::VhdImage;
+use crate::vhdx::VhdxImage;
 
 /// Seconds after its server's last sign of life in which a change of the image may still be the server's own.
 const SILENCE_S: u64 = 10;
@@ -83,13 +87,23 @@ static KNOWN: Mutex<Leftovers> = Mutex::new(Leftovers { loaded: BTreeMap::new() 
 ///
 /// # Errors
 /// A reader would miss acknowledged writes; the image may not be written; or what was left does not fit.
-pub(super) fn settle(file: &OpenedFile) -> Result<(), LeftoverError> {
-    with_leftovers(|known| {
+pub(super) fn settle(file: &mut OpenedFile) -> Result<(), LeftoverError> {
+    let changed = with_leftovers(|known| settle_known(known, file))?;
+    if changed {
+        file.look_at_length()
+            .map_err(|source| LeftoverError::Replay { path: file.path().to_owned(), source })?;
+    }
+    Ok(())
+}
+
+/// True when the file was changed.
+fn settle_known(known: &mut Leftovers, file: &OpenedFile) -> Result<bool, LeftoverError> {
+    {
         let found = known.of(file);
         if !file.is_writable() {
             let writes = found.iter().filter(|found| !found.failed).map(|found| found.records.len()).sum();
             let path = || file.path().to_owned();
-            return if writes > 0 { Err(LeftoverError::Pending { path: path(), writes }) } else { Ok(()) };
+            return if writes > 0 { Err(LeftoverError::Pending { path: path(), writes }) } else { Ok(false) };
         }
         if found.iter().any(|found| found.failed) {
             return Err(LeftoverError::FlushFailed { path: file.path().to_owned() });
@@ -102,8 +116,8 @@ pub(super) fn settle(file: &OpenedFile) -> Result<(), LeftoverError> {
         if any {
             known.loaded.clear();
         }
-        Ok(())
-    })
+        Ok(any)
+    }
 }
 
 /// True when a flush of the image failed and nobody has checked it since.
@@ -229,8 +243,7 @@ impl Found {
             writes: self.records.len(),
             reason: reason.to_string(),
         };
-        let image = vhd::open_with(file.len(), OpenMode::Writable, |at, bytes| file.read_at(at, bytes));
-        let mut image = image.map_err(|error| does_not_fit(&error))?;
+        let mut image = Image::open(file).map_err(|error| does_not_fit(&error))?;
         if image.unique_id().into_bytes() != self.unique_id {
             tracing::warn!(
                 image = %file.path().display(),
@@ -243,7 +256,7 @@ impl Found {
             return Err(does_not_fit(&"it was changed after the server had ended"));
         }
         let records: Vec<PendingRecord> = self.records.iter().map(|(_, record)| *record).collect();
-        image.replay(&records, |at, bytes| file.read_at(at, bytes)).map_err(|error| does_not_fit(&error))?;
+        image.replay(&records, file).map_err(|reason| does_not_fit(&reason))?;
         self.write(file, &mut image)
             .map_err(|source| LeftoverError::Replay { path: file.path().to_owned(), source })?;
         self.retire(file)?;
@@ -255,7 +268,7 @@ impl Found {
         Ok(())
     }
 
-    fn write(&self, file: &OpenedFile, image: &mut vhd::VhdImage) -> io::Result<()> {
+    fn write(&self, file: &OpenedFile, image: &mut Image) -> io::Result<()> {
         let mut batch = MetaBatch::default();
         while image.next_meta_batch(&mut batch) {
             if let Err(error) = run_batch(file.file(), &batch) {
@@ -266,7 +279,7 @@ impl Found {
                 }
                 return Err(error);
             }
-            image.meta_batch_done(Ok(()));
+            image.meta_batch_done();
         }
         file.file().sync_data()
     }
@@ -288,6 +301,51 @@ impl Found {
             let _ = fs::remove_file(&self.journal);
         }
         Ok(())
+    }
+}
+
+/// An image that can have records, as its format opens it.
+enum Image {
+    Vhd(Box<VhdImage>),
+    Vhdx(Box<VhdxImage>),
+}
+
+impl Image {
+    fn open(file: &OpenedFile) -> Result<Self, OpenError> {
+        match detect(file)? {
+            Format::Vhdx => Ok(Self::Vhdx(Box::new(continue_vhdx(file)?))),
+            Format::Vhd | Format::Raw => Ok(Self::Vhd(Box::new(parse_vhd(file)?))),
+        }
+    }
+
+    /// What its records are bound to: a VHD's own identifier, that of a VHDX's data.
+    fn unique_id(&self) -> Uuid {
+        match self {
+            Self::Vhd(image) => image.unique_id(),
+            Self::Vhdx(image) => image.data_write_guid(),
+        }
+    }
+
+    fn replay(&mut self, records: &[PendingRecord], file: &OpenedFile) -> Result<(), String> {
+        let read = |at: u64, bytes: &mut [u8]| file.read_at(at, bytes);
+        match self {
+            Self::Vhd(image) => image.replay(records, read).map_err(|error| error.to_string()),
+            Self::Vhdx(image) => image.replay(records, read).map_err(|error| error.to_string()),
+        }
+    }
+
+    fn next_meta_batch(&mut self, batch: &mut MetaBatch) -> bool {
+        match self {
+            Self::Vhd(image) => image.next_meta_batch(batch),
+            Self::Vhdx(image) => image.next_meta_batch(batch),
+        }
+    }
+
+    fn meta_batch_done(&mut self) {
+        match self {
+            Self::Vhd(image) => image.meta_batch_done(Ok(())),
+            Self::Vhdx(image) => image.meta_batch_done(Ok(())),
+        };
     }
 }
 

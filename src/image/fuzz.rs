@@ -5,8 +5,8 @@
 
 use super::{Chain, Images, Layer};
 use crate::plan::{
-    BitmapRead, FileSlot, IoFault, MetaBatch, MetaOp, NoRecords, ReadPlan, ReadStep, Source, WriteExtent,
-    WriteKind, WritePlan, WriteStep,
+    BatchEnd, BitmapRead, FileSlot, IoFault, MetaBatch, MetaOp, NoRecords, ReadPlan, ReadStep, Source,
+    WriteExtent, WriteKind, WritePlan, WriteStep,
 };
 use crate::units::BlockSize;
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
@@ -297,8 +297,15 @@ impl World {
                     self.files[0].run(op, &batch.bytes);
                 }
             }
-            let result = if fault { Err(IoFault::NoSpace) } else { Ok(()) };
-            self.images.meta_batch_done(self.chain.leaf(), result);
+            let leaf = self.chain.leaf();
+            if fault && self.images.meta_batch_done(leaf, Err(IoFault::NoSpace)) == BatchEnd::Done {
+                continue;
+            }
+            // Well, or the second time.
+            if fault {
+                batch.ops.iter().for_each(|op| self.files[0].run(op, &batch.bytes));
+            }
+            self.images.meta_batch_done(leaf, Ok(()));
         }
     }
 

@@ -6,6 +6,7 @@ use crate::plan::{FileSlot, OpenMode, Run};
 use crate::units::{BlockIndex, BlockSize, ByteOffset, SECTOR_BYTES, SectorCount};
 use crate::vhd::{DiskType, VhdImage};
 use crate::vhdx::VhdxImage;
+use uuid::Uuid;
 
 /// One file of a chain, in the format it has.
 #[derive(Debug)]
@@ -122,6 +123,15 @@ impl Layer {
     /// The logical sector the disk was made for; a raw file and a VHD say nothing else than 512.
     pub fn logical_sector(&self) -> BlockSize {
         self.as_vhdx().map_or(BlockSize::B512, VhdxImage::logical_sector)
+    }
+
+    /// What records of writes to this layer are bound to: a VHD's identifier, that of the data of a VHDX.
+    pub fn unique_id_when_written(&self) -> Option<Uuid> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Vhd(vhd) => Some(vhd.image.unique_id()),
+            Self::Vhdx(vhdx) => vhdx.image.data_when_written(),
+        }
     }
 
     /// What the format is called.

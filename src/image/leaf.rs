@@ -3,7 +3,7 @@
 //! Knows which format a layer has. Does not know chains (`write`) nor what a format does.
 
 use super::Layer;
-use crate::plan::{CommitSeq, IoFault, MetaBatch, RecordSink, WriteRefused, WriteRun};
+use crate::plan::{BatchEnd, CommitSeq, IoFault, MetaBatch, RecordSink, WriteRefused, WriteRun};
 use crate::units::{ByteOffset, SECTOR_BYTES, SectorRange};
 
 impl Layer {
@@ -38,20 +38,37 @@ impl Layer {
         }
     }
 
-    /// A VHDX offers no records: its writes wait for their commit.
+    /// As [`super::Images::data_written`].
     pub(super) fn data_written(&mut self, range: SectorRange, sink: &mut dyn RecordSink) -> CommitSeq {
         match self {
             Self::Raw(_) => CommitSeq(0),
             Self::Vhd(vhd) => vhd.image.data_written(range, sink),
-            Self::Vhdx(vhdx) => vhdx.image.data_written(range),
+            Self::Vhdx(vhdx) => vhdx.image.data_written(range, sink),
         }
     }
 
     /// Of writes that were answered and are only recorded.
     pub(super) fn request_commit(&mut self) -> CommitSeq {
         match self {
-            Self::Raw(_) | Self::Vhdx(_) => CommitSeq(0),
+            Self::Raw(_) => CommitSeq(0),
             Self::Vhd(vhd) => vhd.image.request_commit(),
+            Self::Vhdx(vhdx) => vhdx.image.request_commit(),
+        }
+    }
+
+    pub(super) fn commit_begun(&self) -> CommitSeq {
+        match self {
+            Self::Raw(_) => CommitSeq(0),
+            Self::Vhd(vhd) => vhd.image.commit_begun(),
+            Self::Vhdx(vhdx) => vhdx.image.commit_begun(),
+        }
+    }
+
+    pub(super) fn pending_blocks(&self) -> usize {
+        match self {
+            Self::Raw(_) => 0,
+            Self::Vhd(vhd) => vhd.image.pending_blocks(),
+            Self::Vhdx(vhdx) => vhdx.image.pending_blocks(),
         }
     }
 
@@ -71,9 +88,9 @@ impl Layer {
         }
     }
 
-    pub(super) fn meta_batch_done(&mut self, result: Result<(), IoFault>) {
+    pub(super) fn meta_batch_done(&mut self, result: Result<(), IoFault>) -> BatchEnd {
         match self {
-            Self::Raw(_) => {}
+            Self::Raw(_) => BatchEnd::Done,
             Self::Vhd(vhd) => vhd.image.meta_batch_done(result),
             Self::Vhdx(vhdx) => vhdx.image.meta_batch_done(result),
         }

@@ -6,8 +6,8 @@
 use super::images::{ChainRun, EXTENT_SECTORS_MAX, Images, bitmap_read};
 use super::{Chain, Layer};
 use crate::plan::{
-    CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, RecordSink, Source, WriteExtent, WriteKind, WritePlan,
-    WriteRefused, WriteRun, WriteStep,
+    BatchEnd, CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, RecordSink, Source, WriteExtent, WriteKind,
+    WritePlan, WriteRefused, WriteRun, WriteStep,
 };
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
@@ -166,10 +166,8 @@ impl Images {
     }
 
     /// All operations of the batch have ended; `result` is the first failure among them.
-    pub fn meta_batch_done(&mut self, layer: LayerId, result: Result<(), IoFault>) {
-        if let Some(layer) = self.layer_mut(layer) {
-            layer.meta_batch_done(result);
-        }
+    pub fn meta_batch_done(&mut self, layer: LayerId, result: Result<(), IoFault>) -> BatchEnd {
+        self.layer_mut(layer).map_or(BatchEnd::Done, |layer| layer.meta_batch_done(result))
     }
 
     /// Asks for a commit of all that was written to a leaf so far: run batches until [`Self::committed`] reaches the
@@ -180,12 +178,12 @@ impl Images {
 
     /// The last commit that was begun: it has what was written before its flush was handed out, and nothing else.
     pub fn commit_begun(&self, layer: LayerId) -> CommitSeq {
-        self.layer(layer).and_then(Layer::as_vhd).map_or(CommitSeq(0), crate::vhd::VhdImage::commit_begun)
+        self.layer(layer).map_or(CommitSeq(0), Layer::commit_begun)
     }
 
     /// Blocks of a leaf with something that waits for its next commit.
     pub fn pending_blocks(&self, layer: LayerId) -> usize {
-        self.layer(layer).and_then(Layer::as_vhd).map_or(0, crate::vhd::VhdImage::pending_blocks)
+        self.layer(layer).map_or(0, Layer::pending_blocks)
     }
 
     /// The last finished commit of a layer.

@@ -2,9 +2,10 @@
 //!
 //! Knows when a batch is complete. Does not know what is in it (`vhd` decides) nor why the order matters.
 
+use crate::clock::{Duration, Instant};
 use crate::io::{Errno, Op, Part};
 use crate::limits;
-use crate::plan::{CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, MetaOp};
+use crate::plan::{BatchEnd, CommitSeq, FileSlot, IoFault, LayerId, MetaBatch, MetaOp};
 use crate::units::ByteOffset;
 
 use super::executor::{Core, TaskKey};
@@ -12,6 +13,9 @@ use super::flush::Flushes;
 use super::records::{Durability, Records};
 use super::token::{Kind, Token};
 use super::write_path::{io_fault, libc_eopnotsupp};
+
+/// A disk that stays full is told of once in so long.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct LayerWork {
@@ -21,6 +25,10 @@ pub(super) struct LayerWork {
     pending: u32,
     unsent: usize,
     running: bool,
+    /// The batch found no space: it is run once more when somebody asks for something.
+    stalled: bool,
+    /// When a full disk was last reported.
+    reported: Option<Instant>,
     fault: Option<IoFault>,
     commit_waiters: Vec<(CommitSeq, TaskKey)>,
     space_waiters: Vec<TaskKey>,
@@ -36,11 +44,23 @@ impl LayerWork {
             pending: 0,
             unsent: 0,
             running: false,
+            stalled: false,
+            reported: None,
             fault: None,
             commit_waiters: Vec::new(),
             space_waiters: Vec::new(),
             flushes: Flushes::default(),
             records: Records::default(),
+        }
+    }
+
+    /// Tells people of a fault; of a full disk not with each write that finds it.
+    fn report(&mut self, layer: LayerId, fault: IoFault, now: Instant) {
+        if fault == IoFault::Failed {
+            tracing::error!(layer = layer.0, "writing image metadata failed; the image takes no more writes");
+        } else if self.reported.is_none_or(|then| now.since(then) >= REPORT_INTERVAL) {
+            self.reported = Some(now);
+            tracing::error!(layer = layer.0, "no space for image metadata; writes go on once there is some");
         }
     }
 
@@ -63,7 +83,13 @@ impl LayerWork {
 impl Core {
     /// Starts the metadata work of a layer unless it runs already.
     pub(super) fn kick(&mut self, layer: LayerId) {
-        if !self.layers[layer.0 as usize].running {
+        let work = &mut self.layers[layer.0 as usize];
+        if work.running {
+            return;
+        }
+        if core::mem::take(&mut work.stalled) && !self.images.is_failed(layer) {
+            self.run_batch(layer);
+        } else {
             self.next_batch(layer);
         }
     }
@@ -95,10 +121,15 @@ impl Core {
         work.batch.clear();
         work.running = self.images.next_meta_batch(layer, &mut work.batch);
         self.follow_commits(layer);
-        let work = &mut self.layers[layer.0 as usize];
-        if !work.running {
-            return;
+        if self.layers[layer.0 as usize].running {
+            self.run_batch(layer);
         }
+    }
+
+    /// Gives all of the batch to the ring.
+    fn run_batch(&mut self, layer: LayerId) {
+        let work = &mut self.layers[layer.0 as usize];
+        work.running = true;
         work.fault = None;
         work.unsent = work.batch.ops.len();
         work.pending = 0;
@@ -240,24 +271,29 @@ impl Core {
         let result = match work.fault.take() {
             None => Ok(()),
             Some(fault) => {
-                tracing::error!(layer = layer.0, ?fault, "writing image metadata failed");
+                work.report(layer, fault, self.now);
                 Err(fault)
             }
         };
-        self.images.meta_batch_done(layer, result);
+        let again = self.images.meta_batch_done(layer, result) == BatchEnd::Again;
+        self.layers[layer.0 as usize].stalled = again;
         self.follow_commits(layer);
         let committed = self.images.committed(layer);
         let failed = self.images.is_failed(layer);
         let ready = &mut self.ready;
         let work = &mut self.layers[layer.0 as usize];
         work.commit_waiters.retain(|(seq, task)| {
-            let wake = failed || *seq <= committed;
+            let wake = failed || again || *seq <= committed;
             if wake {
                 ready.push_back(*task);
             }
             !wake
         });
         ready.extend(work.space_waiters.drain(..));
-        self.next_batch(layer);
+        if again {
+            work.running = false;
+        } else {
+            self.next_batch(layer);
+        }
     }
 }

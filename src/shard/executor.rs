@@ -487,7 +487,7 @@ impl Core {
         let leaf = self.luns[task.lun as usize].leaf;
         let committed = task.commit.take().is_some_and(|seq| self.images.committed(leaf) >= seq);
         if !committed || self.images.is_failed(leaf) {
-            self.fail_io(key, UnitFault::Write);
+            self.fail_io(key, self.commit_fault(leaf));
             return;
         }
         task.stage = Stage::Sync;

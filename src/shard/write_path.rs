@@ -4,7 +4,7 @@
 
 use crate::io::{Errno, Op, Part};
 use crate::limits::CHUNK_BYTES;
-use crate::plan::{CommitSeq, FileSlot, IoFault, WriteExtent, WriteKind, WriteRefused, WriteStep};
+use crate::plan::{CommitSeq, FileSlot, IoFault, LayerId, WriteExtent, WriteKind, WriteRefused, WriteStep};
 use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
@@ -224,18 +224,22 @@ impl Core {
             task.stage = Stage::Resolve;
             return true;
         }
-        // Nobody is woken from here for anything else than the commit or its failure.
-        self.fail_io(key, UnitFault::Write);
+        self.fail_io(key, self.commit_fault(leaf));
         false
+    }
+
+    /// Why a commit that somebody waited for has not ended: its layer has failed, or found no space, which may come back.
+    pub(super) fn commit_fault(&self, leaf: LayerId) -> UnitFault {
+        if self.images.is_failed(leaf) { UnitFault::Write } else { UnitFault::NoSpace }
     }
 }
 
 fn refusal(refused: WriteRefused) -> UnitFault {
     match refused {
-        WriteRefused::ReadOnly => UnitFault::ReadOnly,
+        // After a failed flush the medium is as good as protected: a write is not tried, whatever its place.
+        WriteRefused::ReadOnly | WriteRefused::Failed => UnitFault::ReadOnly,
         WriteRefused::OutOfRange | WriteRefused::Misaligned => UnitFault::Internal,
         WriteRefused::FormatFull | WriteRefused::NoSpace => UnitFault::NoSpace,
-        WriteRefused::Failed => UnitFault::Write,
     }
 }
 
@@ -246,10 +250,11 @@ fn write_fault(error: Errno) -> UnitFault {
     }
 }
 
-/// ENOSPC and EDQUOT are a full disk; everything else is a failure.
+/// ENOSPC, EDQUOT and EFBIG are a full disk; everything else is a failure.
 pub(super) fn io_fault(error: Errno) -> IoFault {
+    use std::io::ErrorKind;
     match std::io::Error::from_raw_os_error(error.0).kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => IoFault::NoSpace,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => IoFault::NoSpace,
         _ => IoFault::Failed,
     }
 }

@@ -19,7 +19,7 @@ use super::allocate::{Wait, Writer, forget_full};
 use super::bat::{ENTRY_BYTES, UNALLOCATED};
 use super::image::{Body, Sparse, VhdImage};
 use super::layout::Layout;
-use crate::plan::{CommitSeq, IoFault, MetaBatch, MetaOp};
+use crate::plan::{BatchEnd, CommitSeq, IoFault, MetaBatch, MetaOp};
 use crate::units::{ByteOffset, SECTOR_BYTES};
 
 /// Table entries are written in whole pages of the file, as far as they belong to the table: a torn physical sector
@@ -53,9 +53,10 @@ impl VhdImage {
     }
 
     /// Every operation of the batch has ended; `result` is the first failure among them.
-    pub fn meta_batch_done(&mut self, result: Result<(), IoFault>) {
-        if let Body::Sparse(sparse) = &mut self.body {
-            sparse.meta_batch_done(result);
+    pub fn meta_batch_done(&mut self, result: Result<(), IoFault>) -> BatchEnd {
+        match &mut self.body {
+            Body::Fixed => BatchEnd::Done,
+            Body::Sparse(sparse) => sparse.meta_batch_done(result),
         }
     }
 
@@ -284,10 +285,10 @@ impl Sparse {
         }
     }
 
-    fn meta_batch_done(&mut self, result: Result<(), IoFault>) {
-        let Some(writer) = &mut self.writer else { return };
+    fn meta_batch_done(&mut self, result: Result<(), IoFault>) -> BatchEnd {
+        let Some(writer) = &mut self.writer else { return BatchEnd::Done };
         if !core::mem::take(&mut writer.outstanding) {
-            return;
+            return BatchEnd::Done;
         }
         match (result, writer.phase) {
             (Ok(()), phase) => self.phase_done(phase),
@@ -298,9 +299,18 @@ impl Sparse {
                 writer.no_space = true;
                 writer.phase = if writer.phase == Phase::Prepare { Phase::Sync } else { Phase::Idle };
             }
+            // The data is stable and the bits are right whenever they come.
+            (Err(IoFault::NoSpace), Phase::Metadata) => {
+                writer.no_space = true;
+                writer.outstanding = true;
+                return BatchEnd::Again;
+            }
+            // The footer further up is as good: the file stays a little longer.
+            (Err(IoFault::NoSpace), Phase::CloseFooter) => writer.phase = Phase::Closed,
             // A failed flush is final (its pages count as clean afterwards), and so is half a commit.
             (Err(_), _) => writer.failed = true,
         }
+        BatchEnd::Done
     }
 
     /// Every operation of the phase is done, or it had none.
@@ -363,6 +373,7 @@ impl Sparse {
             forget_full(&mut self.bitmaps, self.full.contains(block), block);
         }
         writer.committed += 1;
+        writer.no_space = false;
     }
 }
 

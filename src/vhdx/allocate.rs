@@ -12,7 +12,7 @@ use super::log_write::LogWriter;
 use super::sector_bitmap::BitmapPage;
 use super::space::{Extension, Space};
 use crate::limits::VHDX_PENDING_MAX;
-use crate::plan::{BitmapRequest, CommitSeq, OpenMode, WriteRefused, WriteRun};
+use crate::plan::{BitmapRequest, CommitSeq, OpenMode, PendingRecord, RecordSink, WriteRefused, WriteRun};
 use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES, Sector, SectorRange};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -43,6 +43,15 @@ pub(super) struct Change {
     pub(super) wait: Wait,
     /// The block gets its place; otherwise it had it, and only its state changes.
     pub(super) fresh: bool,
+    /// A record of it survives this process: it is in the table in memory, and reads see it. What the file has instead.
+    pub(super) recorded_over: Option<Entry>,
+}
+
+impl Change {
+    /// Writes to it wait for its entry.
+    fn is_hidden(&self) -> bool {
+        self.fresh && self.recorded_over.is_none()
+    }
 }
 
 /// How far the headers are.
@@ -73,6 +82,8 @@ pub(super) struct Writer {
     /// Blocks whose entry, and pages whose bits, go with the next commit.
     pub(super) pending_blocks: Vec<u32>,
     pub(super) pending_pages: Vec<u32>,
+    /// Somebody waits for a commit of what is pending. Recorded writes alone can wait for company.
+    pub(super) commit_wanted: bool,
     /// Blocks whose last sector was written: their entry says so in some later commit.
     pub(super) filled: Vec<u32>,
     /// What is left of the commit that runs, and the part of it that is being logged.
@@ -107,6 +118,7 @@ impl Writer {
             new_bitmaps: BTreeMap::new(),
             pending_blocks: Vec::new(),
             pending_pages: Vec::new(),
+            commit_wanted: false,
             filled: Vec::new(),
             left_blocks: Vec::new(),
             left_pages: Vec::new(),
@@ -125,7 +137,7 @@ impl Writer {
     }
 
     /// The commit that takes what becomes pending now.
-    fn next_commit(&self) -> u64 {
+    pub(super) fn next_commit(&self) -> u64 {
         self.committed + 1 + u64::from(self.running)
     }
 
@@ -205,14 +217,14 @@ impl VhdxImage {
     fn entry_of(&self, block: u32) -> (Entry, bool) {
         let change = self.writer.as_ref().and_then(|writer| writer.changes.get(&block));
         match change {
-            Some(change) if change.fresh => (change.entry, true),
+            Some(change) if change.is_hidden() => (change.entry, true),
             Some(change) if change.wait == Wait::Committing => (change.entry, false),
             _ => (self.bat.get(block), false),
         }
     }
 
     /// Bits speak for logical sectors: a part of one cannot be written alone.
-    fn is_aligned(&self, sector: u64, sectors: u64) -> bool {
+    pub(super) fn is_aligned(&self, sector: u64, sectors: u64) -> bool {
         let bit_sectors = u64::from(self.layout.bit_sectors);
         sector.is_multiple_of(bit_sectors) && sectors.is_multiple_of(bit_sectors)
     }
@@ -230,14 +242,14 @@ impl VhdxImage {
         if commit && !aligned {
             return Err(WriteRefused::Misaligned);
         }
-        if commit && self.writer.as_ref().is_some_and(|writer| writer.is_full()) {
+        if commit && self.must_commit_first()? {
             return Ok(WriteRun::NeedMetadata);
         }
         Ok(WriteRun::InPlace { offset, sectors, commit })
     }
 
     fn unallocated_write(&mut self, block: u32, sectors: u64) -> Result<WriteRun, WriteRefused> {
-        if self.writer.as_ref().is_some_and(|writer| writer.is_full()) {
+        if self.must_commit_first()? {
             return Ok(WriteRun::NeedMetadata);
         }
         // A page it shares with its neighbours must be known before the block's bits in it are cleared.
@@ -253,6 +265,16 @@ impl VhdxImage {
         Ok(WriteRun::Unallocated { sectors })
     }
 
+    /// True when so much waits that the next commit comes first.
+    ///
+    /// # Errors
+    /// That commit has found no space: said once, then it is tried again.
+    fn must_commit_first(&mut self) -> Result<bool, WriteRefused> {
+        let Some(writer) = self.writer.as_mut().filter(|writer| writer.is_full()) else { return Ok(false) };
+        writer.commit_wanted = true;
+        if core::mem::take(&mut writer.no_space) { Err(WriteRefused::NoSpace) } else { Ok(true) }
+    }
+
     fn page_request(&mut self, page: u32) -> Result<WriteRun, WriteRefused> {
         // Opening made sure that a block which is there in part has its bitmap.
         let offset = ByteOffset(self.page_offset(page).ok_or(WriteRefused::Failed)?);
@@ -263,7 +285,7 @@ impl VhdxImage {
 
     /// The state of a block once it has a place: what the parent shows through is there in part. In any other state
     /// its sectors were zeros, and stay so where nothing is written.
-    fn becomes(&self, block: u32) -> BlockState {
+    pub(super) fn becomes(&self, block: u32) -> BlockState {
         match self.bat.get(block).state {
             BlockState::NotPresent if self.layout.differencing => BlockState::Partial,
             _ => BlockState::Present,
@@ -307,7 +329,8 @@ impl VhdxImage {
         let Some(mib) = writer.space.take(block_bytes) else { return Ok(false) };
         let low = writer.space.left() < block_bytes && unplaced > writer.changes.len() as u64;
         writer.extend_wanted |= low && writer.extension.is_none();
-        let change = Change { entry: Entry { state, mib }, wait: Wait::Data, fresh: true };
+        let entry = Entry { state, mib };
+        let change = Change { entry, wait: Wait::Data, fresh: true, recorded_over: None };
         writer.changes.insert(block, change);
         if state == BlockState::Partial {
             self.clear_bits(block);
@@ -316,7 +339,7 @@ impl VhdxImage {
     }
 
     /// What the file says of the bits of a block that was not there means nothing.
-    fn clear_bits(&mut self, block: u32) {
+    pub(super) fn clear_bits(&mut self, block: u32) {
         let (first, count) = self.layout.bits_in_page(block);
         for page in self.layout.pages_of(block) {
             let kept = self.bitmaps.get_or_insert(page, BitmapPage::empty());
@@ -348,52 +371,93 @@ impl VhdxImage {
         });
     }
 
-    /// The data of `range`, or a part of what was resolved, is in the file. The commit that makes it visible.
-    pub fn data_written(&mut self, range: SectorRange) -> CommitSeq {
+    /// The data of `range`, or a part of what was resolved, is in the file. The commit that completes the write; one
+    /// that has ended where `sink` took records of all that the file does not say yet.
+    pub fn data_written(&mut self, range: SectorRange, sink: &mut dyn RecordSink) -> CommitSeq {
         let mut seq = 0;
         self.each_block(range, |image, block, state, range| {
-            seq = seq.max(image.block_written(block, state, range));
+            if state == BlockState::Partial {
+                image.each_page(range, |image, page, bits| image.release(page, bits));
+            }
+            seq = seq.max(image.block_written(block, state, range, sink));
         });
         CommitSeq(seq)
     }
 
     /// The number of the commit that completes a write to these sectors; at most `committed` when none is needed.
-    fn block_written(&mut self, block: u32, state: BlockState, range: SectorRange) -> u64 {
+    fn block_written(
+        &mut self,
+        block: u32,
+        state: BlockState,
+        range: SectorRange,
+        sink: &mut dyn RecordSink,
+    ) -> u64 {
+        let (entry, hidden) = self.entry_of(block);
+        let missing = state == BlockState::Partial && self.lacks_bits(range);
         let Some(writer) = &mut self.writer else { return 0 };
+        if !hidden && !missing {
+            return writer.committed;
+        }
         let next = writer.next_commit();
-        let mut seq = writer.committed;
-        if let Some(change) = writer.changes.get_mut(&block).filter(|change| change.fresh) {
+        let mut seq = if missing { next } else { writer.committed };
+        if let Some(change) = writer.changes.get_mut(&block).filter(|_| hidden) {
+            let with = if change.wait == Wait::Committing { writer.committed + 1 } else { next };
+            seq = seq.max(with);
             if change.wait == Wait::Data {
                 change.wait = Wait::Commit;
                 writer.pending_blocks.push(block);
             }
-            seq = if change.wait == Wait::Committing { writer.committed + 1 } else { next };
         }
-        if state == BlockState::Partial {
-            self.each_page(range, |image, page, bits| {
-                image.release(page, bits);
-                seq = seq.max(image.page_written(page, bits, next));
-            });
+        let (_, first) = self.layout.locate(range.start().0);
+        // A block has fewer than 2^32 sectors.
+        let sectors = range.count().0 as u32;
+        let place = ByteOffset(entry.offset().unwrap_or_default());
+        let record = PendingRecord { block: BlockIndex(block), first, sectors, place };
+        let recorded = !writer.failed && sink.record(record);
+        if missing {
+            self.each_page(range, |image, page, bits| image.bits_pending(page, bits, recorded));
+        }
+        if recorded {
+            self.recorded(block);
+            return self.writer.as_ref().map_or(0, |writer| writer.committed);
+        }
+        if let Some(writer) = &mut self.writer {
+            writer.commit_wanted = true;
         }
         seq
     }
 
-    fn page_written(&mut self, page: u32, bits: Bits, next: u64) -> u64 {
-        let Some(writer) = &mut self.writer else { return 0 };
+    /// A record of the block is stored: reads see it.
+    pub(super) fn recorded(&mut self, block: u32) {
+        let before = self.bat.get(block);
+        let Some(writer) = &mut self.writer else { return };
+        if let Some(change) = writer.changes.get_mut(&block).filter(|change| change.is_hidden()) {
+            change.recorded_over = Some(before);
+            self.bat.set(block, change.entry);
+        }
+    }
+
+    /// True when reads do not see all of these sectors of a block that is there in part.
+    fn lacks_bits(&mut self, range: SectorRange) -> bool {
+        let mut missing = false;
+        self.each_page(range, |image, page, bits| {
+            let known = image.bitmaps.get(page).is_some_and(|kept| kept.set.all_set(bits.first, bits.count));
+            missing |= !known;
+        });
+        missing
+    }
+
+    /// The bits go with the next commit; reads see them at once when they are `recorded`.
+    pub(super) fn bits_pending(&mut self, page: u32, bits: Bits, recorded: bool) {
+        let Some(writer) = &mut self.writer else { return };
         let Some(kept) = self.bitmaps.get(page) else {
             // It was not resolved, or reported twice: its bits are unknown.
             writer.failed = true;
-            return next;
+            return;
         };
-        if kept.set.all_set(bits.first, bits.count) {
-            return writer.committed;
-        }
-        let pending = &mut kept.writes().pending;
-        if pending.is_clear() {
+        if kept.add_pending(bits.first, bits.count, recorded) {
             writer.pending_pages.push(page);
         }
-        pending.set(bits.first, bits.count);
-        next
     }
 
     /// A piece of a resolved write is accounted for.
@@ -420,7 +484,7 @@ impl VhdxImage {
     }
 
     /// Calls `f` with each page of sector bitmaps that speaks for `range`.
-    fn each_page(&mut self, range: SectorRange, mut f: impl FnMut(&mut Self, u32, Bits)) {
+    pub(super) fn each_page(&mut self, range: SectorRange, mut f: impl FnMut(&mut Self, u32, Bits)) {
         let bit_sectors = u64::from(self.layout.bit_sectors);
         let mut at = range.start().0;
         while at < range.end().0 {
@@ -437,7 +501,7 @@ impl VhdxImage {
 
 /// Bits of a page, and the sectors they speak for that are meant.
 #[derive(Clone, Copy, Debug)]
-struct Bits {
+pub(super) struct Bits {
     first: u32,
     count: u32,
     len: u32,

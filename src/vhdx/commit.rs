@@ -24,7 +24,7 @@ use super::header::Header;
 use super::image::VhdxImage;
 use super::log_write::{LogWriter, Pages};
 use crate::limits::{VHDX_ENTRY_PAGES_MAX, VHDX_PENDING_MAX};
-use crate::plan::{CommitSeq, IoFault, MetaBatch, MetaOp};
+use crate::plan::{BatchEnd, CommitSeq, IoFault, MetaBatch, MetaOp};
 use crate::units::ByteOffset;
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -108,11 +108,11 @@ impl VhdxImage {
     }
 
     /// Every operation of the batch has ended; `result` is the first failure among them.
-    pub fn meta_batch_done(&mut self, result: Result<(), IoFault>) {
+    pub fn meta_batch_done(&mut self, result: Result<(), IoFault>) -> BatchEnd {
         let after_extend = self.after_extend();
-        let Some(writer) = &mut self.writer else { return };
+        let Some(writer) = &mut self.writer else { return BatchEnd::Done };
         if !core::mem::take(&mut writer.outstanding) {
-            return;
+            return BatchEnd::Done;
         }
         match (result, writer.phase) {
             (Ok(()), phase) => self.phase_done(phase),
@@ -128,14 +128,41 @@ impl VhdxImage {
                 writer.no_space = true;
                 writer.phase = Phase::Idle;
             }
+            // What these write is decided, and nothing they need can be lost: the same bytes, later.
+            (Err(IoFault::NoSpace), Phase::Log | Phase::Apply | Phase::Header(..) | Phase::Cut) => {
+                writer.no_space = true;
+                writer.outstanding = true;
+                return BatchEnd::Again;
+            }
             // A failed flush is final (its pages count as clean afterwards), and so is half a commit.
             (Err(_), _) => writer.failed = true,
         }
+        BatchEnd::Done
     }
 
     /// The last finished commit.
     pub fn committed(&self) -> CommitSeq {
         CommitSeq(self.writer.as_ref().map_or(0, |writer| writer.committed))
+    }
+
+    /// As [`crate::vhd::VhdImage::request_commit`].
+    pub fn request_commit(&mut self) -> CommitSeq {
+        let Some(writer) = &mut self.writer else { return CommitSeq(0) };
+        if writer.pending() == 0 {
+            return CommitSeq(writer.committed + u64::from(writer.running));
+        }
+        writer.commit_wanted = true;
+        CommitSeq(writer.next_commit())
+    }
+
+    /// Blocks and pages of bitmaps that wait for the next commit.
+    pub fn pending_blocks(&self) -> usize {
+        self.writer.as_ref().map_or(0, |writer| writer.pending())
+    }
+
+    /// The last commit whose flush was handed out: nothing that is written from now on goes with it.
+    pub fn commit_begun(&self) -> CommitSeq {
+        CommitSeq(self.writer.as_ref().map_or(0, |writer| writer.committed + u64::from(writer.running)))
     }
 
     /// A flush of the file failed outside of a commit: as if one of its own had.
@@ -229,7 +256,10 @@ impl VhdxImage {
         if let Some(place) = HEADER_OFFSETS.get(1 - self.header_index.min(1)) {
             batch.push_write(ByteOffset(*place), &header.encode());
         }
-        let all_there = !self.layout.differencing && self.bat.allocated() == u64::from(self.layout.blocks);
+        // What is only recorded counts as there, and needs the log.
+        let settled = self.writer.as_ref().is_none_or(|writer| writer.changes.is_empty());
+        let all = self.bat.allocated() == u64::from(self.layout.blocks);
+        let all_there = !self.layout.differencing && all && settled;
         if (update, copy) != (Update::Mark, Copy::Second) || all_there {
             return;
         }
@@ -260,8 +290,12 @@ impl VhdxImage {
         if core::mem::replace(&mut writer.running, true) {
             return;
         }
+        writer.commit_wanted = false;
         core::mem::swap(&mut writer.pending_blocks, &mut writer.left_blocks);
         core::mem::swap(&mut writer.pending_pages, &mut writer.left_pages);
+        // A page may have come to wait, been overtaken by the commit before, and come again.
+        writer.left_pages.sort_unstable();
+        writer.left_pages.dedup();
         for block in &writer.left_blocks {
             if let Some(change) = writer.changes.get_mut(block) {
                 change.wait = Wait::Committing;
@@ -286,7 +320,8 @@ impl VhdxImage {
                 continue;
             }
             let entry = Entry { state: BlockState::Present, mib: self.bat.get(block).mib };
-            writer.changes.insert(block, Change { entry, wait: Wait::Committing, fresh: false });
+            let change = Change { entry, wait: Wait::Committing, fresh: false, recorded_over: None };
+            writer.changes.insert(block, change);
             writer.left_blocks.push(block);
         }
     }
@@ -365,7 +400,7 @@ impl VhdxImage {
                 continue;
             };
             let start = batch.bytes.len();
-            kept.set.encode(&mut batch.bytes);
+            kept.encode_committed(&mut batch.bytes);
             batch.ops.push(MetaOp::Write { offset: ByteOffset(offset), bytes: start..batch.bytes.len() });
         }
     }
@@ -375,13 +410,17 @@ impl VhdxImage {
     fn encode_table(&self, place: u64, part: Option<&Part>, bytes: &mut Vec<u8>) {
         let Some(writer) = &self.writer else { return };
         let entry_of = |structure| {
-            let new = match (structure, part) {
-                (Structure::SectorBitmap(chunk), Some(part)) if part.chunks.contains(&chunk) => {
-                    let new = writer.new_bitmaps.get(&chunk);
+            let new = match structure {
+                Structure::SectorBitmap(chunk) => {
+                    let new = part.filter(|part| part.chunks.contains(&chunk));
+                    let new = new.and_then(|_| writer.new_bitmaps.get(&chunk));
                     new.map(|mib| Entry { state: BlockState::Present, mib: *mib })
                 }
-                (Structure::Block(block), Some(part)) if part.blocks.contains(&block) => {
-                    writer.changes.get(&block).map(|change| change.entry)
+                Structure::Block(block) => {
+                    let logged = part.is_some_and(|part| part.blocks.contains(&block));
+                    // What is only recorded is in the table in memory, and not yet in that of the file.
+                    let change = writer.changes.get(&block);
+                    change.and_then(|change| if logged { Some(change.entry) } else { change.recorded_over })
                 }
                 _ => None,
             };
@@ -411,6 +450,7 @@ impl VhdxImage {
             }
             Phase::HeaderSync(Update::Mark | Update::Open, Copy::Second) => {
                 writer.marked = Marked::Yes;
+                writer.no_space = false;
                 Phase::Idle
             }
             Phase::HeaderSync(Update::Clear, Copy::Second) => Phase::Cut,
@@ -468,6 +508,7 @@ impl VhdxImage {
         }
         if writer.left_blocks.is_empty() && writer.left_pages.is_empty() {
             writer.running = false;
+            writer.no_space = false;
             writer.committed += 1;
         }
         for page in &part.pages {
@@ -523,7 +564,12 @@ impl VhdxImage {
 }
 
 impl Writer {
+    /// Something waits for a commit, and somebody for it.
     fn has_commit(&self) -> bool {
-        !self.pending_blocks.is_empty() || !self.pending_pages.is_empty()
+        self.pending() > 0 && (self.commit_wanted || self.closing)
+    }
+
+    fn pending(&self) -> usize {
+        self.pending_blocks.len() + self.pending_pages.len()
     }
 }

@@ -27,6 +27,7 @@ pub mod parent_locator;
 pub mod region;
 pub mod relink;
 pub mod repair;
+pub mod replay;
 pub mod resize;
 pub mod sector_bitmap;
 mod space;
@@ -35,6 +36,7 @@ pub use allocate::WriteIds;
 pub use error::{Structure, VhdxError, VhdxErrorKind};
 pub use image::{ParentInfo, Statistics, VhdxImage, Warning};
 pub use open::{OpenError, open_with, parent_with, replay_with};
+pub use replay::ReplayError;
 
 /// What kind of disk a VHDX file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// Bits of a page on their way into the file, and why the page must stay.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Writes {
-    /// The data is in the file; the bits go with the next commit.
+    /// The data is in the file; the bits go with the next commit. Those of recorded writes are in `set` already.
     pub(super) pending: BitmapPage,
     /// The bits go with the commit that runs.
     pub(super) committing: BitmapPage,
@@ -30,7 +30,7 @@ impl Writes {
 
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
-    /// What reads see.
+    /// What reads see: what the file holds, and the bits of recorded writes that it does not hold yet.
     pub(super) set: BitmapPage,
     writes: Option<Box<Writes>>,
     /// The file's page was changed since it was loaded: older bytes of it must not come back.
@@ -53,13 +53,39 @@ impl Kept {
         self.writes.as_deref_mut()
     }
 
+    /// Bits whose data is in the file go with the next commit; of a recorded write reads see them at once. True when
+    /// nothing of the page waited for that commit before.
+    pub(super) fn add_pending(&mut self, first: u32, count: u32, recorded: bool) -> bool {
+        let writes = self.writes.get_or_insert_default();
+        let was_clear = writes.pending.is_clear();
+        writes.pending.set_missing(first, count, &self.set);
+        if recorded {
+            self.set.set(first, count);
+        }
+        was_clear && !writes.pending.is_clear()
+    }
+
     /// The page as the entry that is written now has it.
     pub(super) fn encode_committing(&self, bytes: &mut Vec<u8>) {
         match self.has_writes() {
             None => self.set.encode(bytes),
             Some(writes) => {
                 let mut page = self.set.clone();
+                page.subtract(&writes.pending);
                 page.merge(&writes.committing);
+                page.encode(bytes);
+            }
+        }
+    }
+
+    /// The page as the last entry has it: without what is only recorded.
+    pub(super) fn encode_committed(&self, bytes: &mut Vec<u8>) {
+        match self.has_writes() {
+            None => self.set.encode(bytes),
+            Some(writes) => {
+                let mut page = self.set.clone();
+                page.subtract(&writes.pending);
+                page.subtract(&writes.committing);
                 page.encode(bytes);
             }
         }
@@ -70,6 +96,8 @@ impl Kept {
         self.modified = true;
         let writes = self.writes.get_or_insert_default();
         self.set.merge(&writes.committing);
+        // Written again meanwhile: the log has these by now, and nothing may take them back.
+        writes.pending.subtract(&writes.committing);
         writes.committing.clear();
         writes.logged = true;
     }

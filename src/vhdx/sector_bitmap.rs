@@ -101,6 +101,27 @@ impl BitmapPage {
         }
     }
 
+    /// Sets those of `at..at + count` that `other` lacks.
+    pub fn set_missing(&mut self, at: u32, count: u32, other: &Self) {
+        let end = at.saturating_add(count).min(PAGE_BITS);
+        let mut at = at;
+        while at < end {
+            let here = (end - at).min(64 - at % 64);
+            let index = (at / 64) as usize;
+            if let (Some(word), Some(known)) = (self.words.get_mut(index), other.words.get(index)) {
+                *word |= (u64::MAX >> (64 - here)) << (at % 64) & !known;
+            }
+            at += here;
+        }
+    }
+
+    /// Clears every bit that `other` has.
+    pub fn subtract(&mut self, other: &Self) {
+        for (word, less) in self.words.iter_mut().zip(other.words.iter()) {
+            *word &= !less;
+        }
+    }
+
     /// Clears every bit.
     pub fn clear(&mut self) {
         self.words.fill(0);
