@@ -1,6 +1,6 @@
 //! What the real program keeps when it is killed, when the file system is full, and when it is told not to care.
 //!
-//! Knows a verifying initiator. Does not know power cuts: those are simulated (`vhd_crash`, `tests/sim`).
+//! Knows a verifying initiator. Does not know power cuts: those are simulated (`crash`, `faults`, `tests/sim`).
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

@@ -59,6 +59,15 @@ impl History {
         }
     }
 
+    /// A write that was answered when it was stable (FUA).
+    pub fn stable(&mut self, write: u64, sectors: core::ops::Range<u64>) {
+        for (_, records) in self.records.range_mut(sectors) {
+            for record in records.iter_mut().filter(|record| record.write == write) {
+                record.flushed |= record.acknowledged;
+            }
+        }
+    }
+
     /// The process was killed: what was in flight may have happened, and will not happen any more.
     pub fn killed(&mut self, now: u64) {
         for record in self.records.values_mut().flatten() {
@@ -76,12 +85,16 @@ impl History {
     pub fn complaint(&self, content: &BTreeMap<u64, u64>, promise: Promise) -> Option<String> {
         let touched = self.records.keys();
         let sectors: BTreeSet<u64> = content.keys().chain(self.base.keys()).chain(touched).copied().collect();
-        sectors.into_iter().find_map(|sector| {
-            let found = content.get(&sector).copied().unwrap_or(0);
-            let allowed = self.allowed(sector, promise);
-            let wrong = !allowed.contains(&found);
-            wrong.then(|| format!("sector {sector} reads {found:#x}, allowed are {allowed:#x?}"))
-        })
+        sectors
+            .into_iter()
+            .find_map(|sector| self.complaint_at(sector, content.get(&sector).copied().unwrap_or(0), promise))
+    }
+
+    /// What is wrong with one sector that reads `found`.
+    pub fn complaint_at(&self, sector: u64, found: u64, promise: Promise) -> Option<String> {
+        let allowed = self.allowed(sector, promise);
+        let wrong = !allowed.contains(&found);
+        wrong.then(|| format!("sector {sector} reads {found:#x}, allowed are {allowed:#x?}"))
     }
 
     /// A value counts unless a promised write began after its own had ended.

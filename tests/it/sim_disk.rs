@@ -176,6 +176,16 @@ impl SimDisk {
         self.log_start += count;
     }
 
+    /// A flush that goes wrong: of what it was to make stable some is, and no later flush makes the rest so.
+    pub fn sync_fails(&mut self, covers: usize, rng: &mut Rng) {
+        let count = covers.saturating_sub(self.log_start).min(self.log.len());
+        let percent = rng.below(101);
+        for effect in self.log.drain(..count) {
+            self.durable.apply_where(&effect, |_| rng.chance(percent));
+        }
+        self.log_start += count;
+    }
+
     /// The process is gone: completed changes stay in the page cache, each one in flight may have happened.
     pub fn killed(&self, in_flight: &[Effect], rng: &mut Rng) -> Self {
         let mut next = self.clone();

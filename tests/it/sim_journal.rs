@@ -1,13 +1,13 @@
 //! The third medium: memory that a killed process leaves behind and a power cut takes along.
 //!
-//! Knows when records are retired, as the server does it, and how the next process replays them. Does not know the guest.
+//! Knows when records are retired, as the server does it. Does not know the guest, nor how the next process replays them
+//! (`crash_recovery`).
 
-use crate::blocking::{Disk, Store};
-use crate::journal_world::Mistake;
-use crate::sim_disk::{Effect, Rng, SimDisk, SimFile};
+use crate::blocking::Disk;
+use crate::crash_world::Mistake;
+use crate::sim_disk::SimFile;
 use goldrush::pending::{Area, AreaHeader, Journal, LeafIdentity, LeafIndex, Slot, Words, words_needed};
-use goldrush::plan::{CommitSeq, LayerId, MetaBatch, MetaOp, PendingRecord, RecordSink};
-use goldrush::vhd::{OpenMode, open_with};
+use goldrush::plan::{CommitSeq, LayerId, PendingRecord, RecordSink};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -103,7 +103,8 @@ pub fn copy(memory: &Memory) -> Memory {
     memory.words().iter().map(|word| AtomicU64::new(word.load(Ordering::Acquire))).collect()
 }
 
-fn records(memory: &Memory, boot: u8, mistake: Mistake) -> Result<Vec<PendingRecord>, String> {
+/// The records of this boot.
+pub fn records(memory: &Memory, boot: u8, mistake: Mistake) -> Result<Vec<PendingRecord>, String> {
     let bytes: Vec<u8> =
         memory.words().iter().flat_map(|word| word.load(Ordering::Acquire).to_ne_bytes()).collect();
     let journal = Journal::parse(&bytes).map_err(|error| error.to_string())?;
@@ -112,57 +113,6 @@ fn records(memory: &Memory, boot: u8, mistake: Mistake) -> Result<Vec<PendingRec
     }
     let records = journal.records().map(|found| found.map(|(_, _, record)| record));
     records.collect::<Result<_, _>>().map_err(|error| error.to_string())
-}
-
-/// How a recovery ended.
-pub enum Recovered {
-    Done(SimDisk),
-    /// The next process was killed as well; another one may try.
-    Killed(SimDisk),
-    /// The power went meanwhile.
-    PowerCut(SimDisk),
-}
-
-/// What whoever opens the image for writing does first. It may not live to the end of it.
-pub fn recover(
-    disk: &SimDisk,
-    memory: &Memory,
-    boot: u8,
-    mistake: Mistake,
-    rng: &mut Rng,
-) -> Result<Recovered, String> {
-    let records = records(memory, boot, mistake)?;
-    let mut disk = disk.clone();
-    if records.is_empty() {
-        return Ok(Recovered::Done(disk));
-    }
-    let file = disk.volatile.clone();
-    let mut image = open_with(file.len, OpenMode::Writable, |offset, bytes| file.read_at(offset, bytes))
-        .map_err(|error| error.to_string())?;
-    image.replay(&records, |offset, bytes| file.read_at(offset, bytes)).map_err(|error| error.to_string())?;
-    let mut batch = MetaBatch::default();
-    while image.next_meta_batch(&mut batch) {
-        for op in &batch.ops {
-            match rng.below(12) {
-                0 => return Ok(Recovered::Killed(disk)),
-                1 => return Ok(Recovered::PowerCut(disk.power_cut(&[], rng))),
-                _ => {}
-            }
-            match op {
-                MetaOp::Write { offset, bytes } => {
-                    let bytes = batch.bytes[bytes.clone()].to_vec();
-                    disk.complete(Effect::Write { offset: offset.0, bytes });
-                }
-                MetaOp::Zero { offset, len } => disk.complete(Effect::Zero { offset: offset.0, len: *len }),
-                MetaOp::SetLen { len } => disk.complete(Effect::SetLen(*len)),
-                MetaOp::Sync if mistake == Mistake::NoReplaySync => {}
-                MetaOp::Sync => disk.sync_ends(disk.sync_begins()),
-            }
-        }
-        image.meta_batch_done(Ok(()));
-    }
-    // Only now are the records retired.
-    Ok(Recovered::Done(disk))
 }
 
 /// Moves the journal on with the image's commits.

@@ -1,8 +1,8 @@
 //! New VHDX files for tests, and chains of them.
 
 use crate::blocking::{Store, is_vhdx};
+use crate::crash_world::fill_parent;
 use crate::sim_disk::{Rng, SimFile};
-use crate::vhd_world::fill_parent;
 use goldrush::plan::OpenMode;
 use goldrush::units::{BlockSize, SectorCount};
 use goldrush::vhdx::header::{self, Header};

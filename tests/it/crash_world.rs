@@ -4,19 +4,31 @@
 //! the image code does not wait for.
 
 use crate::blocking::{Disk, Store, range, write_new};
+use crate::crash_oracle::seven_zip_agrees;
+use crate::crash_recovery::{Recovered, effect_of, recover, unrecorded};
 use crate::sector_history::{History, Promise};
 use crate::sim_disk::{Effect, Rng, SimDisk, SimFile, sector_of};
-use crate::sim_journal::{self, Memory, Recovered, SimJournal, recover};
+use crate::sim_journal::{self, Memory, SimJournal};
+use crate::vhdx_files::new_vhdx_chain;
 use goldrush::plan::{
-    CommitSeq, IoFault, MetaBatch, MetaOp, NoRecords, Source, WriteExtent, WriteKind, WritePlan,
+    BatchEnd, CommitSeq, IoFault, MetaBatch, MetaOp, NoRecords, Source, WriteExtent, WriteKind, WritePlan,
     WriteRefused, WriteStep,
 };
 use goldrush::units::{SectorCount, SectorRange};
 use goldrush::vhd::OpenMode;
 use goldrush::vhd::check::check;
 use goldrush::vhd::create::{NewDisk, NewKind, ParentRef, create};
+use goldrush::vhdx::check::Severity;
+use goldrush::vhdx::{self, Structure};
 use std::collections::BTreeMap;
 use uuid::Uuid;
+
+/// What a world's images are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Vhd,
+    Vhdx,
+}
 
 /// Deliberate mistakes, to see that the tests notice them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +50,18 @@ pub enum Mistake {
     NoReplaySync,
     /// A flush is answered without the commit of what is only recorded.
     NoFlushCommit,
+    /// VHDX: a log that a crash left is emptied, and not replayed.
+    NoReplay,
+    /// A failed flush is forgotten: the image goes on as if it had been a good one.
+    ForgottenFlush,
+}
+
+/// Whether independent readers look at states too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    None,
+    /// At a few: a process each is dear.
+    Some,
 }
 
 /// What a sector counts as that no test wrote: a footer or a bitmap, say.
@@ -68,6 +92,7 @@ pub struct World {
     pub disk: Disk<SimFile>,
     pub leaf: SimDisk,
     pub history: History,
+    pub format: Format,
     pub mistake: Mistake,
     flights: Vec<Flight>,
     writes: BTreeMap<u64, GuestWrite>,
@@ -79,12 +104,20 @@ pub struct World {
     boot: u8,
     batch_left: usize,
     batch_result: Result<(), IoFault>,
+    /// A batch that found no space and is to be run once more.
+    stalled: Option<MetaBatch>,
+    batch: MetaBatch,
     now: u64,
     next_write: u64,
     closing: bool,
-    /// A metadata operation of this life has failed.
+    /// Reads and writes are whole numbers of so many sectors.
+    unit: u64,
+    /// A metadata operation of this life has failed; a flush has.
     meta_fault: bool,
+    flush_failed: bool,
     pub states: u64,
+    pub sampling: Sampling,
+    pub read_by_others: u64,
 }
 
 /// The size of a disk in sectors, and a block size.
@@ -93,15 +126,21 @@ fn random_layout(rng: &mut Rng) -> (u64, u32) {
     (sectors, 512 << (10 + rng.below(3)))
 }
 
-fn new_image(kind: NewKind, sectors: u64, id: u128) -> SimFile {
+pub fn new_image(kind: NewKind, sectors: u64, id: u128) -> SimFile {
     let disk = NewDisk { kind, sectors: SectorCount(sectors), unique_id: Uuid::from_u128(id), timestamp: 1 };
     let mut file = SimFile::default();
     write_new(&mut file, &create(&disk).unwrap());
     file
 }
 
+/// How a child names the image that [`new_image`] made under this number.
+pub fn parent_ref(id: u128) -> ParentRef {
+    let (unique_id, relative) = (Uuid::from_u128(id), "parent.vhd".to_owned());
+    ParentRef { unique_id, timestamp: 1, relative, absolute: None }
+}
+
 /// Parents (nearest first) with some content, and an empty leaf in front.
-fn new_chain(rng: &mut Rng) -> Vec<SimFile> {
+fn new_vhd_chain(rng: &mut Rng) -> Vec<SimFile> {
     let (sectors, _) = random_layout(rng);
     let mut files: Vec<SimFile> = Vec::new();
     let depth = rng.below(3);
@@ -111,30 +150,34 @@ fn new_chain(rng: &mut Rng) -> Vec<SimFile> {
             0 if depth > 0 && rng.chance(30) => NewKind::Fixed,
             0 => NewKind::Dynamic { block_size },
             _ => {
-                let unique_id = Uuid::from_u128(u128::from(level));
-                let relative = "parent.vhd".to_owned();
-                let parent = ParentRef { unique_id, timestamp: 1, relative, absolute: None };
+                let parent = parent_ref(u128::from(level));
                 NewKind::Differencing { block_size, parent }
             }
         };
         files.insert(0, new_image(kind, sectors, u128::from(level) + 1));
         if level < depth {
-            let mut disk = Disk::open(files, OpenMode::Writable).unwrap();
-            for _ in 0..rng.below(6) {
-                let start = rng.below(sectors);
-                let count = 1 + rng.below((sectors - start).min(200));
-                let bytes: Vec<u8> =
-                    (start..start + count).flat_map(|sector| sector_of((level + 1) << 60 | sector)).collect();
-                disk.write(start, &bytes).unwrap();
-            }
-            files = disk.close();
+            files = fill_parent(files, rng, level, 1);
         }
     }
     files
 }
 
+/// Writes something here and there, in whole numbers of `unit` sectors.
+pub fn fill_parent(files: Vec<SimFile>, rng: &mut Rng, level: u64, unit: u64) -> Vec<SimFile> {
+    let mut disk = Disk::open(files, OpenMode::Writable).unwrap();
+    let sectors = disk.sectors();
+    for _ in 0..rng.below(6) {
+        let start = rng.below(sectors / unit) * unit;
+        let count = (1 + rng.below(((sectors - start) / unit).min(200))) * unit;
+        let bytes: Vec<u8> =
+            (start..start + count).flat_map(|sector| sector_of((level + 1) << 60 | sector)).collect();
+        disk.write(start, &bytes).unwrap();
+    }
+    disk.close()
+}
+
 /// Everything a chain reads that is not zero.
-fn content(disk: &mut Disk<SimFile>) -> BTreeMap<u64, u64> {
+pub fn content(disk: &mut Disk<SimFile>) -> BTreeMap<u64, u64> {
     let mut content = BTreeMap::new();
     let mut at = 0;
     disk.each_extent(range(0, disk.sectors()), |disk, len, source| {
@@ -155,9 +198,12 @@ fn content(disk: &mut Disk<SimFile>) -> BTreeMap<u64, u64> {
 }
 
 impl World {
-    pub fn new(seed: u64, mistake: Mistake) -> Self {
+    pub fn new(seed: u64, format: Format, mistake: Mistake) -> Self {
         let mut rng = Rng(seed);
-        let files = new_chain(&mut rng);
+        let (files, unit) = match format {
+            Format::Vhd => (new_vhd_chain(&mut rng), 1),
+            Format::Vhdx => new_vhdx_chain(&mut rng),
+        };
         let mut disk = Disk::open(files, OpenMode::Writable).unwrap();
         let mut history = History::default();
         history.restart(content(&mut disk));
@@ -171,17 +217,24 @@ impl World {
             disk,
             leaf,
             history,
+            format,
             mistake,
             flights: Vec::new(),
             writes: BTreeMap::new(),
             waiting: Vec::new(),
             batch_left: 0,
             batch_result: Ok(()),
+            stalled: None,
+            batch: MetaBatch::default(),
             now: 0,
             next_write: 1,
             closing: false,
+            unit,
             meta_fault: false,
+            flush_failed: false,
             states: 0,
+            sampling: Sampling::None,
+            read_by_others: 0,
         }
     }
 
@@ -204,10 +257,11 @@ impl World {
     }
 
     fn begin_write(&mut self) {
-        let sectors = self.disk.sectors();
-        let start = self.rng.below(sectors);
+        let units = self.disk.sectors() / self.unit;
+        let start = self.rng.below(units);
         let most = if self.rng.chance(10) { 2000 } else { 12 };
-        let count = 1 + self.rng.below((sectors - start).min(most));
+        let count = 1 + self.rng.below((units - start).min(most));
+        let (start, count) = (start * self.unit, count * self.unit);
         let kind = if self.rng.chance(25) { WriteKind::Zero } else { WriteKind::Data };
         let mut left = range(start, count);
         let mut plan = WritePlan::default();
@@ -265,29 +319,31 @@ impl World {
         }
     }
 
-    /// Begins the next metadata batch, when there is one.
+    /// Begins the next metadata batch, when there is one, or once more the one that found no space.
     fn pump(&mut self) {
         let leaf = self.disk.chain.leaf();
-        let mut batch = MetaBatch::default();
-        let begun = self.disk.images.next_meta_batch(leaf, &mut batch);
+        if self.batch_left > 0 {
+            return;
+        }
+        let begun = match self.stalled.take() {
+            Some(batch) => {
+                self.batch = batch;
+                true
+            }
+            None => self.disk.images.next_meta_batch(leaf, &mut self.batch),
+        };
         sim_journal::follow(&mut self.journal, &self.disk, leaf);
         if !begun {
             return;
         }
-        assert_eq!(self.batch_left, 0, "one batch at a time");
-        self.batch_left = batch.ops.len();
+        self.batch_left = self.batch.ops.len();
         self.batch_result = Ok(());
-        for op in &batch.ops {
+        for op in &self.batch.ops {
             let (effect, purpose) = match op {
-                MetaOp::Write { offset, bytes } => {
-                    let bytes = batch.bytes[bytes.clone()].to_vec();
-                    (Some(Effect::Write { offset: offset.0, bytes }), Purpose::Meta)
-                }
                 MetaOp::Zero { .. } if self.mistake == Mistake::NoZero => (None, Purpose::Meta),
-                MetaOp::Zero { offset, len } => {
-                    (Some(Effect::Zero { offset: offset.0, len: *len }), Purpose::Meta)
+                MetaOp::Write { .. } | MetaOp::Zero { .. } | MetaOp::SetLen { .. } => {
+                    (effect_of(op, &self.batch), Purpose::Meta)
                 }
-                MetaOp::SetLen { len } => (Some(Effect::SetLen(*len)), Purpose::Meta),
                 MetaOp::Sync if self.mistake == Mistake::NoMetaSync => (None, Purpose::MetaSync(0)),
                 MetaOp::Sync => (None, Purpose::MetaSync(self.leaf.sync_begins())),
             };
@@ -310,7 +366,7 @@ impl World {
         let leaf = self.disk.chain.leaf();
         let (committed, failed) = (self.disk.images.committed(leaf), self.disk.images.is_failed(leaf));
         for (seq, began) in std::mem::take(&mut self.flushes) {
-            if failed {
+            if failed || seq > committed && self.stalled.is_some() {
                 continue;
             }
             if seq > committed {
@@ -364,14 +420,33 @@ impl World {
             }
             Purpose::Meta => self.meta_done(Ok(())),
             Purpose::MetaSync(covers) => {
-                self.leaf.sync_ends(covers);
-                self.meta_done(Ok(()));
+                let result = self.sync_ends(covers, fault < 3);
+                self.meta_done(result);
             }
             Purpose::GuestSync { covers, began } => {
-                self.leaf.sync_ends(covers);
-                self.history.flushed(began);
+                // A flush that ends after another one has failed is no flush, whatever the kernel says.
+                let result = self.sync_ends(covers, fault < 3);
+                if result.is_ok() && !self.disk.images.is_failed(self.disk.chain.leaf()) {
+                    self.history.flushed(began);
+                }
+                self.answer_committed();
             }
         }
+    }
+
+    fn sync_ends(&mut self, covers: usize, fails: bool) -> Result<(), IoFault> {
+        if !fails {
+            self.leaf.sync_ends(covers);
+            return Ok(());
+        }
+        self.leaf.sync_fails(covers, &mut self.rng);
+        self.flush_failed = true;
+        if self.mistake == Mistake::ForgottenFlush {
+            return Ok(());
+        }
+        self.meta_fault = true;
+        self.disk.images.fail(self.disk.chain.leaf());
+        Err(IoFault::Failed)
     }
 
     fn data_done(&mut self, write: u64) {
@@ -401,7 +476,9 @@ impl World {
         self.meta_fault |= result.is_err();
         if self.batch_left == 0 {
             let leaf = self.disk.chain.leaf();
-            self.disk.images.meta_batch_done(leaf, self.batch_result);
+            if self.disk.images.meta_batch_done(leaf, self.batch_result) == BatchEnd::Again {
+                self.stalled = Some(core::mem::take(&mut self.batch));
+            }
             sim_journal::follow(&mut self.journal, &self.disk, leaf);
             self.answer_committed();
             self.begin_flushes();
@@ -416,7 +493,7 @@ impl World {
         let early = self.mistake == Mistake::EarlyAnswer;
         let (done, waiting): (Vec<_>, Vec<_>) = core::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|(seq, _)| *seq <= committed || failed || early);
+            .partition(|(seq, _)| *seq <= committed || failed || early || self.stalled.is_some());
         self.waiting = waiting;
         for (seq, write) in done {
             self.answer(write, seq <= committed || early);
@@ -443,7 +520,7 @@ impl World {
     /// Looks at one possible state after a crash now; the world lives on.
     pub fn look_at_a_crash(&mut self) -> Result<(), String> {
         let in_flight = self.effects_in_flight();
-        if self.rng.chance(30) {
+        if self.rng.chance(30) && !self.flush_failed {
             let state = self.leaf.killed(&in_flight, &mut self.rng);
             self.recovered(state, self.boot, Promise::Acknowledged).map(drop)
         } else {
@@ -461,7 +538,14 @@ impl World {
         mut promise: Promise,
     ) -> Result<(SimDisk, Promise), String> {
         let memory: Option<Memory> = self.journal.as_ref().map(|journal| sim_journal::copy(&journal.memory));
-        while let Some(memory) = &memory {
+        let memory = memory.as_ref();
+        // Who only reads sees it too, unless there are records to be taken over first.
+        let as_it_is = match unrecorded(memory, boot, self.mistake)? {
+            true => Some(self.verify(&state, promise, OpenMode::ReadOnly)?.1),
+            false => None,
+        };
+        let killed = promise;
+        loop {
             self.sound(&state)?;
             match recover(&state, memory, boot, self.mistake, &mut self.rng)? {
                 Recovered::Done(done) => {
@@ -475,38 +559,64 @@ impl World {
                 }
             }
         }
-        self.verify(&state, promise)?;
+        let (_, content) = self.verify(&state, promise, OpenMode::Writable)?;
+        if self.sampling == Sampling::Some && self.rng.chance(5) {
+            self.read_by_others += seven_zip_agrees(&self.disk, &state, &content, self.format)?;
+        }
+        if killed == promise && as_it_is.is_some_and(|as_it_is| as_it_is != content) {
+            return Err(format!("{promise:?}: a log reads otherwise once it is replayed"));
+        }
         if self.rng.chance(20) {
             let later = state.power_cut(&[], &mut self.rng);
-            self.verify(&later, Promise::Flushed)?;
+            self.verify(&later, Promise::Flushed, OpenMode::ReadOnly)?;
         }
         Ok((state, promise))
     }
 
+    /// A crash may leave a log, or one header half written; of a VHD nothing.
     fn sound(&self, state: &SimDisk) -> Result<(), String> {
         let file = &state.volatile;
-        let report = check(file.len, |offset, bytes| file.read_at(offset, bytes)).unwrap();
-        if report.is_clean() { Ok(()) } else { Err(format!("{:?}", report.findings)) }
+        let read = |offset, bytes: &mut [u8]| file.read_at(offset, bytes);
+        match self.format {
+            Format::Vhd => {
+                let report = check(file.len, read).unwrap();
+                if report.is_clean() { Ok(()) } else { Err(format!("{:?}", report.findings)) }
+            }
+            Format::Vhdx => {
+                let report = vhdx::check::check(file.len, read).unwrap();
+                let expected = [Structure::Header(1), Structure::Header(2), Structure::Log];
+                let bad = report.findings.iter().find(|finding| {
+                    let harmless = expected.contains(&finding.structure);
+                    finding.severity == Severity::Error || finding.severity == Severity::Warning && !harmless
+                });
+                bad.map_or(Ok(()), |finding| Err(finding.sentence.clone()))
+            }
+        }
     }
 
-    fn verify(&mut self, state: &SimDisk, promise: Promise) -> Result<Disk<SimFile>, String> {
+    fn verify(
+        &mut self,
+        state: &SimDisk,
+        promise: Promise,
+        mode: OpenMode,
+    ) -> Result<(Disk<SimFile>, BTreeMap<u64, u64>), String> {
         self.states += 1;
         self.sound(state).map_err(|error| format!("{promise:?}: {error}"))?;
-        let file = &state.volatile;
         let mut files = self.disk.files.clone();
-        files[0] = file.clone();
-        let mut disk = Disk::open(files, OpenMode::Writable)?;
+        files[0] = state.volatile.clone();
+        let mut disk = Disk::open(files, mode)?;
         let content = content(&mut disk);
         match self.history.complaint(&content, promise) {
             Some(complaint) => Err(format!("{promise:?}: {complaint}")),
-            None => Ok(disk),
+            None => Ok((disk, content)),
         }
     }
 
     /// Crashes, checks, and opens the image again.
     pub fn crash(&mut self) -> Result<(), String> {
         let in_flight = self.effects_in_flight();
-        let killed = self.rng.chance(40);
+        // After a failed flush nobody writes before a check, which is no part of this: the power goes.
+        let killed = self.rng.chance(40) && !self.flush_failed;
         let (state, boot, promise) = if killed {
             (self.leaf.killed(&in_flight, &mut self.rng), self.boot, Promise::Acknowledged)
         } else {
@@ -514,7 +624,7 @@ impl World {
             (state, self.boot.wrapping_add(1), Promise::Flushed)
         };
         let (state, promise) = self.recovered(state, boot, promise)?;
-        self.disk = self.verify(&state, promise)?;
+        self.disk = self.verify(&state, promise, OpenMode::Writable)?.0;
         if promise == Promise::Acknowledged {
             self.history.killed(self.now);
         } else {
@@ -530,8 +640,10 @@ impl World {
         self.writes.clear();
         self.waiting.clear();
         self.batch_left = 0;
+        self.stalled = None;
         self.closing = false;
         self.meta_fault = false;
+        self.flush_failed = false;
         Ok(())
     }
 }
