@@ -49,12 +49,12 @@ fn run_all(format: Format, usual: u64) {
 
 #[test]
 fn no_crash_loses_or_invents_a_sector_of_a_vhd() {
-    run_all(Format::Vhd, 50);
+    run_all(Format::Vhd, 24);
 }
 
 #[test]
 fn no_crash_loses_or_invents_a_sector_of_a_vhdx() {
-    run_all(Format::Vhdx, 40);
+    run_all(Format::Vhdx, 24);
 }
 
 /// `scripts/crash-run`: worlds without end, for so many seconds (`GOLDRUSH_CRASH_SECONDS`), beginning with a seed

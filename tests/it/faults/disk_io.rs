@@ -221,9 +221,17 @@ impl World {
                 let result = self.read(file, offset.0, bytes);
                 Outcome::Read { result, buf }
             }
-            Op::Fill { file, offset, mut fill } => {
-                let result = self.read(file, offset.0, fill.rest_mut());
-                Outcome::Filled { result, fill }
+            Op::Fill { file, offset, mut fills } => {
+                let mut bytes = vec![0; fills.iter().map(|fill| fill.left() as usize).sum()];
+                let result = self.read(file, offset.0, &mut bytes);
+                let mut rest = &bytes[..];
+                for fill in &mut fills {
+                    let piece = fill.rest_mut();
+                    let (mine, more) = rest.split_at(piece.len());
+                    piece.copy_from_slice(mine);
+                    rest = more;
+                }
+                Outcome::Filled { result, fills }
             }
             Op::Write { file, offset, part } => {
                 let bytes =
