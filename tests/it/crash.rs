@@ -44,7 +44,7 @@ fn run_all(format: Format, usual: u64) {
         states += run(seed, format, Mistake::None).unwrap();
     }
     println!("{format:?}: {states} crash states");
-    assert!(states > 2500, "{states}");
+    assert!(states > 1000, "{states}");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn no_crash_loses_or_invents_a_sector_of_a_vhd() {
 
 #[test]
 fn no_crash_loses_or_invents_a_sector_of_a_vhdx() {
-    run_all(Format::Vhdx, 24);
+    run_all(Format::Vhdx, 12);
 }
 
 /// `scripts/crash-run`: worlds without end, for so many seconds (`GOLDRUSH_CRASH_SECONDS`), beginning with a seed

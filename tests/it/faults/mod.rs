@@ -467,7 +467,8 @@ fn run_all(format: Format, journal: bool, file: usize, faults: &[Fault]) {
         operations.len()
     );
     assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), runs + failures.len(), failures.join("\n"));
-    assert!(told > 0 || faults == [Fault::Short]);
+    // What is read ahead of a parent fails in silence: whoever wants it reads for itself.
+    assert!(told > 0 || file > NEIGHBOUR);
 }
 
 const OF_A_LEAF: [Fault; 4] = [Fault::Once(ENOSPC), Fault::FullFrom(ENOSPC), IO_ERROR, Fault::Short];
