@@ -15,7 +15,7 @@ use super::open_image::{OpenError, OpenedLayer};
 use crate::parent_path::ParentCandidate;
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 use crate::vhd::{self, DiskType, FOOTER_BYTES, OpenMode, VhdImage};
-use crate::vhdx::{self, VhdxImage};
+use crate::vhdx::{self, VhdxImage, WriteIds};
 
 /// How the bytes of a file are to be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -264,8 +264,7 @@ fn parse_vhdx(file: &OpenedFile) -> Result<VhdxImage, OpenError> {
 pub(super) fn continue_vhdx(file: &OpenedFile) -> Result<VhdxImage, OpenError> {
     let len = replay_log(file)?;
     let mut image = open_vhdx(file, len, OpenMode::Writable)?;
-    let (file_write, data_write, log) = (Uuid::new_v4(), image.data_write_guid(), Uuid::new_v4());
-    image.begin_writing(WriteIds { file_write, data_write, log });
+    image.begin_writing(WriteIds { data_write: image.data_write_guid(), ..write_ids() });
     Ok(image)
 }
 

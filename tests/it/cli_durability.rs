@@ -11,15 +11,16 @@ use crate::cli::Desk;
 use crate::raw_initiator::RawInitiator;
 use crate::sim_disk::Rng;
 
-const TARGET: &str = "iqn.2026-11.io.goldrush:node";
+pub const TARGET: &str = "iqn.2026-11.io.goldrush:node";
 const GOOD: u8 = 0;
 const SYNCHRONIZE_CACHE: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// Sectors of one write.
 const RUN: u32 = 8;
-const RUNS: u64 = 64 << 10;
+const RUNS: u64 = 16 << 10;
 
+/// The program, serving what `c.toml` of a desk says.
 pub struct Server {
-    child: Child,
+    pub child: Child,
     port: u16,
 }
 
@@ -28,37 +29,44 @@ impl Server {
     pub fn start(desk: &Desk) -> Option<Self> {
         let line = "serve --config c.toml --golden-cache 1M --register-buffers false --cores 0";
         let arguments: Vec<&str> = line.split_whitespace().collect();
-        let mut child =
-            desk.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let log = std::fs::File::create(desk.path("server.log")).unwrap();
+        let mut child = desk.command(&arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             if let Some(port) = line.strip_prefix("listening on ").and_then(|rest| rest.rsplit(':').next()) {
                 return Some(Self { port: port.trim().parse().unwrap(), child });
             }
         }
-        eprintln!("SKIPPED: the server does not start here: {:?}", child.wait());
+        let (status, told) =
+            (child.wait().unwrap(), std::fs::read_to_string(desk.path("server.log")).unwrap());
+        assert!(told.contains("io_uring"), "the server does not start, {status}: {told}");
+        eprintln!("SKIPPED: the server does not start here: {told}");
         None
     }
 
     fn log_in(&self) -> RawInitiator {
+        self.log_in_to(TARGET)
+    }
+
+    pub fn log_in_to(&self, target: &str) -> RawInitiator {
         let mut initiator = RawInitiator::connect(self.port);
-        assert_eq!(initiator.login(TARGET, 1).unwrap(), (0, 0));
+        assert_eq!(initiator.login(target, 1).unwrap(), (0, 0));
         initiator
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(self.child.wait().unwrap().success());
     }
 }
 
-fn config(leaf: &Path, more: &str) -> String {
+pub fn config(leaf: &Path, more: &str) -> String {
     format!(
         "listen = [\"127.0.0.1:0\"]\nimage_roots = [\"/\"]\n[[target]]\nname = \"{TARGET}\"\n[[target.lun]]\nlun = 0\n\
          path = \"{}\"\n{more}\n",
@@ -87,13 +95,15 @@ fn value(bytes: &[u8]) -> u64 {
 
 /// What each run of sectors may hold: the last acknowledged value, and one that may still be on its way.
 #[derive(Default)]
-struct Expected {
+pub struct Expected {
     acknowledged: BTreeMap<u64, u64>,
     unanswered: BTreeMap<u64, u64>,
+    /// Writes acknowledged so far.
+    pub answers: u64,
 }
 
 impl Expected {
-    fn verify(&mut self, initiator: &mut RawInitiator) {
+    pub fn verify(&mut self, initiator: &mut RawInitiator) {
         let unanswered = std::mem::take(&mut self.unanswered);
         for (run, expected) in &mut self.acknowledged {
             let found = value(&initiator.read(*run as u32 * RUN, RUN as u16));
@@ -106,7 +116,13 @@ impl Expected {
 }
 
 /// Writes with many commands in flight until `writes` are answered; `None`: until the connection breaks.
-fn load(initiator: &mut RawInitiator, rng: &mut Rng, expected: &mut Expected, writes: usize, next: &mut u64) {
+pub fn load(
+    initiator: &mut RawInitiator,
+    rng: &mut Rng,
+    expected: &mut Expected,
+    writes: usize,
+    next: &mut u64,
+) {
     const DEPTH: usize = 16;
     let mut answered = 0;
     let mut begun = 0;
@@ -139,6 +155,7 @@ fn load(initiator: &mut RawInitiator, rng: &mut Rng, expected: &mut Expected, wr
         answered += 1;
         if let Some(value) = expected.unanswered.remove(&run) {
             expected.acknowledged.insert(run, value);
+            expected.answers += 1;
         }
     }
 }

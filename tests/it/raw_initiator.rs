@@ -119,6 +119,12 @@ impl RawInitiator {
     /// Any command of at most sixteen bytes, with its data-out as immediate data or `read_len` bytes of data-in; the
     /// status and the data. A unit attention is passed over.
     pub fn scsi(&mut self, cdb: &[u8], data: &[u8], read_len: u32) -> (u8, Vec<u8>) {
+        let (status, read, _) = self.attempt(cdb, data, read_len);
+        (status, read)
+    }
+
+    /// The same, with the sense key and both codes of a command that did not end well.
+    pub fn attempt(&mut self, cdb: &[u8], data: &[u8], read_len: u32) -> (u8, Vec<u8>, Option<[u8; 3]>) {
         const CHECK_CONDITION: u8 = 2;
         for _ in 0..4 {
             let mut bhs = [0; 48];
@@ -147,7 +153,8 @@ impl RawInitiator {
             let attention = status == CHECK_CONDITION && sense.get(4).is_some_and(|key| key & 0x0F == 6);
             if !attention {
                 self.sense = sense.get(2..).unwrap_or_default().to_vec();
-                return (status, read);
+                let sense = sense.get(2..).filter(|sense| status != 0 && sense.len() >= 14);
+                return (status, read, sense.map(|sense| [sense[2] & 0x0F, sense[12], sense[13]]));
             }
         }
         panic!("one unit attention after another")
