@@ -75,6 +75,21 @@ pub enum Op {
     Cancel { token: OpToken },
 }
 
+impl Op {
+    /// The file it works on.
+    pub const fn file(&self) -> Option<FileSlot> {
+        match self {
+            Self::Read { file, .. }
+            | Self::Fill { file, .. }
+            | Self::Write { file, .. }
+            | Self::Sync { file }
+            | Self::PunchHole { file, .. }
+            | Self::SetLen { file, .. } => Some(*file),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub enum Outcome {
     Accepted {
@@ -141,6 +156,10 @@ pub struct IoCounts {
 pub trait Io {
     /// An owned socket outside of any `Io`, on its way between shards.
     type Socket: Send + core::fmt::Debug;
+    /// An open file outside of any `Io`.
+    type File: Send + core::fmt::Debug;
+    /// A listening socket outside of any `Io`.
+    type Listener: Send + core::fmt::Debug;
 
     fn now(&self) -> Instant;
 
@@ -167,4 +186,13 @@ pub trait Io {
     fn adopt_socket(&mut self, socket: Self::Socket) -> Result<SocketSlot, Self::Socket>;
     /// Takes a socket out. No operation on it may be pending. `None` for an empty slot.
     fn release_socket(&mut self, socket: SocketSlot) -> Option<Self::Socket>;
+
+    /// Takes a file in; gives it back when the table is full.
+    fn adopt_file(&mut self, file: Self::File) -> Result<FileSlot, Self::File>;
+    /// Takes a file out. `None` for an empty slot, and while an operation on it is pending.
+    fn release_file(&mut self, file: FileSlot) -> Option<Self::File>;
+    /// Takes a listener in; gives it back when the table is full.
+    fn adopt_listener(&mut self, listener: Self::Listener) -> Result<ListenerSlot, Self::Listener>;
+    /// Takes a listener out. `None` for an empty slot, and while an accept on it is pending.
+    fn release_listener(&mut self, listener: ListenerSlot) -> Option<Self::Listener>;
 }

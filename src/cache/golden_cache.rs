@@ -155,6 +155,34 @@ impl GoldenCache {
         self.sources[number] = Some(source);
     }
 
+    /// Where whole pages of a file are read from.
+    pub fn source(&self, slot: FileSlot) -> Option<FileSlot> {
+        let golden = (*self.numbers.get(slot.0 as usize)?)?;
+        *self.sources.get(golden.number())?
+    }
+
+    /// Somebody waits for pages that only this file can give: it must not be forgotten yet.
+    pub fn is_awaited(&self, slot: FileSlot) -> bool {
+        let Some(Some(golden)) = self.numbers.get(slot.0 as usize).copied() else { return false };
+        if self.numbers.iter().filter(|number| **number == Some(golden)).count() > 1 {
+            return false;
+        }
+        let waiting = self.waiting.iter().enumerate().filter(|(_, waiting)| !waiting.is_empty());
+        let mut chunks = waiting.filter_map(|(frame, _)| self.golden.stands_for(frame as u32));
+        chunks.any(|chunk| chunk.file == golden)
+    }
+
+    /// The slot is no golden file any more: nobody looks it up, and nothing reads from it or its source.
+    pub fn forget_file(&mut self, slot: FileSlot) {
+        let Some(number) = self.numbers.get_mut(slot.0 as usize) else { return };
+        let Some(golden) = number.take() else { return };
+        // The same file under another slot goes on with what it is itself.
+        let other = self.numbers.iter().position(|number| *number == Some(golden));
+        if let Some(source) = self.sources.get_mut(golden.number()) {
+            *source = other.map(|slot| FileSlot(slot as u32));
+        }
+    }
+
     /// `len` bytes of a file from `offset` on, which must lie in one chunk.
     pub fn lookup(&mut self, file: FileSlot, offset: ByteOffset, len: u32, waiter: Waiter) -> Lookup {
         let Some(Some(golden)) = self.numbers.get(file.0 as usize).copied() else { return self.around() };

@@ -40,6 +40,15 @@ pub(super) enum Request {
     About,
     /// What it is doing: [`status::Status`].
     Status(StatusAsked),
+    /// Read the configuration again: [`Reloaded`], or why nothing has changed, a line for each reason.
+    Reload,
+}
+
+/// What a reload has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Reloaded {
+    /// One line.
+    pub(super) summary: String,
 }
 
 /// A request as it travels.
@@ -133,7 +142,7 @@ mod tests {
     #[test]
     fn a_request_is_one_line_and_is_read_back() {
         let asked = StatusAsked { targets: status::TargetList::Seen, sessions: true };
-        for request in [Request::About, Request::Status(asked)] {
+        for request in [Request::About, Request::Status(asked), Request::Reload] {
             let line = request_line(&request);
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
             assert_eq!(parse_request(&line), Ok(request));

@@ -11,7 +11,6 @@ use super::bench_scratch::Scratch;
 use super::error::Error;
 use super::file::{Access, Locking};
 use super::image_create::create_child_of;
-use super::launch::leaf_identity;
 use super::open_image::{Format, LayerTable, OpenedChain, Opener};
 use super::progress::Progress;
 use super::runtime::{JournalFile, RuntimeFolder};
@@ -239,7 +238,7 @@ impl<'a> Bench<'a> {
         units: &mut [UnitSeed],
     ) -> Result<(Option<Area>, Option<JournalFile>), Error> {
         let Some(runtime) = &self.runtime else { return Ok((None, None)) };
-        let leaves: Vec<_> = units.iter().map(|unit| leaf_identity(table, unit)).collect();
+        let leaves: Vec<_> = units.iter().filter_map(|unit| table.leaf_identity(unit.leaf)).collect();
         let (area, file) = runtime.journal(0, &leaves)?.split();
         for (index, unit) in (0..).zip(units) {
             unit.durability = Durability::Journal(LeafIndex(index));

@@ -1,38 +1,44 @@
 //! The catalog: every target of a server with its images open, or every reason why not.
 //!
-//! Knows which files serve which units. Immutable once made, plain data, and sent to the threads that serve it. Does
+//! Knows which files serve which units. Plain data, sent to the threads that serve it. Does
 //! not know sessions or rings.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 
 use super::cli::DurabilityPolicy;
-use super::config::{
-    ChapConfig, Config, ConfigError, DiscoveryConfig, Origin, PhysicalTooSmall, TargetConfig, UnitConfig,
-};
+use super::config::{Config, ConfigError, Origin, PhysicalTooSmall, UnitConfig};
 use super::file::{Access, FileIdentity};
 use super::open_image::{Format, OpenError, OpenedChain, Opener};
 use super::overlay;
-use crate::shard::{Admission, MacTable, Redirect};
 use crate::units::BlockSize;
 use crate::uring::host;
 
 /// All targets, in order of the configuration.
 #[derive(Debug)]
 pub struct Catalog {
-    pub discovery: DiscoveryConfig,
-    pub macs: MacTable,
     pub targets: Vec<TargetSpec>,
+    /// Which files are open, for what is opened later.
+    pub opened: Opened,
+}
+
+/// The files of a server, and which unit was the first to name each.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub opener: Opener,
+    pub users: HashMap<FileIdentity, Origin>,
+}
+
+impl Opened {
+    pub fn forget(&mut self, file: FileIdentity) {
+        self.opener.forget(file);
+        self.users.remove(&file);
+    }
 }
 
 #[derive(Debug)]
 pub struct TargetSpec {
     /// Canonical: lower case.
     pub name: String,
-    pub access: Admission,
-    pub redirect: Option<Redirect>,
-    pub portals: Option<Vec<SocketAddr>>,
-    pub chap: Option<ChapConfig>,
     /// Ascending by LUN.
     pub units: Vec<UnitSpec>,
 }
@@ -44,9 +50,14 @@ pub struct UnitSpec {
     pub removable: bool,
     pub block_size: BlockSize,
     pub physical_block_size: BlockSize,
-    pub access: Admission,
     pub durability: DurabilityPolicy,
     pub chain: OpenedChain,
+}
+
+impl UnitSpec {
+    pub(super) fn is_writable(&self) -> bool {
+        !self.readonly && self.chain.leaf().file().is_writable()
+    }
 }
 
 impl Catalog {
@@ -57,50 +68,37 @@ impl Catalog {
             tracing::warn!(%error, "the limit of open files cannot be raised");
         }
         let opener = Opener::confined(&config.image_roots, config.strict);
-        let mut opener = opener
+        let opener = opener
             .map_err(|error| vec![ConfigError { origin: Origin::CommandLine, reason: error.to_string() }])?;
-        let mut catalog = Self {
-            discovery: config.discovery.clone(),
-            macs: config.macs.clone(),
-            targets: Vec::with_capacity(config.targets.len()),
-        };
-        let mut users = HashMap::new();
+        let mut opened = Opened { opener, users: HashMap::new() };
+        let mut targets = Vec::with_capacity(config.targets.len());
         let mut errors = Vec::new();
         for target in &config.targets {
-            catalog.targets.push(open_target(target, &mut opener, &mut users, &mut errors));
+            targets.push(open_target(&target.name, &target.units, &mut opened, &mut errors));
         }
-        if errors.is_empty() { Ok(catalog) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { targets, opened }) } else { Err(errors) }
     }
 }
 
-fn open_target(
-    target: &TargetConfig,
-    opener: &mut Opener,
-    users: &mut HashMap<FileIdentity, Origin>,
+/// Opens the images of these units; what is wrong goes to `errors`.
+pub(super) fn open_target<'a>(
+    name: &str,
+    units: impl IntoIterator<Item = &'a UnitConfig>,
+    opened: &mut Opened,
     errors: &mut Vec<ConfigError>,
 ) -> TargetSpec {
-    let mut units = Vec::with_capacity(target.units.len());
-    for unit in &target.units {
-        match open_unit(unit, opener, users) {
-            Ok(unit) => units.push(unit),
+    let mut specs = Vec::new();
+    for unit in units {
+        match open_unit(unit, opened) {
+            Ok(unit) => specs.push(unit),
             Err(reason) => errors.push(ConfigError { origin: unit.origin.clone(), reason }),
         }
     }
-    TargetSpec {
-        name: target.name.clone(),
-        access: target.access.clone(),
-        redirect: target.redirect.clone(),
-        portals: target.portals.clone(),
-        chap: target.chap.clone(),
-        units,
-    }
+    TargetSpec { name: name.to_owned(), units: specs }
 }
 
-fn open_unit(
-    unit: &UnitConfig,
-    opener: &mut Opener,
-    users: &mut HashMap<FileIdentity, Origin>,
-) -> Result<UnitSpec, String> {
+fn open_unit(unit: &UnitConfig, opened: &mut Opened) -> Result<UnitSpec, String> {
+    let Opened { opener, users } = opened;
     let access = if unit.readonly { Access::ReadOnly } else { Access::Writable };
     if unit.durability == DurabilityPolicy::UntilReset && !unit.readonly {
         overlay::empty(&unit.path).map_err(|error| error.to_string())?;
@@ -138,14 +136,5 @@ fn open_unit(
         return Err(format!("{}: {small}", unit.path.display()));
     }
     let UnitConfig { lun, readonly, removable, durability, .. } = *unit;
-    Ok(UnitSpec {
-        lun,
-        readonly,
-        removable,
-        block_size,
-        physical_block_size,
-        access: unit.access.clone(),
-        durability,
-        chain,
-    })
+    Ok(UnitSpec { lun, readonly, removable, block_size, physical_block_size, durability, chain })
 }

@@ -78,6 +78,9 @@ pub enum Command {
     /// Watch a running server: the page of status, again and again
     #[command(after_long_help = cli_help::TOP)]
     Top(TopArgs),
+    /// Tell a running server to read its configuration again
+    #[command(after_long_help = cli_help::RELOAD)]
+    Reload(ReloadArgs),
     /// Create, describe, check and convert disk images
     #[command(subcommand, after_long_help = cli_help::IMAGE)]
     Image(ImageCommand),
@@ -140,6 +143,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 fn pause(text: &str) -> Result<f64, String> {
     let seconds = seconds(text).ok().filter(|seconds| *seconds >= 0.1);
     seconds.ok_or_else(|| "write a number of seconds from 0.1 to 3600".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
 }
 
 #[derive(Debug, Args)]
@@ -227,9 +236,9 @@ pub struct DataPlaneArgs {
     /// The most bytes one send gathers for a connection (16K to 8M)
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = send_batch)]
     pub send_batch: Size,
-    /// The most connections one session may have (1 to 8); 1: none may join
-    #[arg(long, value_name = "N", default_value_t = crate::limits::SESSION_CONNECTIONS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=crate::limits::SESSION_CONNECTIONS_MAX as i64))]
-    pub max_connections: u32,
+    /// The most connections one session may have (1 to 8); 1: none may join [default: the configuration's, else 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=crate::limits::SESSION_CONNECTIONS_MAX as i64))]
+    pub max_connections: Option<u32>,
     /// Memory for golden data, shared by all cores and taken as it is filled; 0 leaves caching to the kernel
     /// [default: half of the available memory]
     #[arg(long, value_name = "SIZE")]

@@ -184,3 +184,18 @@ Exit codes:
   1  failed: the disk has the size it had
   2  wrong usage
   3  the image is in use by another process";
+
+pub(super) const RELOAD: &str = "\
+Examples:
+  goldrush reload
+  goldrush reload --control /run/goldrush/control.sock
+
+What it does:
+  The server reads its configuration file, opens and checks all that is new, then changes what differs: targets, LUNs, raw
+  files that have grown, rules, secrets, redirections, addresses. Sessions that are not concerned notice nothing. A line
+  says what has changed. SIGHUP does the same, and tells the log.
+
+Exit codes:
+  0  done
+  1  nothing has changed: the new configuration is wrong, or no server answers
+  2  wrong usage, or several servers answer";

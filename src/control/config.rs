@@ -15,11 +15,12 @@ use toml::Spanned;
 
 use super::cli::{DurabilityPolicy, LISTEN_DEFAULT};
 use super::file::folder_of;
+use super::leases::{self, LeasesError};
 use super::name;
 use super::open_image::Format;
 use super::secrets::{self, Secret};
 use super::trace_store::TracePlace;
-use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
+use crate::limits::{SESSION_CONNECTIONS_MAX, TARGETS_MAX, UNITS_PER_TARGET_MAX};
 use crate::shard::{Admission, MacTable, Redirect};
 use crate::units::BlockSize;
 
@@ -50,9 +51,46 @@ pub struct Config {
     /// Where Prometheus may fetch metrics; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
     pub discovery: DiscoveryConfig,
-    /// Which address has which MAC: what leases say, and before it what the file says itself.
-    pub macs: MacTable,
+    /// Files in which a DHCP server says which address has which MAC; they change at any time.
+    pub leases: Vec<PathBuf>,
+    /// What the configuration says itself about that.
+    pub hosts: MacTable,
+    /// Connections of a session, where the command line does not say.
+    pub max_connections: Option<u32>,
     pub targets: Vec<TargetConfig>,
+    pub places: Places,
+}
+
+/// Where keys stand that cannot change while the server runs.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    pub state_dir: Option<Origin>,
+    pub runtime_dir: Option<Origin>,
+    pub control: Option<Origin>,
+    pub metrics: Option<Origin>,
+}
+
+impl Config {
+    /// What leases say, and over it what the configuration says.
+    ///
+    /// # Errors
+    /// The file that cannot be read, and why.
+    pub fn macs(&self) -> Result<MacTable, (PathBuf, LeasesError)> {
+        macs(&self.leases, &self.hosts)
+    }
+}
+
+/// What lease files say, and over it what is known from elsewhere.
+///
+/// # Errors
+/// The file that cannot be read, and why.
+pub(super) fn macs(files: &[PathBuf], hosts: &MacTable) -> Result<MacTable, (PathBuf, LeasesError)> {
+    let mut table = MacTable::default();
+    for path in files {
+        table.overlay(&leases::load(path).map_err(|error| (path.clone(), error))?);
+    }
+    table.overlay(hosts);
+    Ok(table)
 }
 
 #[derive(Debug)]
@@ -159,12 +197,13 @@ struct RawConfig {
     image_roots: Option<Vec<Spanned<PathBuf>>>,
     #[serde(default)]
     strict: bool,
-    state_dir: Option<PathBuf>,
+    state_dir: Option<Spanned<PathBuf>>,
+    runtime_dir: Option<Spanned<PathBuf>>,
+    max_connections: Option<Spanned<u32>>,
+    control: Option<Spanned<PathBuf>>,
     boot_trace: Option<String>,
     #[serde(default)]
     warm: bool,
-    runtime_dir: Option<PathBuf>,
-    control: Option<PathBuf>,
     metrics: Option<Spanned<String>>,
     discovery: Option<RawDiscovery>,
     #[serde(default)]
@@ -327,17 +366,10 @@ impl Reader {
 
     fn config(&mut self, raw: RawConfig) -> Config {
         self.strict = raw.strict;
+        let places = self.places(&raw);
         let listen = self.listen(raw.listen);
-        let mut image_roots = Vec::new();
         let given = raw.image_roots.is_some();
-        for root in raw.image_roots.unwrap_or_default() {
-            let folder = self.folder.join(root.get_ref());
-            if folder.is_dir() {
-                image_roots.push(folder);
-            } else {
-                self.refuse(&root, format!("image root {} is not a folder", folder.display()));
-            }
-        }
+        let mut image_roots = self.image_roots(raw.image_roots.unwrap_or_default());
         let mut targets: Vec<TargetConfig> = Vec::new();
         let mut lines: HashMap<String, usize> = HashMap::new();
         if raw.target.len() > TARGETS_MAX {
@@ -370,10 +402,12 @@ impl Reader {
             image_roots.extend(folders);
         }
         let discovery = self.discovery(raw.discovery);
-        let macs = self.macs(&raw.leases, &raw.host);
-        let state_dir = raw.state_dir.map(|path| self.folder.join(path));
-        let runtime_dir = raw.runtime_dir.map(|path| self.folder.join(path));
-        let control = raw.control.map(|path| self.folder.join(path));
+        let leases = self.leases(&raw.leases);
+        let hosts = self.hosts(&raw.host);
+        let state_dir = raw.state_dir.map(|path| self.folder.join(path.into_inner()));
+        let runtime_dir = raw.runtime_dir.map(|path| self.folder.join(path.into_inner()));
+        let control = raw.control.map(|path| self.folder.join(path.into_inner()));
+        let max_connections = raw.max_connections.and_then(|most| self.max_connections(&most));
         let metrics = raw.metrics.and_then(|text| self.address(&text));
         let (strict, warm) = (raw.strict, raw.warm);
         let boot_trace =
@@ -389,9 +423,44 @@ impl Reader {
             control,
             metrics,
             discovery,
-            macs,
+            leases,
+            hosts,
+            max_connections,
             targets,
+            places,
         }
+    }
+
+    fn image_roots(&mut self, raw: Vec<Spanned<PathBuf>>) -> Vec<PathBuf> {
+        let mut image_roots = Vec::new();
+        for root in raw {
+            let folder = self.folder.join(root.get_ref());
+            if folder.is_dir() {
+                image_roots.push(folder);
+            } else {
+                self.refuse(&root, format!("image root {} is not a folder", folder.display()));
+            }
+        }
+        image_roots
+    }
+
+    fn places(&self, raw: &RawConfig) -> Places {
+        let origin = |key: &Option<Spanned<PathBuf>>| key.as_ref().map(|path| self.origin(path));
+        Places {
+            state_dir: origin(&raw.state_dir),
+            runtime_dir: origin(&raw.runtime_dir),
+            control: origin(&raw.control),
+            metrics: raw.metrics.as_ref().map(|text| self.origin(text)),
+        }
+    }
+
+    fn max_connections(&mut self, raw: &Spanned<u32>) -> Option<u32> {
+        let most = *raw.get_ref();
+        if (1..=SESSION_CONNECTIONS_MAX as u32).contains(&most) {
+            return Some(most);
+        }
+        self.refuse(raw, format!("max_connections {most} is out of range: 1 to {SESSION_CONNECTIONS_MAX}"));
+        None
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {
@@ -616,8 +685,8 @@ block_size = 4096
         let target = &config.targets[0];
         assert_eq!(target.name, "iqn.2026-11.io.goldrush:node-001");
         let peer = "192.0.2.7".parse().unwrap();
-        assert!(target.access.admits("iqn.2010-04.org.ipxe:node-001", peer, &config.macs));
-        assert!(!target.access.admits("iqn.2010-04.org.ipxe:node-002", peer, &config.macs));
+        assert!(target.access.admits("iqn.2010-04.org.ipxe:node-001", peer, &config.hosts));
+        assert!(!target.access.admits("iqn.2010-04.org.ipxe:node-002", peer, &config.hosts));
         let chap = target.chap.as_ref().unwrap();
         assert_eq!(
             (chap.inward.user.as_str(), chap.inward.secret.bytes()),

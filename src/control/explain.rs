@@ -53,7 +53,7 @@ pub(super) fn run(args: &ServeArgs, config: &Config, plane: &DataPlane) -> Resul
     placement(&mut page, &args.data_plane, config, plane)?;
     memory(&mut page, &args.data_plane, plane, images.files + images.parents.len())?;
     golden_data(&mut page, &args.data_plane, plane, &images);
-    sending(&mut page, &args.data_plane);
+    sending(&mut page, &args.data_plane, config);
     folders(&mut page, config, plane);
     durability(&mut page, args, config);
     listeners(&mut page, args, config, plane);
@@ -266,7 +266,7 @@ fn golden_data(page: &mut Page, args: &DataPlaneArgs, plane: &DataPlane, images:
     page.say("boot traces", format_args!("{place}, {warm}"), why);
 }
 
-fn sending(page: &mut Page, args: &DataPlaneArgs) {
+fn sending(page: &mut Page, args: &DataPlaneArgs, config: &Config) {
     page.say(
         "sends",
         format_args!("of {} at most", args.send_batch),
@@ -282,11 +282,12 @@ fn sending(page: &mut Page, args: &DataPlaneArgs) {
         when,
         format_args!("{} (--zero-copy): auto means long sends to other machines, where the kernel does not copy all the same", origin(when == "auto")),
     );
-    let default = limits::SESSION_CONNECTIONS_DEFAULT;
+    let most = launch::max_connections(args.max_connections, config);
+    let is_default = args.max_connections.or(config.max_connections).is_none();
     page.say(
         "connections",
-        format_args!("{} a session at most", args.max_connections),
-        format_args!("{} (--max-connections)", origin(args.max_connections == default)),
+        format_args!("{most} a session at most"),
+        format_args!("{} (--max-connections, or the key max_connections)", origin(is_default)),
     );
 }
 

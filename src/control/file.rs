@@ -211,6 +211,15 @@ impl OpenedFile {
         self.len
     }
 
+    /// Bytes at this moment.
+    pub fn len_now(&self) -> io::Result<u64> {
+        if self.block_device {
+            (&*self.file).seek(io::SeekFrom::End(0))
+        } else {
+            Ok(self.file.metadata()?.len())
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -126,6 +126,16 @@ impl GoldenFiles {
         shard
     }
 
+    /// A file's number in the cache, and another open file to read whole pages from.
+    pub(super) fn of_file(&mut self, file: &OpenedFile) -> Option<(GoldenFile, Option<Arc<File>>)> {
+        self.know(file).map(|known| (known.number, known.direct.clone()))
+    }
+
+    /// The file is closed. It may change now: opened again, it gets another number.
+    pub(super) fn forget(&mut self, file: FileIdentity) {
+        self.known.remove(&file);
+    }
+
     fn know(&mut self, file: &OpenedFile) -> Option<&Known> {
         let Self { golden, direct, known } = self;
         known

@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use crate::io::Io;
 use crate::scsi::{KeptUnit, Lun};
 use crate::shard::{KeepRequest, Keeper, Message, Peer, Sent};
 
@@ -135,11 +136,14 @@ pub(super) fn queue() -> (QueueKeeper, Receiver<KeepRequest>) {
 }
 
 /// Starts the thread that writes. It ends when the last `QueueKeeper` is gone.
-pub(super) fn start<S: Send + 'static>(
+pub(super) fn start<I: Io>(
     folder: StateFolder,
     requests: Receiver<KeepRequest>,
-    shards: Vec<Peer<S>>,
-) -> io::Result<JoinHandle<()>> {
+    shards: Vec<Peer<I>>,
+) -> io::Result<JoinHandle<()>>
+where
+    Peer<I>: Send + 'static,
+{
     std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
         for KeepRequest { shard, ticket, target, lun, kept } in requests {
             let stored = store_logged(&folder, &target, lun, kept);

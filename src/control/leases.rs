@@ -14,7 +14,7 @@ const LEASES_BYTES_MAX: u64 = 64 << 20;
 
 /// Why leases cannot be used. The caller adds the file's name.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LeasesError {
+pub enum LeasesError {
     #[error("the file cannot be read: {0}")]
     Unreadable(#[from] std::io::Error),
     #[error("it is not a regular file")]

@@ -47,12 +47,14 @@ mod image_snapshot;
 mod json_stream;
 mod keeper;
 pub mod launch;
+mod lease_watch;
 mod leases;
 mod leftover;
 mod lock_holder;
 mod logging;
 mod man;
 mod metrics;
+mod moving;
 pub mod name;
 mod new_image;
 pub mod open_image;
@@ -60,10 +62,15 @@ mod overlay;
 mod prefetch;
 mod progress;
 mod relink;
+pub mod reload;
+mod reload_command;
+mod roster;
+mod rules;
 mod runtime;
 mod seal;
 pub mod secrets;
 mod serve;
+mod server;
 pub mod size;
 mod staged;
 mod status;
@@ -116,6 +123,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
             error::print(|out| out.write_all(&script)).map(|()| ExitCode::SUCCESS)
         }
         Command::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Reload(args) => reload_command::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Top(args) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Trace(command) => trace_command::run(&command).map(|()| ExitCode::SUCCESS),

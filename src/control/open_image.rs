@@ -244,7 +244,7 @@ impl OpenedChain {
 }
 
 /// What all images of one program have in common: where parents may lie, and which files are open already.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Opener {
     /// Resolved; `None` lets parents lie anywhere.
     roots: Option<Vec<PathBuf>>,
@@ -254,7 +254,7 @@ pub struct Opener {
 }
 
 /// An open file, and what children must know of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     file: Arc<OpenedFile>,
     format: Format,
@@ -271,6 +271,18 @@ impl Opener {
         };
         let roots = roots.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { roots: Some(roots), strict, ..Self::anywhere(Locking::Hold) })
+    }
+
+    /// The same files are open, and what is opened from now on keeps to these rules.
+    pub(super) fn confine(&mut self, roots: &[PathBuf], strict: bool) -> Result<(), OpenError> {
+        let Self { roots, strict, .. } = Self::confined(roots, strict)?;
+        (self.roots, self.strict) = (roots, strict);
+        Ok(())
+    }
+
+    /// The file is closed: whoever names it next opens it anew.
+    pub(super) fn forget(&mut self, file: FileIdentity) {
+        self.open.remove(&file);
     }
 
     /// For a tool an administrator runs on images of his own: parents may lie where they say.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::block_io::run_batch;
 use super::cli::DurabilityPolicy;
-use super::config::{Config, DiscoveryConfig, Origin, TargetConfig, UnitConfig};
+use super::config::{Config, DiscoveryConfig, Origin, Places, TargetConfig, UnitConfig};
 use super::error::Error;
 use super::file::{Access, FileError, Locking, OpenedFile, folder_of};
 use super::image_create::create_child_of;
@@ -98,8 +98,11 @@ pub(super) fn prepare(
         control: None,
         metrics: None,
         discovery: DiscoveryConfig::default(),
-        macs: MacTable::default(),
+        leases: Vec::new(),
+        hosts: MacTable::default(),
+        max_connections: None,
         targets,
+        places: Places::default(),
     })
 }
 

@@ -6,9 +6,9 @@
 //! does, so a page is read once, whoever is faster, and those who wait for a page of a read are told. It takes frames that
 //! were never used only, and stops when few of those are left: what is in the cache stays there.
 
+use crate::uring::UringIo;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ pub(super) struct Prefetcher {
     golden: Arc<Golden>,
     cache: GoldenCache,
     followed: Vec<Followed>,
-    shards: Vec<Peer<OwnedFd>>,
+    shards: Vec<Peer<UringIo>>,
     claims: Vec<Claim>,
     done: Prefetched,
 }
@@ -165,7 +165,7 @@ enum Along {
 }
 
 impl Prefetcher {
-    pub(super) fn new(golden: Arc<Golden>, plan: PrefetchPlan, shards: Vec<Peer<OwnedFd>>) -> Self {
+    pub(super) fn new(golden: Arc<Golden>, plan: PrefetchPlan, shards: Vec<Peer<UringIo>>) -> Self {
         let mut cache = GoldenCache::outside(Arc::clone(&golden));
         for (index, followed) in plan.0.iter().enumerate() {
             let slot = FileSlot(index as u32);

@@ -19,6 +19,8 @@ use crate::uring::SharedMap;
 /// Where root keeps journals; others use `USER_FOLDER` with their user's number.
 const SYSTEM_FOLDER: &str = "/run/goldrush";
 const USER_FOLDER: &str = "/dev/shm/goldrush-";
+/// Leaves that a reload may add to a journal; what comes beyond waits for commits.
+const LATER_LEAVES: u32 = 4096;
 /// What the names of journals end with.
 pub(super) const JOURNAL_ENDING: &str = "pending";
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -127,9 +129,11 @@ impl RuntimeFolder {
         let file = file.map_err(failed)?;
         let made = (|| {
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            let map = SharedMap::new(&file, words_needed(leaves.len(), JOURNAL_RECORDS))?;
+            let map =
+                SharedMap::new(&file, words_needed(leaves.len() + LATER_LEAVES as usize, JOURNAL_RECORDS))?;
             let header = AreaHeader { boot_id: self.boot_id, nonce, records: JOURNAL_RECORDS };
-            let area = Area::new(Box::new(map), &header, leaves).ok_or(io::ErrorKind::OutOfMemory)?;
+            let area = Area::with_room(Box::new(map), &header, leaves, LATER_LEAVES)
+                .ok_or(io::ErrorKind::OutOfMemory)?;
             fs::rename(&part, &path)?;
             Ok(area)
         })();
@@ -230,7 +234,10 @@ pub(super) fn read_all(file: &File) -> io::Result<Vec<u8>> {
 /// The longest journal there can be: every leaf a server may have, and all records.
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 const _: () = assert!(
-    JOURNAL_BYTES_MAX > 64 * (1 + crate::limits::SHARD_FILES_MAX as u64) + 32 * JOURNAL_RECORDS as u64 + 512
+    JOURNAL_BYTES_MAX
+        > 64 * (1 + LATER_LEAVES as u64 + crate::limits::SHARD_FILES_MAX as u64)
+            + 32 * JOURNAL_RECORDS as u64
+            + 512
 );
 
 #[cfg(test)]

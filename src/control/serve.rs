@@ -10,11 +10,11 @@ use super::cli::{DataPlaneArgs, LISTEN_DEFAULT, ServeArgs};
 use super::config::{self, Config};
 use super::error::{Error, print};
 use super::file::identity_of;
-use super::launch::{self, DataPlane};
+use super::launch::DataPlane;
 use super::open_image::OpenedChain;
 use super::overlay::Missing;
 use super::seal;
-use super::{explain, overlay, runtime};
+use super::{explain, overlay, runtime, server};
 
 /// Of the available memory, the share golden data may take by default.
 const GOLDEN_CACHE_SHARE: u64 = 2;
@@ -45,7 +45,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Error> {
     suggest_seals(&catalog);
     announce_targets(&catalog)?;
     let plane = data_plane(&args.data_plane, &config);
-    launch::run(catalog, &plane, &mut |addresses, metrics| {
+    server::run(catalog, config, args.config.as_deref(), &plane, &mut |addresses, metrics| {
         let mut out = std::io::stdout().lock();
         if let Some(address) = metrics {
             let _ = writeln!(out, "metrics at http://{address}/metrics");
@@ -89,7 +89,6 @@ fn announce_targets(catalog: &Catalog) -> Result<(), Error> {
 
 fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
     DataPlane {
-        listen: config.listen.clone(),
         cores: args.cores.as_ref().map(|list| list.0.clone()),
         spin_us: args.spin,
         // The command line admits a few MiB at most.

@@ -2,8 +2,8 @@
 //!
 //! Knows when they run. Does not know what they do (`prefetch`, `boot_traces`).
 
+use crate::uring::UringIo;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -27,7 +27,7 @@ impl TraceThreads {
         golden: &Arc<Golden>,
         store: &TraceStore,
         traced: &[Traced],
-        shards: &[Peer<OwnedFd>],
+        shards: &[Peer<UringIo>],
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();

@@ -46,6 +46,17 @@ impl Images {
         self.layers.get_mut(layer.0 as usize)?.take()
     }
 
+    /// A raw file has grown. False where the layer is something else, or the file has not.
+    pub fn grow_raw(&mut self, layer: LayerId, sectors: SectorCount) -> bool {
+        match self.layer_mut(layer) {
+            Some(Layer::Raw(raw)) if raw.sectors < sectors => {
+                raw.sectors = sectors;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// The file of every layer, by `LayerId`; of a removed one, any.
     pub fn files(&self) -> impl Iterator<Item = FileSlot> {
         self.layers.iter().map(|layer| layer.as_ref().map_or(FileSlot(0), Layer::file))

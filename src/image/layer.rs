@@ -78,6 +78,15 @@ impl Layer {
         }
     }
 
+    /// It is another slot's file from now on.
+    pub fn set_file(&mut self, slot: FileSlot) {
+        match self {
+            Self::Raw(raw) => raw.file = slot,
+            Self::Vhd(vhd) => vhd.file = slot,
+            Self::Vhdx(vhdx) => vhdx.file = slot,
+        }
+    }
+
     pub fn is_writable(&self) -> bool {
         match self {
             Self::Raw(raw) => raw.writable,

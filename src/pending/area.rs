@@ -21,13 +21,25 @@ pub struct Area {
     leaves: u32,
     records: u32,
     free: Vec<u32>,
+    free_leaves: Vec<u32>,
 }
 
 impl Area {
     /// Lays a journal out over `memory`, which is all zeros. `None` when it does not fit.
     pub fn new(memory: Box<dyn Words>, header: &AreaHeader, leaves: &[LeafIdentity]) -> Option<Self> {
-        let count = u32::try_from(leaves.len()).ok()?;
-        if memory.words().len() < words_needed(leaves.len(), header.records) {
+        Self::with_room(memory, header, leaves, 0)
+    }
+
+    /// The same, with room for so many leaves more.
+    pub fn with_room(
+        memory: Box<dyn Words>,
+        header: &AreaHeader,
+        leaves: &[LeafIdentity],
+        room: u32,
+    ) -> Option<Self> {
+        let taken = u32::try_from(leaves.len()).ok()?;
+        let count = taken.checked_add(room)?;
+        if memory.words().len() < words_needed(count as usize, header.records) {
             return None;
         }
         let area = Self {
@@ -36,17 +48,38 @@ impl Area {
             leaves: count,
             records: header.records,
             free: (0..header.records).rev().collect(),
+            free_leaves: (taken..count).rev().collect(),
         };
-        for (leaf, identity) in (0..count).zip(leaves) {
-            let words = identity.words();
-            area.put(leaf_at(leaf), &words);
-            area.set(leaf_at(leaf) + LEAF_SUM, checksum(header.nonce, leaf_at(leaf), &words));
+        for (leaf, identity) in (0..taken).zip(leaves) {
+            area.name_leaf(leaf, identity);
         }
         let words = header.words(count);
         area.put(0, &words);
         // Last: until now this was no journal.
         area.set(HEADER_SUM, checksum(header.nonce, 0, &words));
         Some(area)
+    }
+
+    fn name_leaf(&self, leaf: u32, identity: &LeafIdentity) {
+        let (at, words) = (leaf_at(leaf), identity.words());
+        self.put(at, &words);
+        // Last: until now there was no such leaf.
+        self.set(at + LEAF_SUM, checksum(self.nonce, at, &words));
+    }
+
+    /// One more leaf. `None` when there is no room.
+    pub fn add_leaf(&mut self, identity: &LeafIdentity) -> Option<LeafIndex> {
+        let leaf = self.free_leaves.pop()?;
+        self.name_leaf(leaf, identity);
+        Some(LeafIndex(leaf))
+    }
+
+    /// The leaf is closed: nothing is pending of it, and no flush of it has failed.
+    pub fn forget_leaf(&mut self, leaf: LeafIndex) {
+        if leaf.0 < self.leaves && !self.free_leaves.contains(&leaf.0) {
+            self.set(leaf_at(leaf.0) + LEAF_SUM, 0);
+            self.free_leaves.push(leaf.0);
+        }
     }
 
     /// Remembers a write of the leaf until the slot is retired. `None` when there is no room.

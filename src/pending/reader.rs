@@ -62,7 +62,7 @@ impl Journal {
         self.words[HEADER_ALIVE]
     }
 
-    /// Every leaf.
+    /// Every leaf. A place without a checksum has none.
     ///
     /// # Errors
     /// An entry of the table is damaged: then no entry is believed.
@@ -71,12 +71,16 @@ impl Journal {
             let at = leaf_at(leaf);
             let mut fixed = [0; LEAF_FIXED];
             fixed.copy_from_slice(&self.words[at..at + LEAF_FIXED]);
-            if self.words[at + LEAF_SUM] != checksum(self.nonce, at, &fixed) {
-                return Err(JournalError::Leaf(leaf));
+            let sum = self.words[at + LEAF_SUM];
+            if sum == 0 {
+                return None;
             }
-            Ok((LeafIndex(leaf), LeafIdentity::from_words(fixed)))
+            if sum != checksum(self.nonce, at, &fixed) {
+                return Some(Err(JournalError::Leaf(leaf)));
+            }
+            Some(Ok((LeafIndex(leaf), LeafIdentity::from_words(fixed))))
         };
-        (0..self.leaves).map(one).collect()
+        (0..self.leaves).filter_map(one).collect()
     }
 
     /// The leaf with this device and inode.

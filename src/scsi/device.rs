@@ -120,15 +120,17 @@ pub enum DeviceError {
 #[derive(Debug)]
 pub struct Device {
     target_port: TargetPort,
-    /// Sorted by LUN; a `UnitIndex` is a place here.
-    units: Vec<LogicalUnit>,
-    ports: Vec<Option<InitiatorPort>>,
+    /// A `UnitIndex` is a place here. At first they are sorted by LUN.
+    pub(super) units: Vec<LogicalUnit>,
+    /// Places of units that were taken away and are forgotten.
+    pub(super) vacant: Vec<UnitIndex>,
+    pub(super) ports: Vec<Option<InitiatorPort>>,
     /// The units that are hidden from a nexus, as bits; a slot beyond the end sees all.
     hidden: Vec<UnitSet>,
 }
 
-/// A bit for each unit of a device.
-type UnitSet = [u64; limits::UNITS_PER_TARGET_MAX.div_ceil(64)];
+/// A bit for each place of a device. While units are exchanged there are two for each.
+type UnitSet = [u64; (2 * limits::UNITS_PER_TARGET_MAX).div_ceil(64)];
 
 impl Device {
     /// Units keep the order of their LUNs, whatever the order of `config.units`: see [`Device::unit`].
@@ -151,6 +153,7 @@ impl Device {
         Ok(Self {
             target_port: TargetPort::new(&target_name, portal_group),
             units: indexed.collect(),
+            vacant: Vec::new(),
             ports: Vec::new(),
             hidden: Vec::new(),
         })
@@ -219,11 +222,15 @@ impl Device {
     pub fn unit(&self, lun_field: [u8; 8]) -> Option<UnitIndex> {
         let lun = Lun::from_field(lun_field).ok()?;
         // Nearly every target has few units, and LUN 0 comes first.
-        let place = self.units.iter().position(|unit| unit.lun() == lun)?;
+        let place = self.units.iter().position(|unit| unit.is_present() && unit.lun() == lun)?;
         u32::try_from(place).ok().map(UnitIndex)
     }
 
-    /// The LUN of a unit.
+    pub fn target_name(&self) -> &str {
+        &self.target_port.target_name
+    }
+
+    /// The LUN of a unit, or of the one that was there last.
     pub fn lun(&self, unit: UnitIndex) -> Option<Lun> {
         self.units.get(unit.0 as usize).map(LogicalUnit::lun)
     }
@@ -296,7 +303,7 @@ impl Device {
 
     /// The unit a copy names, if it is one of this device that the nexus may see.
     pub fn copy_device(&self, nexus: Nexus, device: &CopyDevice) -> Option<UnitIndex> {
-        let place = self.units.iter().position(|unit| unit.is_copy_device(device))?;
+        let place = self.units.iter().position(|unit| unit.is_present() && unit.is_copy_device(device))?;
         Some(UnitIndex(place as u32)).filter(|unit| self.sees(nexus, *unit))
     }
 
@@ -451,13 +458,19 @@ impl Device {
         };
         let changed = UnitAttention::ReportedLunsChanged;
         self.units.iter_mut().for_each(|unit| unit.clear_attention(nexus, changed));
-        let seen = self.units.iter().zip(0..).filter(|(_, place)| self.sees(nexus, UnitIndex(*place)));
-        let data = report_luns::report(select, seen.map(|(unit, _)| unit.lun()));
+        let seen = self
+            .units
+            .iter()
+            .zip(0..)
+            .filter(|(unit, place)| unit.is_present() && self.sees(nexus, UnitIndex(*place)));
+        let mut luns: Vec<Lun> = seen.map(|(unit, _)| unit.lun()).collect();
+        luns.sort();
+        let data = report_luns::report(select, luns.into_iter());
         Some(UnitPlan::Done(UnitReply::data(data, allocation)))
     }
 }
 
-fn check_unit(target_name: &str, unit: &UnitConfig) -> Result<(), DeviceError> {
+pub(super) fn check_unit(target_name: &str, unit: &UnitConfig) -> Result<(), DeviceError> {
     let (target, lun) = (target_name.to_owned(), unit.identity.lun);
     if unit.blocks == 0 {
         return Err(DeviceError::NoBlocks { target, lun });

@@ -10,6 +10,7 @@ mod copy;
 mod device;
 mod identity;
 mod inquiry;
+mod inventory;
 mod kept;
 mod lun;
 mod mode;

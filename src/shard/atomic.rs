@@ -54,8 +54,8 @@ impl Core {
 
     fn home_of(&self, key: TaskKey) -> (u32, UnitIndex) {
         let Some(task) = self.tasks.get(key) else { return (0, UnitIndex(0)) };
-        let first = self.targets[task.target as usize].first_lun;
-        (task.target, UnitIndex(task.home.saturating_sub(first)))
+        let unit = self.luns.get(task.home as usize).map_or(UnitIndex(0), |lun| lun.unit);
+        (task.target, unit)
     }
 
     fn keep_atomic(&mut self, key: TaskKey, kept: KeptUnit) {
@@ -104,22 +104,17 @@ impl Core {
     }
 
     /// Writes what the last run of the server has promised; until then the units are not ready.
-    pub(super) fn resume_atomic(&mut self) {
-        for target in 0..self.targets.len() {
-            for unit in self.targets[target].device.units() {
-                let Some(kept) = self.targets[target].device.interrupted_atomic(unit).cloned() else {
-                    continue;
-                };
-                tracing::info!(target = %self.targets[target].name, "an atomic write is completed");
-                if self.replay(target as u32, unit, &kept).is_none() {
-                    tracing::error!(target = %self.targets[target].name, "an atomic write cannot be completed: its LUN stays not ready");
-                }
-            }
+    pub(super) fn resume_atomic(&mut self, target: u32, unit: UnitIndex) {
+        let place = &self.targets[target as usize];
+        let Some(kept) = place.device.interrupted_atomic(unit).cloned() else { return };
+        tracing::info!(target = %place.name, "an atomic write is completed");
+        if self.replay(target, unit, &kept).is_none() {
+            tracing::error!(target = %self.targets[target as usize].name, "an atomic write cannot be completed: its LUN stays not ready");
         }
     }
 
     fn replay(&mut self, target: u32, unit: UnitIndex, kept: &KeptAtomic) -> Option<TaskKey> {
-        let lun = self.targets[target as usize].first_lun + unit.0;
+        let lun = self.targets[target as usize].lun(unit);
         let state = &self.luns[lun as usize];
         let (size, data) = (state.block_size, kept.data()?);
         let blocks = data.len() as u64 / u64::from(size.bytes());
@@ -142,6 +137,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use super::UnitIndex;
     use crate::shard::bench::Bench;
 
     /// Two blocks from LBA 5 on.
@@ -200,7 +196,7 @@ mod tests {
         let mut bench = Bench::with_kept(kept);
         let early = bench.begin(&READ, &[], 1024);
         assert_eq!(bench.reply(early).unwrap().sense, Some((0x04, 0x01)));
-        bench.core.resume_atomic();
+        bench.core.resume_atomic(0, UnitIndex(0));
         bench.settle_keeping();
         let read = bench.begin(&READ, &[], 1024);
         bench.settle();

@@ -197,7 +197,7 @@ impl Core {
         range: BlockRange,
     ) -> Option<(&mut Task, SectorRange, u64)> {
         let task = self.tasks.get_mut(key)?;
-        task.lun = self.targets[task.target as usize].first_lun + unit.0;
+        task.lun = self.targets[task.target as usize].lun(unit);
         task.home = task.lun;
         self.arrive(key);
         let task = self.tasks.get_mut(key)?;

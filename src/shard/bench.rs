@@ -11,7 +11,9 @@ use crate::io::{Op, OpToken};
 use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::plan::{FileSlot, LayerId};
-use crate::scsi::{Device, DeviceConfig, InitiatorPort, KeptUnit, Lun, Nexus, UnitConfig, UnitIdentity};
+use crate::scsi::{
+    Device, DeviceConfig, InitiatorPort, KeptUnit, Lun, Nexus, UnitConfig, UnitIdentity, UnitIndex,
+};
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 
 use super::ConnKey;
@@ -44,8 +46,11 @@ impl Bench {
         let chain = Chain::new(&images, vec![leaf]).unwrap();
         let mut core = Core::new(pool, cache, images);
         core.layers.push(super::commit::LayerWork::new(FileSlot(0)));
-        core.targets.push(Target::new(NAME.into(), device(kept), 0));
+        core.targets.push(Target::new(NAME.into(), device(kept), vec![0]));
         core.luns.push(LunState {
+            target: 0,
+            unit: UnitIndex(0),
+            ends: false,
             chain,
             block_size: BlockSize::B512,
             leaf,

@@ -5,7 +5,7 @@
 use crate::buf::Buf;
 use crate::io::{Errno, Op};
 use crate::limits;
-use crate::plan::{BitmapRead, IoFault};
+use crate::plan::{BitmapRead, IoFault, LayerId};
 use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
@@ -17,6 +17,12 @@ pub(super) struct BitmapLoad {
     read: BitmapRead,
     done: u32,
     waiters: Vec<TaskKey>,
+}
+
+impl BitmapLoad {
+    pub(super) fn layer(&self) -> LayerId {
+        self.read.layer
+    }
 }
 
 impl Core {

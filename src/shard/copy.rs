@@ -154,7 +154,7 @@ impl Core {
     ) -> Result<CopyMove, Sense> {
         let unit = |place: usize| reached.get(place).copied().flatten().ok_or(Sense::COPY_UNREACHABLE);
         let (from, to) = (unit(segment.from)?, unit(segment.to)?);
-        let lun = |end: Reached| self.targets[end.target].first_lun + end.unit.0;
+        let lun = |end: Reached| self.targets[end.target].lun(end.unit);
         let per_block = |end: Reached| self.luns[lun(end) as usize].block_size.sectors();
         let counted = if segment.counts_destination { to } else { from };
         let sectors = segment.count.0.saturating_mul(per_block(counted));
@@ -272,6 +272,13 @@ impl Core {
             CopyEnding::List(Some(list)) => self.targets[target].device.copy_ended(nexus, unit, *list, end),
             CopyEnding::Token(token) => self.token_left(target, unit, token, end.bytes, sense),
         }
+    }
+}
+
+impl CopyWork {
+    /// It has still to read, write or flush this unit.
+    pub(super) fn touches(&self, lun: u32) -> bool {
+        self.moves.iter().any(|it| it.from == lun || it.to == lun) || self.flush.contains(&lun)
     }
 }
 

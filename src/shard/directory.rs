@@ -1,4 +1,4 @@
-//! Which targets there are, who owns them and who may log in: the same immutable list on every shard.
+//! Which targets there are, who owns them and who may log in: the same list on every shard, replaced as a whole.
 //!
 //! Knows names and policies. Does not know units or images.
 
@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::iscsi::chap::AuthPolicy;
+use crate::scsi::Lun;
 
-use super::{Admission, MacTable, ShardId};
+use super::{Admission, ShardId};
 
 #[derive(Clone, Debug)]
 pub struct DirectoryEntry {
     pub owner: ShardId,
-    /// Place among the owner's targets.
-    pub index: u32,
     /// Who may log in, and see that there is such a target.
     pub access: Admission,
     pub auth: AuthPolicy,
@@ -21,8 +20,8 @@ pub struct DirectoryEntry {
     pub redirect: Option<Redirect>,
     /// Portals that lead to it; `None`: all of the directory.
     pub portals: Option<Vec<SocketAddr>>,
-    /// Who sees which unit, in the order of the device's units.
-    pub units: Vec<Admission>,
+    /// Who sees which unit; one that is not here is seen by all.
+    pub units: Vec<(Lun, Admission)>,
 }
 
 impl DirectoryEntry {
@@ -66,8 +65,6 @@ pub struct Directory {
     /// How initiators prove themselves before they are told of targets.
     pub discovery_auth: AuthPolicy,
     pub discovery_access: Admission,
-    /// Which address has which MAC, for rules that ask.
-    pub macs: MacTable,
 }
 
 impl Directory {
@@ -100,7 +97,6 @@ mod tests {
     fn entry(portals: Option<&[&str]>) -> DirectoryEntry {
         DirectoryEntry {
             owner: ShardId(0),
-            index: 0,
             access: Admission::default(),
             auth: AuthPolicy::None,
             redirect: None,

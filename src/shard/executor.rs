@@ -4,7 +4,7 @@
 //!
 //! Nothing here blocks or recurses through completions: a task that can go on is put into `ready`.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use crate::buf::{Fill, Pool};
 use crate::cache::{Boot, Claim, GoldenCache, Told};
@@ -34,13 +34,17 @@ use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
 use super::turns::Turns;
-use super::{ConnKey, UnitSeed};
+use super::{ConnKey, LayerName, UnitSeed};
 
 pub(super) type TaskKey = Key<Box<Task>>;
 
 /// A unit as the executor sees it.
 #[derive(Debug)]
 pub(super) struct LunState {
+    pub(super) target: u32,
+    pub(super) unit: UnitIndex,
+    /// It is being taken away: background work ends with its portion.
+    pub(super) ends: bool,
     pub(super) chain: Chain,
     pub(super) block_size: BlockSize,
     pub(super) leaf: LayerId,
@@ -66,8 +70,11 @@ pub(super) enum BootWatch {
 }
 
 impl LunState {
-    pub(super) fn new(unit: UnitSeed) -> Self {
+    pub(super) fn new(unit: UnitSeed, target: u32, place: UnitIndex) -> Self {
         Self {
+            target,
+            unit: place,
+            ends: false,
             chain: unit.chain,
             block_size: unit.block_size,
             leaf: unit.leaf,
@@ -149,7 +156,14 @@ pub(super) struct Core {
     /// Frames other shards wait for, and these shards as bits.
     pub(super) golden_news: Vec<(u32, u64)>,
     pub(super) targets: Vec<Target>,
+    pub(super) target_names: HashMap<String, u32>,
     pub(super) luns: Vec<LunState>,
+    /// Places of targets and units that have ended.
+    pub(super) free_targets: Vec<u32>,
+    pub(super) free_luns: Vec<u32>,
+    pub(super) layer_names: HashMap<LayerName, LayerId>,
+    /// Last flushes of images that end, and have come back.
+    pub(super) last_flushes: Vec<LayerId>,
     pub(super) tasks: Slab<Box<Task>>,
     #[expect(clippy::vec_box, reason = "a task keeps its place when it is begun and when it is forgotten")]
     pub(super) spare: Vec<Box<Task>>,
@@ -206,7 +220,12 @@ impl Core {
             golden_news: Vec::new(),
             fills: 0,
             targets: Vec::new(),
+            target_names: HashMap::new(),
             luns: Vec::new(),
+            free_targets: Vec::new(),
+            free_luns: Vec::new(),
+            layer_names: HashMap::new(),
+            last_flushes: Vec::new(),
             tasks: Slab::with_capacity(limits::SHARD_TASKS_MAX),
             spare: Vec::new(),
             finished: Vec::with_capacity(1024),
@@ -232,6 +251,11 @@ impl Core {
             rod_seed: [0; 32],
             rods_made: 0,
         }
+    }
+
+    /// The shard's place of a target.
+    pub(super) fn target_index(&self, name: &str) -> Option<u32> {
+        self.target_names.get(name).copied()
     }
 
     pub(super) fn submit(&mut self, token: Token, op: Op) {
@@ -505,7 +529,7 @@ impl Core {
     pub(super) fn sense_of(&self, key: TaskKey, fault: UnitFault) -> Sense {
         let Some(task) = self.tasks.get(key) else { return Sense::INTERNAL_TARGET_FAILURE };
         let target = &self.targets[task.target as usize];
-        let unit = UnitIndex(task.home.saturating_sub(target.first_lun));
+        let unit = self.luns.get(task.home as usize).map_or(UnitIndex(0), |lun| lun.unit);
         target.device.io_failed(unit, fault, None).sense.unwrap_or(Sense::INTERNAL_TARGET_FAILURE)
     }
 

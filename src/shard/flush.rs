@@ -54,6 +54,7 @@ impl Core {
         for who in answered.drain(..) {
             match who.kind {
                 Kind::Meta => self.meta_done(who, result),
+                Kind::LastFlush => self.last_flushes.push(layer),
                 _ => {
                     if let Some(key) = who.key(&self.tasks) {
                         self.control_done(key, who.part, result);

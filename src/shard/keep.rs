@@ -74,6 +74,11 @@ impl Core {
         }
     }
 
+    /// Something a unit of this target must remember is not stable yet.
+    pub(super) fn is_keeping_for(&self, target: u32) -> bool {
+        self.keeping.iter().any(|it| it.target == target) || self.unkept.iter().any(|it| it.target == target)
+    }
+
     fn kept(&mut self, ticket: u64, stable: bool) {
         let Some(at) = self.keeping.iter().position(|keeping| keeping.ticket == ticket) else { return };
         let Keeping { task, target, then, .. } = self.keeping.swap_remove(at);

@@ -32,7 +32,7 @@ impl Core {
         read_len: u32,
     ) -> Begun {
         let Some(task) = self.tasks.get_mut(key) else { return Begun::Busy };
-        task.lun = self.targets[task.target as usize].first_lun + unit.0;
+        task.lun = self.targets[task.target as usize].lun(unit);
         task.home = task.lun;
         task.read_len = read_len;
         task.work = Work::LbaStatus { start, allocation, runs: Vec::new() };

@@ -102,7 +102,7 @@ impl<I: Io> Shard<I> {
                 tracing::info!(%initiator, target = %name, "login refused: no such target at this portal");
                 TargetAnswer::NotFound
             }
-            Some(entry) if !entry.access.admits(&initiator, peer, &self.directory.macs) => {
+            Some(entry) if !entry.access.admits(&initiator, peer, &self.macs) => {
                 tracing::info!(%initiator, %peer, target = %name, "login refused: the target's rules do not admit it");
                 TargetAnswer::Forbidden
             }
@@ -116,7 +116,12 @@ impl<I: Io> Shard<I> {
                 return false;
             }
             Some(entry) => {
-                let (index, auth) = (entry.index, entry.auth.clone());
+                let auth = entry.auth.clone();
+                let Some(index) = self.core.target_index(&name) else {
+                    tracing::error!(target = %name, "login refused: the target is not where the directory says");
+                    self.answer(key, TargetAnswer::NotFound);
+                    return true;
+                };
                 if tsih != Tsih(0) {
                     let named = Named { initiator, target: Some(name), isid, tsih, cid };
                     self.answer_to_join(&named, index, auth)
@@ -141,7 +146,7 @@ impl<I: Io> Shard<I> {
 
     /// Discovery stays where it landed; its TSIH only has to be non-zero.
     fn answer_to_discovery(&self, initiator: &str, peer: std::net::IpAddr) -> TargetAnswer {
-        if !self.directory.discovery_access.admits(initiator, peer, &self.directory.macs) {
+        if !self.directory.discovery_access.admits(initiator, peer, &self.macs) {
             tracing::info!(%initiator, %peer, "discovery refused: the rules do not admit it");
             return TargetAnswer::Forbidden;
         }
@@ -191,8 +196,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn session_joined_by(&self, established: &Established) -> Option<SessionKey> {
-        let entry = self.directory.find(established.target_name.as_deref()?)?;
-        let target = &self.core.targets[entry.index as usize];
+        let index = self.core.target_index(established.target_name.as_deref()?)?;
+        let target = &self.core.targets[index as usize];
         target.session_to_join(&established.initiator_name, established.isid, established.tsih)
     }
 
@@ -257,8 +262,12 @@ impl<I: Io> Shard<I> {
         let peer = connection.peer;
         let discovery = established.session_kind == negotiate::SessionKind::Discovery;
         let name = established.target_name.as_deref().filter(|_| !discovery);
-        let index = name.and_then(|name| self.directory.find(name)).map(|entry| entry.index);
+        let index = name.and_then(|name| self.core.target_index(name));
         let initiator = established.initiator_name.clone();
+        if !discovery && index.is_none() {
+            self.close(key, "its target was removed while it logged in");
+            return;
+        }
         let mut nexus = Nexus(0);
         if let Some(index) = index {
             // RFC 7143, 6.3.5: the same name and ISID again end the former session.
@@ -313,14 +322,23 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// LUN masking: hides the units that the initiator may not see.
-    fn mask_units(&mut self, index: u32, nexus: Nexus, initiator: &str, peer: std::net::IpAddr) {
-        let target = &mut self.core.targets[index as usize];
-        let Some(entry) = self.directory.find(&target.name) else { return };
-        let macs = &self.directory.macs;
-        let visible: Vec<bool> =
-            entry.units.iter().map(|access| access.admits(initiator, peer, macs)).collect();
-        target.device.show(nexus, &visible);
+    /// LUN masking: hides the units that the initiator may not see. True when that was otherwise before.
+    pub(super) fn mask_units(
+        &mut self,
+        index: u32,
+        nexus: Nexus,
+        initiator: &str,
+        peer: std::net::IpAddr,
+    ) -> bool {
+        let device = &mut self.core.targets[index as usize].device;
+        let Some(entry) = self.directory.find(device.target_name()) else { return false };
+        let macs = &self.macs;
+        let sees = |lun| {
+            let rule = entry.units.iter().find(|(of, _)| Some(*of) == lun);
+            rule.is_none_or(|(_, access)| access.admits(initiator, peer, macs))
+        };
+        let visible: Vec<bool> = device.units().map(|unit| sees(device.lun(unit))).collect();
+        device.show(nexus, &visible)
     }
 
     /// Stops receiving; the socket moves when that has ended.
@@ -401,6 +419,8 @@ impl<I: Io> Shard<I> {
                 Message::Report { asked, reply } => {
                     let _ = reply.try_send(self.report(asked));
                 }
+                Message::Change(change) => self.change(*change),
+                Message::Macs(macs) => self.macs = macs,
                 Message::Stop => self.begin_stop(),
             }
         }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
-use crate::io::Waker;
+use crate::io::{Io, Waker};
 use crate::iscsi::framer::Framer;
 use crate::iscsi::login::LoginMachine;
 use crate::iscsi::params::{Cid, Isid, Tsih};
 
 use super::report::{ReportAsked, ShardReport};
+use super::{Change, MacTable};
 
 /// Whom a login names.
 #[derive(Clone, Debug)]
@@ -42,8 +43,8 @@ pub struct Handoff<S> {
 }
 
 #[derive(Debug)]
-pub enum Message<S> {
-    Handoff(Box<Handoff<S>>),
+pub enum Message<I: Io> {
+    Handoff(Box<Handoff<I::Socket>>),
     /// Pages of this frame of the golden cache were read (or could not be), and the reader waits for some.
     Golden {
         frame: u32,
@@ -58,45 +59,54 @@ pub enum Message<S> {
         asked: ReportAsked,
         reply: Sender<ShardReport>,
     },
+    /// What a reload of the configuration changes here.
+    Change(Box<Change<I>>),
+    /// Which address has which MAC now.
+    Macs(Arc<MacTable>),
     /// Finish what is in flight, flush, close, end.
     Stop,
 }
 
 /// What became of a message.
 #[derive(Debug)]
-pub enum Sent<S> {
+pub enum Sent<I: Io> {
     Yes,
     /// The queue is full; try again.
-    Full(Message<S>),
+    Full(Message<I>),
 }
 
-#[derive(Debug)]
-pub struct Mailbox<S> {
-    queue: ArrayQueue<Message<S>>,
+pub struct Mailbox<I: Io> {
+    queue: ArrayQueue<Message<I>>,
 }
 
-impl<S> Mailbox<S> {
+impl<I: Io> core::fmt::Debug for Mailbox<I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Mailbox").field("messages", &self.queue.len()).finish()
+    }
+}
+
+impl<I: Io> Mailbox<I> {
     pub fn new(capacity: usize) -> Self {
         Self { queue: ArrayQueue::new(capacity) }
     }
 
-    pub(super) fn take(&self) -> Option<Message<S>> {
+    pub(super) fn take(&self) -> Option<Message<I>> {
         self.queue.pop()
     }
 }
 
 /// Another shard, as seen from here (or from the control thread).
-pub struct Peer<S> {
-    mailbox: Arc<Mailbox<S>>,
+pub struct Peer<I: Io> {
+    mailbox: Arc<Mailbox<I>>,
     waker: Arc<dyn Waker>,
 }
 
-impl<S> Peer<S> {
-    pub fn new(mailbox: Arc<Mailbox<S>>, waker: Arc<dyn Waker>) -> Self {
+impl<I: Io> Peer<I> {
+    pub fn new(mailbox: Arc<Mailbox<I>>, waker: Arc<dyn Waker>) -> Self {
         Self { mailbox, waker }
     }
 
-    pub fn send(&self, message: Message<S>) -> Sent<S> {
+    pub fn send(&self, message: Message<I>) -> Sent<I> {
         match self.mailbox.queue.push(message) {
             Ok(()) => {
                 self.waker.wake();
@@ -107,13 +117,13 @@ impl<S> Peer<S> {
     }
 }
 
-impl<S> Clone for Peer<S> {
+impl<I: Io> Clone for Peer<I> {
     fn clone(&self) -> Self {
         Self { mailbox: Arc::clone(&self.mailbox), waker: Arc::clone(&self.waker) }
     }
 }
 
-impl<S> core::fmt::Debug for Peer<S> {
+impl<I: Io> core::fmt::Debug for Peer<I> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Peer").finish_non_exhaustive()
     }

@@ -353,13 +353,13 @@ impl<I: Io> Shard<I> {
             return;
         };
         let (local, peer) = (self.io.local_address(connection.socket), connection.peer.ip());
-        let directory = &self.directory;
+        let (directory, macs) = (&self.directory, &self.macs);
         let portals = |entry| directory.portals_at(entry, local).map(|at| (at.to_string(), PORTAL_GROUP));
         let own = session.target.map(|index| self.core.targets[index as usize].name.as_str());
         let listings = directory
             .targets
             .iter()
-            .filter(|(_, entry)| entry.access.admits(&session.initiator, peer, &directory.macs))
+            .filter(|(_, entry)| entry.access.admits(&session.initiator, peer, macs))
             .map(|(name, entry)| TargetListing { name: name.clone(), portals: portals(entry).collect() });
         let mut text = Vec::new();
         crate::iscsi::discovery::send_targets(request, listings, own, &mut text);

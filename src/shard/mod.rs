@@ -22,6 +22,7 @@
 //! | `lba_status` | GET LBA STATUS from the images                                      |
 //! | `flush`      | one fdatasync of a file at a time                                   |
 //! | `keep`       | what a unit must remember across restarts                           |
+//! | `change`     | what a reload adds; `end` what it takes away                         |
 //! | `records`    | what a restart must know of writes that are not committed           |
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
@@ -38,10 +39,12 @@ mod begin;
 mod bench;
 mod bitmaps;
 mod boot;
+mod change;
 mod commit;
 mod connection;
 mod copy;
 mod directory;
+mod end;
 mod executor;
 mod fairness;
 mod fill_path;
@@ -81,12 +84,13 @@ use crate::io::{Completion, Io, ListenerSlot, Part};
 use crate::limits;
 use crate::pending::Area;
 use crate::plan::{FileSlot, LayerId};
-use crate::scsi::Device;
+use crate::scsi::{Device, UnitIndex};
 use crate::slab::{Key, Slab};
 use crate::units::BlockSize;
 
 pub use admission::{Admission, NamePattern};
 pub use boot::{BootPhase, BootReport, BootTimes};
+pub use change::{Change, ChangeNews, LayerName, NewDurability, NewLayer, NewUnit, News};
 pub use directory::{Directory, DirectoryEntry, Redirect};
 pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mac::{Mac, MacError, MacTable};
@@ -162,7 +166,8 @@ pub struct TargetSeed {
     pub units: Vec<UnitSeed>,
 }
 
-/// Everything a shard is made of. `layer_files` has one entry for each layer of `images`.
+/// Everything a shard is made of. `layer_files` has one entry for each layer of `images`. Layers are called by their
+/// numbers ([`LayerName`]) when something is changed later.
 #[derive(Debug)]
 pub struct ShardSeed<I: Io> {
     pub config: ShardConfig,
@@ -175,9 +180,11 @@ pub struct ShardSeed<I: Io> {
     pub layer_files: Vec<FileSlot>,
     pub targets: Vec<TargetSeed>,
     pub directory: Arc<Directory>,
+    /// Which address has which MAC, for rules that ask.
+    pub macs: Arc<MacTable>,
     pub listeners: Vec<ListenerSlot>,
-    pub mailbox: Arc<Mailbox<I::Socket>>,
-    pub peers: Vec<Peer<I::Socket>>,
+    pub mailbox: Arc<Mailbox<I>>,
+    pub peers: Vec<Peer<I>>,
     pub keeper: Box<dyn Keeper>,
     /// Where leaves with `Durability::Journal` have their records.
     pub journal: Option<Area>,
@@ -192,10 +199,15 @@ pub struct Shard<I: Io> {
     connections: Slab<connection::Connection>,
     sessions: session::Sessions,
     directory: Arc<Directory>,
-    listeners: Vec<ListenerSlot>,
-    mailbox: Arc<Mailbox<I::Socket>>,
-    peers: Vec<Peer<I::Socket>>,
-    outbox: Vec<(ShardId, Message<I::Socket>)>,
+    macs: Arc<MacTable>,
+    /// Never shorter: an accept is known by its place here.
+    listeners: Vec<end::Listening>,
+    /// What a reload takes away, until it is gone; and who is told.
+    endings: end::Endings,
+    news: Option<Box<dyn ChangeNews>>,
+    mailbox: Arc<Mailbox<I>>,
+    peers: Vec<Peer<I>>,
+    outbox: Vec<(ShardId, Message<I>)>,
     keeper: Box<dyn Keeper>,
     keep_tickets: u64,
     completions: Vec<Completion>,
@@ -235,13 +247,17 @@ impl<I: Io> Shard<I> {
         core.journal = seed.journal;
         core.read_ahead_bytes = seed.config.read_ahead_bytes;
         core.rod_seed = seed.config.seed;
-        for target in seed.targets {
-            let first_lun = core.luns.len() as u32;
-            core.targets.push(target::Target::new(target.name, target.device, first_lun));
+        core.layer_names = (0..core.layers.len() as u32).map(|n| (LayerName(n), LayerId(n))).collect();
+        for (index, target) in (0..).zip(seed.targets) {
+            let first = core.luns.len() as u32;
+            let luns = (first..).take(target.units.len()).collect();
+            core.target_names.insert(target.name.clone(), index);
+            core.targets.push(target::Target::new(target.name, target.device, luns));
             for unit in &target.units {
                 core.layers[unit.leaf.0 as usize].records.durability = unit.durability;
             }
-            core.luns.extend(target.units.into_iter().map(executor::LunState::new));
+            let units = (0..).map(UnitIndex).zip(target.units);
+            core.luns.extend(units.map(|(place, unit)| executor::LunState::new(unit, index, place)));
         }
         Self {
             config: seed.config,
@@ -250,7 +266,10 @@ impl<I: Io> Shard<I> {
             connections: Slab::with_capacity(limits::CONNECTIONS_MAX),
             sessions: Slab::with_capacity(limits::CONNECTIONS_MAX),
             directory: seed.directory,
-            listeners: seed.listeners,
+            macs: seed.macs,
+            listeners: seed.listeners.into_iter().map(end::Listening::Open).collect(),
+            endings: end::Endings::default(),
+            news: None,
             mailbox: seed.mailbox,
             peers: seed.peers,
             outbox: Vec::new(),

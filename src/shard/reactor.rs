@@ -8,6 +8,7 @@ use crate::iscsi::session::TaskReply;
 use crate::limits;
 
 use super::connection::{Connection, Phase};
+use super::end::Listening;
 use super::logins::new_login;
 use super::session::Member;
 use super::stop::Stop;
@@ -36,8 +37,12 @@ impl<I: Io> Shard<I> {
             self.accept(index as u32);
         }
         self.await_wake();
-        self.core.resume_atomic();
-        self.core.resume_sanitize();
+        for target in 0..self.core.targets.len() as u32 {
+            for unit in self.core.targets[target as usize].device.units() {
+                self.core.resume_atomic(target, unit);
+                self.core.resume_sanitize(target, unit);
+            }
+        }
         self.work();
     }
 
@@ -79,7 +84,7 @@ impl<I: Io> Shard<I> {
         if waits > 0 || self.core.is_waiting() {
             return Some(self.core.now.after(Duration::from_millis(1)));
         }
-        if self.is_stopping() {
+        if self.is_stopping() || self.endings.is_waiting() {
             return Some(self.core.now.after(Duration::from_millis(20)));
         }
         let idle = self.connections.is_empty() && self.accept_again.is_empty() && !self.core.has_records();
@@ -92,9 +97,10 @@ impl<I: Io> Shard<I> {
         self.core.submit(Token::new(Kind::Wake, 0, 0), Op::AwaitWake);
     }
 
-    fn accept(&mut self, index: u32) {
-        let listener = self.listeners[index as usize];
-        self.core.submit(Token::new(Kind::Accept, index, 0), Op::Accept { listener });
+    pub(super) fn accept(&mut self, index: u32) {
+        if let Some(Listening::Open(listener)) = self.listeners.get(index as usize) {
+            self.core.submit(Token::new(Kind::Accept, index, 0), Op::Accept { listener: *listener });
+        }
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -103,8 +109,8 @@ impl<I: Io> Shard<I> {
         match (token.kind, completion.outcome) {
             (Kind::Accept, Outcome::Accepted { socket, peer, more }) => {
                 self.accepted(socket, peer);
-                if !more && self.stop == Stop::Serving {
-                    self.accept(token.index);
+                if !more {
+                    self.accept_again_or_close(token.index);
                 }
             }
             (Kind::Accept, Outcome::AcceptEnded { error }) => self.accept_ended(token.index, error),
@@ -150,7 +156,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn accept_ended(&mut self, index: u32, error: Errno) {
-        if self.stop != Stop::Serving {
+        if self.stop != Stop::Serving || self.closes_listener(index) {
             return;
         }
         if matches!(error.0, ECANCELED | ECONNABORTED) {
@@ -416,10 +422,12 @@ impl<I: Io> Shard<I> {
             self.tick();
             self.next_tick = self.core.now.after(TICK);
         }
+        self.end_step();
         self.stop_step();
         for (token, op) in self.core.ops.drain(..) {
             self.io.submit(token, op);
         }
+        self.release_ended();
     }
 
     /// Gives finished tasks back to their sessions.

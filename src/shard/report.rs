@@ -90,7 +90,8 @@ impl<I: Io> Shard<I> {
             targets: Vec::new(),
             sessions: Vec::new(),
         };
-        for target in &core.targets {
+        // A place whose target was removed has no name.
+        for target in core.targets.iter().filter(|target| !target.name.is_empty()) {
             let boot = target.boot.report(core.now);
             let place = PHASES.iter().position(|phase| *phase == boot.phase);
             report.phases[place.unwrap_or_default()] += 1;

@@ -341,13 +341,13 @@ impl Core {
         }
         rod.check(now)?;
         let target = self.target_of(place.lun);
-        let unit = UnitIndex(place.lun - self.targets[target].first_lun);
+        let unit = self.luns[place.lun as usize].unit;
         self.targets[target].device.may_read_rod(unit)?;
         Ok(place)
     }
 
     fn target_of(&self, lun: u32) -> usize {
-        self.targets.partition_point(|target| target.first_lun <= lun).saturating_sub(1)
+        self.luns[lun as usize].target as usize
     }
 
     /// What a token stands for, without its first sectors.

@@ -75,7 +75,7 @@ impl Core {
     /// `None`: the shard has no task left.
     fn spawn_sanitize(&mut self, target: u32, unit: UnitIndex, method: SanitizeMethod) -> Option<TaskKey> {
         let mut task = self.spare.pop().unwrap_or_else(|| Box::new(Task::idle()));
-        let lun = self.targets[target as usize].first_lun + unit.0;
+        let lun = self.targets[target as usize].lun(unit);
         task.target = target;
         task.lun = lun;
         task.home = lun;
@@ -95,14 +95,11 @@ impl Core {
     }
 
     /// Goes on with what the last run of the server has begun and not ended.
-    pub(super) fn resume_sanitize(&mut self) {
-        for target in 0..self.targets.len() {
-            for unit in self.targets[target].device.units() {
-                let Some(method) = self.targets[target].device.interrupted_sanitize(unit) else { continue };
-                tracing::info!(target = %self.targets[target].name, "a sanitize operation goes on");
-                self.sanitize_unattended(target as u32, unit, method, true);
-            }
-        }
+    pub(super) fn resume_sanitize(&mut self, target: u32, unit: UnitIndex) {
+        let place = &self.targets[target as usize];
+        let Some(method) = place.device.interrupted_sanitize(unit) else { return };
+        tracing::info!(target = %place.name, "a sanitize operation goes on");
+        self.sanitize_unattended(target, unit, method, true);
     }
 
     /// Sets the next portion; false when every pass is done.
@@ -140,7 +137,7 @@ impl Core {
 
     /// A portion is written, and committed. True when the task can go on at once.
     pub(super) fn sanitize_portion_done(&mut self, key: TaskKey) -> bool {
-        if self.stopping {
+        if self.is_ending(key) {
             self.finish(key);
             return false;
         }
@@ -164,12 +161,20 @@ impl Core {
         false
     }
 
+    /// The shard stops, or the unit is taken away.
+    fn is_ending(&self, key: TaskKey) -> bool {
+        let lun = self.tasks.get(key).and_then(|task| self.luns.get(task.lun as usize));
+        self.stopping || lun.is_none_or(|lun| lun.ends)
+    }
+
     /// Portions whose time has come; all of them when the shard stops.
     pub(super) fn wake_paced(&mut self) {
         let (now, stopping) = (self.now, self.stopping);
-        let Self { paced, tasks, ready, .. } = self;
+        let Self { paced, tasks, ready, luns, .. } = self;
         paced.retain(|(due, key)| {
-            let wakes = stopping || *due <= now;
+            let ends =
+                tasks.get(*key).and_then(|task| luns.get(task.lun as usize)).is_none_or(|lun| lun.ends);
+            let wakes = stopping || ends || *due <= now;
             if wakes && let Some(task) = tasks.get_mut(*key) {
                 task.stage = Stage::Resolve;
                 ready.push_back(*key);

@@ -14,7 +14,9 @@ use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::pending::Area;
 use crate::plan::FileSlot;
-use crate::scsi::{Device, DeviceConfig, DeviceError, InitiatorPort, Lun, Nexus, UnitConfig, UnitIdentity};
+use crate::scsi::{
+    Device, DeviceConfig, DeviceError, InitiatorPort, Lun, Nexus, UnitConfig, UnitIdentity, UnitIndex,
+};
 use crate::units::{ByteOffset, Lba};
 
 use super::executor::{Begun, Core, LunState, Request};
@@ -75,11 +77,13 @@ impl<I: Io> Solo<I> {
         let mut core = Core::new(seed.pool, cache, seed.images);
         core.layers = seed.layer_files.iter().map(|file| super::commit::LayerWork::new(*file)).collect();
         core.journal = seed.journal;
-        core.targets.push(Target::new(NAME.to_owned(), device(&seed.units)?, 0));
+        let luns = (0..seed.units.len() as u32).collect();
+        core.targets.push(Target::new(NAME.to_owned(), device(&seed.units)?, luns));
         for unit in &seed.units {
             core.layers[unit.leaf.0 as usize].records.durability = unit.durability;
         }
-        core.luns.extend(seed.units.into_iter().map(LunState::new));
+        let units = (0..).map(UnitIndex).zip(seed.units);
+        core.luns.extend(units.map(|(place, unit)| LunState::new(unit, 0, place)));
         let now = seed.io.now();
         core.now = now;
         Ok(Self {

@@ -6,11 +6,11 @@ use crate::cache::CacheCounts;
 use crate::clock::Instant;
 use crate::io::{Errno, Io, Op};
 
-use super::Shard;
 use super::connection::Phase;
 use super::session::Member;
-use super::task::Stage;
+use super::task::{Stage, Task};
 use super::token::{Kind, Token};
+use super::{ConnKey, Shard};
 use crate::plan::LayerId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) enum Stop {
 }
 
 /// Seconds we give an initiator to log out by itself (RFC 7143, 11.9.1).
-const LOGOUT_SECONDS: u16 = 1;
+pub(super) const LOGOUT_SECONDS: u16 = 1;
 
 impl<I: Io> Shard<I> {
     pub(super) fn begin_stop(&mut self) {
@@ -69,24 +69,13 @@ impl<I: Io> Shard<I> {
                 let late = self.core.now >= deadline;
                 for index in 0..self.connections.slot_count() {
                     let Some(key) = self.connections.key_at(index) else { continue };
-                    let Some(connection) = self.connections.get_mut(key) else { continue };
-                    let tasks = &self.core.tasks;
-                    let member = connection.member();
-                    let session = member.and_then(|member| self.sessions.get(member.session));
-                    let busy = session.is_some_and(|session| {
-                        session
-                            .task_keys()
-                            .filter_map(|task| tasks.get(task))
-                            .any(|task| !matches!(task.stage, Stage::Collect | Stage::Finished))
-                    });
-                    let quiet = !busy && connection.tx.is_empty() && !connection.dirty;
-                    let asked = self.core.now.since(connection.last_progress) >= super::reactor::TICK;
-                    if late || (quiet && asked) {
+                    if late || self.has_fallen_quiet(key) {
                         self.close(key, "the server stops");
                     }
                 }
+                let ended = self.connections.is_empty() && !self.endings.is_waiting();
                 // Other shards may wait for what this one reads.
-                if self.connections.is_empty() && self.core.tasks.is_empty() && self.core.fills == 0 {
+                if ended && self.core.tasks.is_empty() && self.core.fills == 0 {
                     self.settle_images();
                 }
             }
@@ -137,6 +126,19 @@ impl<I: Io> Shard<I> {
             evictions,
             "golden cache: lookups of this core"
         );
+    }
+
+    /// A connection that was asked to log out has nothing left to do.
+    pub(super) fn has_fallen_quiet(&self, key: ConnKey) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let member = connection.member();
+        let session = member.and_then(|member| self.sessions.get(member.session));
+        let works = |task: &Task| !matches!(task.stage, Stage::Collect | Stage::Finished);
+        let busy = session.is_some_and(|session| {
+            session.task_keys().filter_map(|task| self.core.tasks.get(task)).any(|task| works(task))
+        });
+        let quiet = !busy && connection.tx.is_empty() && !connection.dirty;
+        quiet && self.core.now.since(connection.last_progress) >= super::reactor::TICK
     }
 
     fn settle_images(&mut self) {

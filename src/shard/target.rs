@@ -6,7 +6,7 @@ use crate::iscsi::params::{Isid, Tsih};
 use crate::iscsi::pdu::InitiatorTaskTag;
 use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::limits;
-use crate::scsi::{Device, InitiatorPort, Nexus};
+use crate::scsi::{Device, InitiatorPort, Nexus, UnitIndex};
 
 use super::boot::Boot;
 use super::session::SessionKey;
@@ -33,8 +33,8 @@ pub(super) struct PendingManagement {
 pub(super) struct Target {
     pub(super) name: String,
     pub(super) device: Device,
-    /// The shard's units `first_lun..first_lun + units` are this target's, in order of their LUN.
-    pub(super) first_lun: u32,
+    /// Its units among the shard's, by `UnitIndex`.
+    luns: Vec<u32>,
     pub(super) sessions: Vec<SessionEntry>,
     free_nexuses: Vec<Nexus>,
     next_tsih: u16,
@@ -46,12 +46,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn new(name: String, device: Device, first_lun: u32) -> Self {
+    pub(super) fn new(name: String, device: Device, luns: Vec<u32>) -> Self {
         let free_nexuses = (0..limits::NEXUSES_PER_TARGET_MAX as u32).rev().map(Nexus).collect();
         Self {
             name,
             device,
-            first_lun,
+            luns,
             sessions: Vec::new(),
             free_nexuses,
             next_tsih: 1,
@@ -59,6 +59,19 @@ impl Target {
             management: Vec::new(),
             boot: Boot::default(),
         }
+    }
+
+    /// The place of a unit among the shard's.
+    pub(super) fn lun(&self, unit: UnitIndex) -> u32 {
+        self.luns[unit.0 as usize]
+    }
+
+    pub(super) fn set_lun(&mut self, unit: UnitIndex, lun: u32) {
+        let place = unit.0 as usize;
+        if self.luns.len() <= place {
+            self.luns.resize(place + 1, u32::MAX);
+        }
+        self.luns[place] = lun;
     }
 
     /// A TSIH no session of this target has; never zero.

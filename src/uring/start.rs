@@ -176,15 +176,7 @@ impl State {
     }
 
     fn start_file(&mut self, ring: &mut Ring, token: OpToken, op: Op) -> Started {
-        let slot = match &op {
-            Op::Read { file, .. }
-            | Op::Fill { file, .. }
-            | Op::Write { file, .. }
-            | Op::Sync { file }
-            | Op::PunchHole { file, .. }
-            | Op::SetLen { file, .. } => *file,
-            _ => return Started::Ended(refuse(op, BAD_SLOT)),
-        };
+        let Some(slot) = op.file() else { return Started::Ended(refuse(op, BAD_SLOT)) };
         let Some(fd) = self.files.fd(slot.0) else { return Started::Ended(refuse(op, BAD_SLOT)) };
         if let Op::SetLen { len, .. } = op
             && !ring.has_ftruncate()

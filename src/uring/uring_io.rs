@@ -108,14 +108,14 @@ impl UringIo {
         let mut io = Self { ring, state, backlog, wake, spin: config.spin, _pool: pool.clone() };
         io.state.rx.register(&io.ring.submitter()).map_err(UringError::ReceiveBuffers)?;
         for (given, file) in files.into_iter().enumerate() {
-            io.register_file(file).map_err(|_| UringError::TooMany {
+            io.adopt_file(file).map_err(|_| UringError::TooMany {
                 what: "files",
                 max: config.files_max,
                 given: given + 1,
             })?;
         }
         for (given, listener) in listeners.into_iter().enumerate() {
-            io.register_listener(listener).map_err(|_| UringError::TooMany {
+            io.adopt_listener(listener).map_err(|_| UringError::TooMany {
                 what: "listeners",
                 max: LISTENERS_MAX,
                 given: given + 1,
@@ -127,26 +127,6 @@ impl UringIo {
     /// What the ring became: flags, registrations and why not, missing operations.
     pub fn report(&self) -> &RingReport {
         self.ring.report()
-    }
-
-    /// Takes a file in; gives it back when the table is full.
-    pub fn register_file(&mut self, file: Arc<File>) -> Result<FileSlot, Arc<File>> {
-        let fd = file.as_raw_fd();
-        let slot = self.state.files.insert(file)?;
-        self.ring.set_fixed_file(slot, fd);
-        Ok(FileSlot(slot))
-    }
-
-    /// Takes a file out. `None` for an empty slot and for a file with operations pending.
-    pub fn release_file(&mut self, file: FileSlot) -> Option<Arc<File>> {
-        let released = self.state.files.remove(file.0)?;
-        self.ring.set_fixed_file(file.0, -1);
-        Some(released)
-    }
-
-    /// Takes a listener in; gives it back when there are too many (64).
-    pub fn register_listener(&mut self, listener: TcpListener) -> Result<ListenerSlot, TcpListener> {
-        self.state.listeners.insert(listener).map(ListenerSlot)
     }
 
     /// Operations the kernel owns or that wait for room.
@@ -265,6 +245,8 @@ impl UringIo {
 
 impl Io for UringIo {
     type Socket = OwnedFd;
+    type File = Arc<File>;
+    type Listener = TcpListener;
 
     fn now(&self) -> Instant {
         host::now()
@@ -344,6 +326,34 @@ impl Io for UringIo {
 
     fn release_socket(&mut self, socket: SocketSlot) -> Option<OwnedFd> {
         self.state.sockets.remove(socket.0)
+    }
+
+    fn adopt_file(&mut self, file: Arc<File>) -> Result<FileSlot, Arc<File>> {
+        let fd = file.as_raw_fd();
+        let slot = self.state.files.insert(file)?;
+        self.ring.set_fixed_file(slot, fd);
+        Ok(FileSlot(slot))
+    }
+
+    fn release_file(&mut self, file: FileSlot) -> Option<Arc<File>> {
+        if self.backlog.iter().any(|(_, op)| op.file() == Some(file)) {
+            return None;
+        }
+        let released = self.state.files.remove(file.0)?;
+        self.ring.set_fixed_file(file.0, -1);
+        Some(released)
+    }
+
+    fn adopt_listener(&mut self, listener: TcpListener) -> Result<ListenerSlot, TcpListener> {
+        self.state.listeners.insert(listener).map(ListenerSlot)
+    }
+
+    fn release_listener(&mut self, listener: ListenerSlot) -> Option<TcpListener> {
+        let waits = |op: &Op| matches!(op, Op::Accept { listener: waiting } if *waiting == listener);
+        if self.backlog.iter().any(|(_, op)| waits(op)) {
+            return None;
+        }
+        self.state.listeners.remove(listener.0)
     }
 }
 

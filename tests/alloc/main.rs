@@ -67,7 +67,7 @@ fn files(folder: &std::path::Path) -> Vec<File> {
     vec![image(&folder.join("child.vhd"), NewKind::Differencing { block_size: BLOCK, parent }, 2), golden]
 }
 
-type Control = (Peer<std::os::fd::OwnedFd>, std::thread::JoinHandle<()>);
+type Control = (Peer<UringIo>, std::thread::JoinHandle<()>);
 
 /// A shard on a thread of its own; `None` where the kernel gives no ring.
 fn serve(files: Vec<File>, listener: TcpListener) -> Option<Control> {
@@ -102,8 +102,8 @@ fn shard(
     pool: Pool,
     child: VhdImage,
     golden: VhdImage,
-    mailbox: Arc<Mailbox<std::os::fd::OwnedFd>>,
-    peer: Peer<std::os::fd::OwnedFd>,
+    mailbox: Arc<Mailbox<UringIo>>,
+    peer: Peer<UringIo>,
 ) -> Shard<UringIo> {
     let mut images = Images::new();
     let leaf = images.add(Layer::vhd(FileSlot(0), child));
@@ -133,7 +133,6 @@ fn shard(
     let mut directory = Directory::default();
     let entry = DirectoryEntry {
         owner: ShardId(0),
-        index: 0,
         access: Admission::default(),
         auth: AuthPolicy::None,
         redirect: None,
@@ -154,6 +153,7 @@ fn shard(
         images,
         targets: vec![TargetSeed { name: TARGET.to_owned(), device: device.unwrap(), units: vec![unit] }],
         directory: Arc::new(directory),
+        macs: Arc::default(),
         listeners: vec![ListenerSlot(0)],
         mailbox,
         peers: vec![peer],

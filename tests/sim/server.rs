@@ -23,7 +23,7 @@ use goldrush::vhd::OpenMode;
 use crate::board::{ChapPlan, TargetPlan};
 use crate::images;
 use crate::random::Rng;
-use crate::sim_io::{SimIo, SimSocket};
+use crate::sim_io::SimIo;
 use crate::world::{Port, Shared};
 
 /// Shards of a simulated server.
@@ -31,7 +31,7 @@ pub(crate) const SHARDS: usize = 2;
 
 pub(crate) struct Server {
     pub(crate) shards: Vec<Shard<SimIo>>,
-    peers: Vec<Peer<SimSocket>>,
+    peers: Vec<Peer<SimIo>>,
     /// What each shard had before it served.
     pub(crate) at_start: Vec<ShardLoad>,
 }
@@ -123,7 +123,6 @@ impl Server {
         for plan in plans {
             let entry = DirectoryEntry {
                 owner: ShardId(plan.owner as u16),
-                index: targets[plan.owner].len() as u32,
                 access: Admission {
                     initiators: plan
                         .allowed
@@ -180,8 +179,8 @@ impl Server {
         table: Table,
         mut targets: Vec<TargetSeed>,
         directory: &Arc<Directory>,
-        mailbox: &Arc<Mailbox<SimSocket>>,
-        peers: &[Peer<SimSocket>],
+        mailbox: &Arc<Mailbox<SimIo>>,
+        peers: &[Peer<SimIo>],
         (golden, numbers): (&Arc<Golden>, &[Option<GoldenFile>]),
         rng: &mut Rng,
     ) -> Result<Shard<SimIo>, String> {
@@ -219,6 +218,7 @@ impl Server {
             layer_files,
             targets,
             directory: Arc::clone(directory),
+            macs: Arc::default(),
             listeners: if shard == 0 { vec![ListenerSlot(0)] } else { Vec::new() },
             mailbox: Arc::clone(mailbox),
             peers: peers.to_vec(),

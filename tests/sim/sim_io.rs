@@ -4,7 +4,7 @@
 
 use goldrush::buf::Fill;
 use goldrush::clock::Instant;
-use goldrush::io::{Completion, Errno, Io, Op, OpToken, Outcome, Part, RxBuf, SocketSlot};
+use goldrush::io::{Completion, Errno, Io, ListenerSlot, Op, OpToken, Outcome, Part, RxBuf, SocketSlot};
 use goldrush::plan::FileSlot;
 
 use crate::disk::Change;
@@ -45,6 +45,9 @@ impl SimIo {
 
 impl Io for SimIo {
     type Socket = SimSocket;
+    /// A disk by its number.
+    type File = usize;
+    type Listener = ();
 
     fn now(&self) -> Instant {
         Instant(self.world.borrow().now)
@@ -90,6 +93,33 @@ impl Io for SimIo {
         let stream = world.ports[self.shard].sockets.get_mut(socket.0 as usize)?.take()?;
         world.streams[stream].at = None;
         Some(SimSocket { stream })
+    }
+
+    fn adopt_file(&mut self, disk: usize) -> Result<FileSlot, usize> {
+        let files = &mut self.world.borrow_mut().ports[self.shard].files;
+        let slot = files.iter().position(Option::is_none).unwrap_or_else(|| {
+            files.push(None);
+            files.len() - 1
+        });
+        files[slot] = Some(disk);
+        Ok(FileSlot(slot as u32))
+    }
+
+    fn release_file(&mut self, file: FileSlot) -> Option<usize> {
+        let mut world = self.world.borrow_mut();
+        let port = &mut world.ports[self.shard];
+        if port.ops.values().any(|pending| pending.file() == Some(file)) {
+            return None;
+        }
+        port.files.get_mut(file.0 as usize)?.take()
+    }
+
+    fn adopt_listener(&mut self, (): ()) -> Result<ListenerSlot, ()> {
+        Ok(ListenerSlot(0))
+    }
+
+    fn release_listener(&mut self, _: ListenerSlot) -> Option<()> {
+        Some(())
     }
 }
 
@@ -312,8 +342,8 @@ impl World {
         Ok(())
     }
 
-    fn disk(&self, shard: usize, file: FileSlot) -> usize {
-        self.ports[shard].files[file.0 as usize]
+    pub(crate) fn disk(&self, shard: usize, file: FileSlot) -> usize {
+        self.ports[shard].files[file.0 as usize].expect("an operation on a file that was released")
     }
 
     /// One read into several places: it ends where one of them would end short or fail.

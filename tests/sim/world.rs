@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use goldrush::io::{Completion, Op, OpToken, Outcome, Waker};
+use goldrush::plan::FileSlot;
 
 use crate::disk::SimFile;
 use crate::random::Rng;
@@ -99,6 +100,8 @@ pub(crate) struct Pending {
     pub(crate) op: Option<Op>,
     /// Once it has taken effect.
     pub(crate) outcome: Option<Outcome>,
+    /// The file it works on.
+    file: Option<FileSlot>,
     /// What a sync must make durable; the connection that is shut down.
     mark: u64,
     /// A receive: its delivery is on its way. A send: it waits for room.
@@ -106,6 +109,10 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
+    pub(crate) fn file(&self) -> Option<FileSlot> {
+        self.file
+    }
+
     pub(crate) fn mark(&self) -> u64 {
         self.mark
     }
@@ -137,7 +144,7 @@ pub(crate) struct Port {
     /// Connections nobody has accepted yet.
     pub(crate) backlog: VecDeque<usize>,
     /// Disks by file slot.
-    pub(crate) files: Vec<usize>,
+    pub(crate) files: Vec<Option<usize>>,
     pub(crate) waker: Arc<SimWaker>,
 }
 
@@ -150,7 +157,7 @@ impl Port {
             sockets: Vec::new(),
             rx: vec![None; rx_buffers],
             backlog: VecDeque::new(),
-            files,
+            files: files.into_iter().map(Some).collect(),
             waker: Arc::new(SimWaker(AtomicBool::new(false))),
         }
     }
@@ -262,7 +269,7 @@ impl World {
         self.ports[shard].next_op += 1;
         let (mut mark, mut delay, mut busy) = (0, self.delay(), None);
         match &op {
-            Op::Sync { file } => mark = self.disks[self.ports[shard].files[file.0 as usize]].mark(),
+            Op::Sync { file } => mark = self.disks[self.disk(shard, *file)].mark(),
             Op::Recv { socket } | Op::Send { socket, .. } => busy = Some(socket.0),
             Op::Close { socket } => {
                 if self.ports[shard].on_socket(socket.0).next().is_some() {
@@ -285,7 +292,9 @@ impl World {
         }
         let (recv, accept) = (matches!(op, Op::Recv { .. }), matches!(op, Op::Accept { .. }));
         let waits = recv || accept || matches!(op, Op::AwaitWake);
-        let pending = Pending { token, socket: busy, op: Some(op), outcome: None, mark, scheduled: false };
+        let file = op.file();
+        let pending =
+            Pending { token, socket: busy, op: Some(op), outcome: None, file, mark, scheduled: false };
         self.ports[shard].ops.insert(id, pending);
         if let Some(slot) = busy.filter(|_| recv) {
             self.stir_recv(shard, slot);

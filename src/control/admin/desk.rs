@@ -3,24 +3,26 @@
 //! Knows requests and shards. Does not know clients (`service`).
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::bounded;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::super::reload::Summary;
 use super::status::{
     About, Counts, Gauges, Latency, SessionStatus, ShardStatus, Status, StatusAsked, TargetList, TargetStatus,
 };
-use super::{Answer, Request, program};
+use super::{Answer, Reloaded, Request, program};
 use crate::cache::Golden;
 use crate::clock::Instant;
 use crate::shard::{
     BootPhase, Message, PHASES, Peer, ReportAsked, Sent, SessionReport, ShardReport, TargetReport,
     TargetsAsked,
 };
+use crate::uring::UringIo;
 
 /// A shard that has not answered by then is stuck, or gone.
 const SHARD_TIME: Duration = Duration::from_secs(2);
@@ -28,32 +30,73 @@ const SHARD_TIME: Duration = Duration::from_secs(2);
 /// What a server knows of itself once it serves.
 #[derive(Debug)]
 pub(in crate::control) struct Desk {
-    pub(in crate::control) shards: Vec<Peer<OwnedFd>>,
+    shards: Vec<Peer<UringIo>>,
+    cores: Vec<usize>,
+    golden: Arc<Golden>,
+    golden_cache_bytes: u64,
+    since: std::time::Instant,
+    /// What changes with the configuration; the latest word counts.
+    facts: Receiver<Facts>,
+    known: Facts,
+    orders: Sender<Order>,
+}
+
+/// What a reload may change of what is told.
+#[derive(Clone, Debug, Default)]
+pub(in crate::control) struct Facts {
     pub(in crate::control) listening: Vec<SocketAddr>,
-    pub(in crate::control) cores: Vec<usize>,
     pub(in crate::control) targets: usize,
-    pub(in crate::control) golden_cache_bytes: u64,
-    pub(in crate::control) golden: Option<Arc<Golden>>,
-    pub(in crate::control) since: std::time::Instant,
+}
+
+/// What the thread that looks after the server is to do.
+#[derive(Debug)]
+pub(in crate::control) enum Order {
+    /// Read the configuration again; what is wrong with it, sentence by sentence.
+    Reload { reply: Sender<Result<Summary, Vec<String>>> },
 }
 
 impl Desk {
+    pub(in crate::control) fn new(
+        shards: Vec<Peer<UringIo>>,
+        cores: Vec<usize>,
+        (golden, golden_cache_bytes): (Arc<Golden>, u64),
+        facts: Receiver<Facts>,
+        orders: Sender<Order>,
+    ) -> Self {
+        let (since, known) = (std::time::Instant::now(), Facts::default());
+        Self { shards, cores, golden, golden_cache_bytes, since, facts, known, orders }
+    }
+
     pub(super) fn answer(&mut self, request: Request) -> Answer {
+        if let Some(latest) = self.facts.try_iter().last() {
+            self.known = latest;
+        }
         match request {
+            Request::Reload => self.reload(),
             Request::About => value(&self.about()),
             Request::Status(asked) => self.status(asked).and_then(|status| value(&status)),
         }
     }
 
+    fn reload(&self) -> Answer {
+        let gone = || "the server is ending".to_owned();
+        let (reply, is_done) = std::sync::mpsc::channel();
+        self.orders.send(Order::Reload { reply }).map_err(|_| gone())?;
+        match is_done.recv().map_err(|_| gone())? {
+            Ok(summary) => value(&Reloaded { summary: summary.to_string() }),
+            Err(lines) => Err(lines.join("\n")),
+        }
+    }
+
     fn about(&self) -> About {
-        let golden = self.golden.as_ref().map(|golden| golden.counts()).unwrap_or_default();
+        let golden = self.golden.counts();
         About {
             program: program(),
             pid: std::process::id(),
             uptime_ms: self.since.elapsed().as_millis() as u64,
-            listening: self.listening.clone(),
+            listening: self.known.listening.clone(),
             cores: self.cores.clone(),
-            targets: self.targets,
+            targets: self.known.targets,
             golden_cache_bytes: self.golden_cache_bytes,
             golden_asked_bytes: golden.asked_bytes,
             golden_ahead_used_bytes: golden.ahead_used_bytes,
@@ -94,7 +137,10 @@ impl Desk {
     }
 
     /// Asks every shard and waits for all of them; the error is a sentence. The answers come in any order.
-    fn ask_all<T>(&self, message: impl Fn(Sender<T>) -> Message<OwnedFd>) -> Result<Vec<T>, String> {
+    fn ask_all<T>(
+        &self,
+        message: impl Fn(crossbeam::channel::Sender<T>) -> Message<UringIo>,
+    ) -> Result<Vec<T>, String> {
         let until = std::time::Instant::now() + SHARD_TIME;
         let (reply, replies) = bounded(self.shards.len());
         for shard in &self.shards {

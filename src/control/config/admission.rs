@@ -30,16 +30,21 @@ pub(super) struct RawHost {
 }
 
 impl Reader {
-    /// What leases say, and over it what the hosts of the file say.
-    pub(super) fn macs(&mut self, files: &[Spanned<PathBuf>], hosts: &[RawHost]) -> MacTable {
-        let mut table = MacTable::default();
+    /// Lease files, each of which can be read now.
+    pub(super) fn leases(&mut self, files: &[Spanned<PathBuf>]) -> Vec<PathBuf> {
+        let mut paths = Vec::with_capacity(files.len());
         for file in files {
             let path = self.folder.join(file.get_ref());
-            match leases::load(&path) {
-                Ok(found) => table.overlay(&found),
-                Err(error) => self.refuse(file, format!("leases {}: {error}", path.display())),
+            if let Err(error) = leases::load(&path) {
+                self.refuse(file, format!("leases {}: {error}", path.display()));
             }
+            paths.push(path);
         }
+        paths
+    }
+
+    /// What the hosts of the file say.
+    pub(super) fn hosts(&mut self, hosts: &[RawHost]) -> MacTable {
         let mut stated = MacTable::default();
         for host in hosts {
             match (mac(host.mac.get_ref()), host.address.get_ref().parse::<IpAddr>()) {
@@ -55,8 +60,7 @@ impl Reader {
                 }
             }
         }
-        table.overlay(&stated);
-        table
+        stated
     }
 
     pub(super) fn discovery(&mut self, raw: Option<RawDiscovery>) -> DiscoveryConfig {

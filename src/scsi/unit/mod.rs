@@ -50,6 +50,8 @@ pub(super) struct Surroundings<'a> {
 pub(super) struct LogicalUnit {
     index: UnitIndex,
     lun: Lun,
+    /// False once it was taken away.
+    present: bool,
     names: UnitNames,
     geometry: Geometry,
     read_only: bool,
@@ -78,6 +80,7 @@ impl LogicalUnit {
         Self {
             index,
             lun: config.identity.lun,
+            present: true,
             names: UnitNames::new(&config.identity),
             geometry: Geometry {
                 blocks: config.blocks,
@@ -126,6 +129,14 @@ impl LogicalUnit {
 
     pub(super) const fn lun(&self) -> Lun {
         self.lun
+    }
+
+    pub(super) const fn is_present(&self) -> bool {
+        self.present
+    }
+
+    pub(super) const fn take_away(&mut self) {
+        self.present = false;
     }
 
     pub(super) const fn geometry(&self) -> Geometry {

@@ -165,7 +165,7 @@ fn files_come_and_go_while_the_ring_runs() {
         let file = tempfile::tempfile().unwrap();
         let other = file.try_clone().unwrap();
         other.write_all_at(&[round; 64], 0).unwrap();
-        let slot = bench.io.register_file(file.into()).unwrap();
+        let slot = bench.io.adopt_file(file.into()).unwrap();
         assert_eq!(slot, FileSlot(1));
         let buf = bench.pool.take_small().unwrap();
         let token = bench.submit(Op::Read { file: slot, offset: ByteOffset(0), buf, start: 0, len: 64 });

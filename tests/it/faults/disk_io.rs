@@ -329,6 +329,24 @@ impl DiskIo {
 
 impl Io for DiskIo {
     type Socket = ();
+    type File = ();
+    type Listener = ();
+
+    fn adopt_file(&mut self, (): ()) -> Result<FileSlot, ()> {
+        Err(())
+    }
+
+    fn release_file(&mut self, _: FileSlot) -> Option<()> {
+        None
+    }
+
+    fn adopt_listener(&mut self, (): ()) -> Result<goldrush::io::ListenerSlot, ()> {
+        Err(())
+    }
+
+    fn release_listener(&mut self, _: goldrush::io::ListenerSlot) -> Option<()> {
+        None
+    }
 
     fn now(&self) -> Instant {
         Instant(self.world.borrow().now)

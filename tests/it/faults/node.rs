@@ -55,7 +55,7 @@ struct Session {
 pub struct Node {
     world: Shared,
     shard: Shard<DiskIo>,
-    peer: Peer<()>,
+    peer: Peer<DiskIo>,
     /// What the journal leaves to the next process; `None`: there is none.
     pub memory: Option<Memory>,
     sessions: Vec<Session>,
@@ -70,7 +70,6 @@ fn directory(targets: usize) -> Arc<Directory> {
     for index in 0..targets {
         let entry = DirectoryEntry {
             owner: ShardId(0),
-            index: index as u32,
             access: Admission::default(),
             auth: AuthPolicy::None,
             redirect: None,
@@ -156,6 +155,7 @@ impl Node {
             images,
             targets,
             directory: directory(leaves),
+            macs: Arc::default(),
             listeners: vec![ListenerSlot(0)],
             mailbox,
             peers: vec![peer.clone()],
