@@ -140,11 +140,8 @@ impl Node {
             .collect();
         let mailbox = Arc::new(Mailbox::new(4));
         let peer = Peer::new(Arc::clone(&mailbox), Arc::new(NobodysWaker));
-        let config = PoolConfig {
-            chunks: limits::ADMIT_CHUNKS + 40,
-            smalls: limits::ADMIT_SMALLS + 40,
-            huge_pages: false,
-        };
+        let (chunks, smalls) = (limits::ADMIT_CHUNKS + 40, limits::ADMIT_SMALLS + 40);
+        let config = PoolConfig { chunks, smalls, huge_pages: false };
         let mut shard = Shard::new(ShardSeed {
             config: ShardConfig::new(ShardId(0), [0; 32]),
             io: DiskIo::new(world.clone()),
