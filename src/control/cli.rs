@@ -2,6 +2,7 @@
 //!
 //! Knows what may be written on the command line. Does not know what any of it does.
 
+use core::num::NonZeroU64;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -71,7 +72,7 @@ pub enum LogLevel {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve images to iSCSI initiators until SIGINT or SIGTERM
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Ask a running server what it is doing
     #[command(after_long_help = cli_help::STATUS)]
     Status(StatusArgs),
@@ -182,6 +183,12 @@ pub struct ServeArgs {
     /// are answered at once, and every child is emptied when the server starts.
     #[arg(long, value_enum, value_name = "POLICY", requires = "golden")]
     pub durability: Option<DurabilityPolicy>,
+    /// The most commands a second each node is granted
+    #[arg(long, value_name = "N", requires = "golden")]
+    pub max_iops: Option<NonZeroU64>,
+    /// The most bytes a second each node is granted, read and written together, such as 100M
+    #[arg(long, value_name = "SIZE", requires = "golden", value_parser = rate)]
+    pub max_rate: Option<NonZeroU64>,
     /// Say what would be chosen and why, and end: no port is bound, no image is written, locked or created
     #[arg(long)]
     pub explain: bool,
@@ -275,6 +282,11 @@ fn read_ahead(text: &str) -> Result<Size, String> {
     let size: Size = text.parse().map_err(|error: super::size::SizeError| error.to_string())?;
     let max = crate::limits::READ_AHEAD_BYTES_MAX;
     if size.0 <= max { Ok(size) } else { Err(format!("{size} is out of range: 0 to {}", Size(max))) }
+}
+
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let bytes = text.parse::<Size>().map_err(|error| error.to_string())?;
+    NonZeroU64::new(bytes.0).ok_or_else(|| "0 would stop the nodes: leave it out for no bound".to_owned())
 }
 
 fn send_batch(text: &str) -> Result<Size, String> {

@@ -3,6 +3,7 @@
 //! Knows keys, their bounds and the lines they stand on. Does not know images: files are opened by `catalog`.
 
 mod admission;
+mod limits;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,7 +22,7 @@ use super::open_image::Format;
 use super::secrets::{self, Secret};
 use super::trace_store::TracePlace;
 use crate::limits::{SESSION_CONNECTIONS_MAX, TARGETS_MAX, UNITS_PER_TARGET_MAX};
-use crate::shard::{Admission, MacTable, Redirect};
+use crate::shard::{Admission, MacTable, RateLimits, Redirect};
 use crate::units::BlockSize;
 
 /// The longest configuration file: a room of 65,536 nodes fits.
@@ -103,6 +104,8 @@ pub struct TargetConfig {
     pub chap: Option<ChapConfig>,
     /// Whoever may log in is sent there.
     pub redirect: Option<Redirect>,
+    /// How fast it may be used.
+    pub limits: RateLimits,
     /// Of the listening addresses, those that lead to it; `None`: all.
     pub portals: Option<Vec<SocketAddr>>,
     pub units: Vec<UnitConfig>,
@@ -111,7 +114,16 @@ pub struct TargetConfig {
 impl TargetConfig {
     /// For everybody, at every address.
     pub fn open(name: String, origin: Origin, units: Vec<UnitConfig>) -> Self {
-        Self { name, origin, access: Admission::default(), chap: None, redirect: None, portals: None, units }
+        Self {
+            name,
+            origin,
+            access: Admission::default(),
+            chap: None,
+            redirect: None,
+            limits: RateLimits::default(),
+            portals: None,
+            units,
+        }
     }
 }
 
@@ -223,6 +235,8 @@ struct RawTarget {
     macs: Option<Spanned<Vec<Spanned<String>>>>,
     chap: Option<Spanned<RawChap>>,
     redirect: Option<RawRedirect>,
+    max_iops: Option<Spanned<u64>>,
+    max_rate: Option<Spanned<String>>,
     portals: Option<Spanned<Vec<Spanned<String>>>>,
     block_size: Option<Spanned<i64>>,
     physical_block_size: Option<Spanned<i64>>,
@@ -517,6 +531,7 @@ impl Reader {
         self.check_luns(&name, &raw);
         let access = self.access(raw.initiators, raw.addresses, raw.macs);
         let (redirect, portals) = (self.redirect(raw.redirect), self.portals(raw.portals, listen));
+        let limits = self.limits(raw.max_iops, raw.max_rate);
         let chap = raw.chap.and_then(|chap| self.chap(chap));
         let blocks = (raw.block_size, raw.physical_block_size);
         let durability = raw.durability;
@@ -529,7 +544,7 @@ impl Reader {
             units.push(unit);
         }
         units.sort_by_key(|unit| unit.lun);
-        TargetConfig { name, origin, access, chap, redirect, portals, units }
+        TargetConfig { name, origin, access, chap, redirect, limits, portals, units }
     }
 
     fn chap(&mut self, raw: Spanned<RawChap>) -> Option<ChapConfig> {

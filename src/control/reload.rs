@@ -200,7 +200,8 @@ fn refuse_fixed(old: &Config, new: &Config) -> Result<(), Vec<ConfigError>> {
 fn rules_differ(old: &Config, new: &Config) -> bool {
     let rules = |target: &TargetConfig| {
         let units: Vec<_> = target.units.iter().map(|unit| (unit.lun, unit.access.clone())).collect();
-        (target.access.clone(), target.chap.clone(), target.redirect.clone(), target.portals.clone(), units)
+        let who = (target.access.clone(), target.chap.clone());
+        (who, target.redirect.clone(), target.limits, target.portals.clone(), units)
     };
     let former: HashMap<&str, &TargetConfig> =
         old.targets.iter().map(|target| (target.name.as_str(), target)).collect();

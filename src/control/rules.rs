@@ -22,6 +22,7 @@ pub(super) fn directory(
             access: target.access.clone(),
             auth: auth(target.chap.as_ref()),
             redirect: target.redirect.clone(),
+            limits: target.limits,
             portals: target.portals.clone(),
             units: target.units.iter().filter_map(rule).collect(),
         };

@@ -15,6 +15,7 @@ use super::open_image::OpenedChain;
 use super::overlay::Missing;
 use super::seal;
 use super::{explain, overlay, runtime, server};
+use crate::shard::RateLimits;
 
 /// Of the available memory, the share golden data may take by default.
 const GOLDEN_CACHE_SHARE: u64 = 2;
@@ -64,7 +65,12 @@ fn configuration(args: &ServeArgs) -> Result<Config, Error> {
         (None, Some(golden), Some(overlays), Some(nodes)) => {
             let listen = if args.listen.is_empty() { vec![LISTEN_DEFAULT] } else { args.listen.clone() };
             let missing = if args.explain { Missing::Leave } else { Missing::Create };
-            overlay::prepare((golden, overlays, missing), nodes, listen, args.durability.unwrap_or_default())
+            let durability = args.durability.unwrap_or_default();
+            let mut config = overlay::prepare((golden, overlays, missing), nodes, listen, durability)?;
+            for target in &mut config.targets {
+                target.limits = RateLimits { commands: args.max_iops, bytes: args.max_rate };
+            }
+            Ok(config)
         }
         // The command line does not parse like this.
         _ => Err(Error::Usage("serve needs --config, or --golden, --overlays and --nodes".to_owned())),

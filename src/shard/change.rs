@@ -272,6 +272,8 @@ impl<I: Io> Shard<I> {
         }
         for index in 0..self.core.targets.len() as u32 {
             let Some(entry) = self.directory.find(&self.core.targets[index as usize].name) else { continue };
+            self.core.targets[index as usize].rate.set_limits(entry.limits);
+            // A target that came with this change had no rules before; nobody is logged in to it.
             let Some(before) = former.find(&self.core.targets[index as usize].name) else { continue };
             let (narrowed, shown) = (entry.access != before.access, entry.units != before.units);
             if narrowed || shown {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use crate::iscsi::chap::AuthPolicy;
 use crate::scsi::Lun;
 
-use super::{Admission, ShardId};
+use super::{Admission, RateLimits, ShardId};
 
 #[derive(Clone, Debug)]
 pub struct DirectoryEntry {
@@ -18,6 +18,8 @@ pub struct DirectoryEntry {
     pub auth: AuthPolicy,
     /// It is served elsewhere: whoever may log in is sent there.
     pub redirect: Option<Redirect>,
+    /// How fast it may be used.
+    pub limits: RateLimits,
     /// Portals that lead to it; `None`: all of the directory.
     pub portals: Option<Vec<SocketAddr>>,
     /// Who sees which unit; one that is not here is seen by all.
@@ -100,6 +102,7 @@ mod tests {
             access: Admission::default(),
             auth: AuthPolicy::None,
             redirect: None,
+            limits: RateLimits::default(),
             portals: portals.map(|texts| texts.iter().map(|text| text.parse().unwrap()).collect()),
             units: Vec::new(),
         }

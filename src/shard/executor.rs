@@ -192,6 +192,8 @@ pub(super) struct Core {
     pub(super) write_plan: WritePlan,
     /// Buffers or tasks came free since stalled connections were last offered a retry.
     pub(super) freed: bool,
+    /// When the next command that its target's limits keep waiting may begin.
+    pub(super) rate_due: Option<Instant>,
     /// A command was refused for want of buffers since then: they come free in more places than tell.
     pub(super) refused: bool,
     /// What outlives this process, and the layers with something pending in it.
@@ -244,6 +246,7 @@ impl Core {
             read_plan: ReadPlan::with_capacity(limits::PLAN_EXTENTS_MAX),
             write_plan: WritePlan::with_capacity(limits::PLAN_EXTENTS_MAX),
             freed: false,
+            rate_due: None,
             refused: false,
             journal: None,
             recorded: Vec::new(),

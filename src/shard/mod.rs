@@ -57,6 +57,7 @@ mod mailbox;
 mod management;
 mod metrics;
 mod order;
+mod rate;
 mod reactor;
 mod read_ahead;
 mod read_path;
@@ -96,6 +97,7 @@ pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 pub use metrics::{CommandKind, Counts, Latencies, SessionCounts};
+pub use rate::RateLimits;
 pub use records::Durability;
 pub use report::{PHASES, ReportAsked, SessionReport, ShardReport, TargetReport, TargetsAsked};
 pub use solo::{Solo, SoloFault, SoloSeed};
@@ -258,6 +260,10 @@ impl<I: Io> Shard<I> {
             }
             let units = (0..).map(UnitIndex).zip(target.units);
             core.luns.extend(units.map(|(place, unit)| executor::LunState::new(unit, index, place)));
+        }
+        for target in &mut core.targets {
+            let entry = seed.directory.find(&target.name);
+            target.rate.set_limits(entry.map_or_else(RateLimits::default, |entry| entry.limits));
         }
         Self {
             config: seed.config,

@@ -90,7 +90,7 @@ impl<I: Io> Shard<I> {
         let idle = self.connections.is_empty() && self.accept_again.is_empty() && !self.core.has_records();
         let tick = (!idle).then_some(self.next_tick);
         let paced = self.core.paced.iter().map(|(due, _)| *due).min();
-        tick.into_iter().chain(paced).min()
+        tick.into_iter().chain(paced).chain(self.core.rate_due).min()
     }
 
     fn await_wake(&mut self) {
@@ -402,6 +402,10 @@ impl<I: Io> Shard<I> {
             self.mark_dirty(key);
         }
         self.core.wake_paced();
+        if self.core.rate_due.is_some_and(|due| due <= self.core.now) {
+            self.core.rate_due = None;
+            self.core.freed = true;
+        }
         loop {
             self.core.run_ready();
             self.end_preempted();

@@ -174,6 +174,10 @@ impl ServedSession {
         {
             return false;
         }
+        if let Err(due) = core.targets[request.target as usize].rate.ready(core.now) {
+            core.rate_due = Some(core.rate_due.map_or(due, |earlier| earlier.min(due)));
+            return false;
+        }
         let key = match core.begin(request) {
             Begun::Busy => return false,
             Begun::Running(key) => key,
@@ -182,6 +186,8 @@ impl ServedSession {
                 task
             }
         };
+        let bytes = u64::from(request.read_len) + u64::from(request.write_len);
+        core.targets[request.target as usize].rate.charge(core.now, bytes);
         self.in_bytes[on.index()] += request.read_len as usize;
         self.tasks[request.id.index as usize] = Some((key, on));
         if let Some(task) = core.tasks.get_mut(key) {

@@ -9,6 +9,7 @@ use crate::limits;
 use crate::scsi::{Device, InitiatorPort, Nexus, UnitIndex};
 
 use super::boot::Boot;
+use super::rate::Rate;
 use super::session::SessionKey;
 
 /// One logged-in session of a target.
@@ -43,6 +44,7 @@ pub(super) struct Target {
     pub(super) aborted_in_flight: u32,
     pub(super) management: Vec<PendingManagement>,
     pub(super) boot: Boot,
+    pub(super) rate: Rate,
 }
 
 impl Target {
@@ -58,6 +60,7 @@ impl Target {
             aborted_in_flight: 0,
             management: Vec::new(),
             boot: Boot::default(),
+            rate: Rate::default(),
         }
     }
 

@@ -21,8 +21,8 @@ use goldrush::iscsi::chap::AuthPolicy;
 use goldrush::plan::FileSlot;
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Admission, Directory, DirectoryEntry, Durability, Mailbox, Message, NoKeeper, Peer, Shard, ShardConfig,
-    ShardId, ShardSeed, TargetSeed, UnitSeed,
+    Admission, Directory, DirectoryEntry, Durability, Mailbox, Message, NoKeeper, Peer, RateLimits, Shard,
+    ShardConfig, ShardId, ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::{BlockSize, SectorCount};
 use goldrush::uring::{UringConfig, UringIo};
@@ -136,6 +136,7 @@ fn shard(
         access: Admission::default(),
         auth: AuthPolicy::None,
         redirect: None,
+        limits: RateLimits::default(),
         portals: None,
         units: Vec::new(),
     };

@@ -346,3 +346,24 @@ fn a_golden_image_is_let_go_with_its_last_child() {
     assert_eq!(session(&server, "b").read(100, 1), [9; 512]);
     assert_eq!(session(&server, "c").read(100, 1), [0; 512]);
 }
+
+#[test]
+fn a_target_is_granted_so_much_a_second_until_a_reload_says_otherwise() {
+    let desk = Desk::new();
+    desk.write("a.raw", "\0".repeat(64 * 1024));
+    let slow = format!("{LISTEN}{}", target("a", "max_iops = 20", &[(0, "a.raw")]));
+    let Some(mut server) = Server::start(&desk, &slow) else { return };
+    let mut initiator = session(&server, "a");
+    let begun = Instant::now();
+    (0..13).for_each(|_| assert_eq!(attention(&mut initiator, 0), (0, 0)));
+    // Three at once at most, 50 ms for each of the others.
+    assert!(begun.elapsed() >= Duration::from_millis(450), "{:?}", begun.elapsed());
+    let fast = format!("{LISTEN}{}", target("a", "max_iops = 1000000000", &[(0, "a.raw")]));
+    let verdict = server.reload(&fast);
+    assert!(verdict.contains("configuration read again"), "{verdict}");
+    (0..13).for_each(|_| assert_eq!(attention(&mut initiator, 0), (0, 0)));
+    let wrong = format!("{LISTEN}{}", target("a", "max_rate = \"fast\"", &[(0, "a.raw")]));
+    let verdict = server.reload(&wrong);
+    assert!(verdict.contains("changes nothing"), "{verdict}");
+    assert_eq!(attention(&mut initiator, 0), (0, 0));
+}

@@ -2,6 +2,8 @@
 //!
 //! Knows plans and excuses. Does not know connections.
 
+use goldrush::shard::RateLimits;
+
 use crate::model::Model;
 
 #[derive(Clone, Debug)]
@@ -22,6 +24,7 @@ pub(crate) struct TargetPlan {
     pub(crate) block: u64,
     /// Disks of the chain, leaf first.
     pub(crate) chain: Vec<usize>,
+    pub(crate) limits: RateLimits,
 }
 
 #[derive(Debug)]

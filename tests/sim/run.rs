@@ -2,9 +2,12 @@
 //!
 //! Knows the order of things. Does not know what is checked on the way (`checks`, `model`, `world`).
 
+use core::num::NonZeroU64;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
+
+use goldrush::shard::RateLimits;
 
 use crate::board::{Board, ChapPlan, Counts, TargetPlan};
 use crate::disk::{SimFile, Survival};
@@ -101,6 +104,17 @@ fn faults(rng: &mut Rng, sabotage: Sabotage) -> Faults {
     faults
 }
 
+/// Some targets are slowed down; what they answer is the same.
+fn limits(rng: &mut Rng) -> RateLimits {
+    let bound = |least: u64| NonZeroU64::new(least);
+    match rng.below(8) {
+        0 => RateLimits { commands: bound(400), bytes: None },
+        1 => RateLimits { commands: None, bytes: bound(20_000_000) },
+        2 => RateLimits { commands: bound(2000), bytes: bound(50_000_000) },
+        _ => RateLimits::default(),
+    }
+}
+
 impl Run {
     fn new(seed: u64, sabotage: Sabotage) -> Self {
         let mut rng = Rng::new(seed);
@@ -134,6 +148,7 @@ impl Run {
                 allowed: None,
                 block: if index == 2 { 8 } else { 1 },
                 chain,
+                limits: limits(&mut rng),
             });
         }
         let models = targets.iter().map(|_| Model::new(golden.tags.iter().copied())).collect();

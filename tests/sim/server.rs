@@ -132,6 +132,7 @@ impl Server {
                 },
                 auth: auth(plan.chap.as_ref()),
                 redirect: None,
+                limits: plan.limits,
                 portals: None,
                 units: Vec::new(),
             };

@@ -16,8 +16,8 @@ use goldrush::pending::{Area, AreaHeader, LeafIdentity, LeafIndex, words_needed}
 use goldrush::plan::{FileSlot, OpenMode};
 use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Admission, Directory, DirectoryEntry, Durability, Mailbox, Message, NoKeeper, Peer, Shard, ShardConfig,
-    ShardId, ShardSeed, TargetSeed, UnitSeed,
+    Admission, Directory, DirectoryEntry, Durability, Mailbox, Message, NoKeeper, Peer, RateLimits, Shard,
+    ShardConfig, ShardId, ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::BlockSize;
 
@@ -73,6 +73,7 @@ fn directory(targets: usize) -> Arc<Directory> {
             access: Admission::default(),
             auth: AuthPolicy::None,
             redirect: None,
+            limits: RateLimits::default(),
             portals: None,
             units: Vec::new(),
         };
