@@ -11,7 +11,7 @@ use super::bench_scratch::Scratch;
 use super::error::Error;
 use super::file::{Access, Locking};
 use super::image_create::create_child_of;
-use super::open_image::{Format, LayerTable, OpenedChain, Opener};
+use super::open_image::{LayerTable, OpenedChain, Opener};
 use super::progress::Progress;
 use super::runtime::{JournalFile, RuntimeFolder};
 use crate::buf::{BufRef, Pool, PoolConfig};
@@ -104,9 +104,9 @@ impl<'a> Bench<'a> {
         Ok(Self { scratch, parent, ending, shape, depth, pool, data: data.share(), runtime })
     }
 
-    /// True when first writes are remembered in a journal: those of a VHDX wait for its log.
+    /// True when first writes are remembered in a journal.
     pub(super) fn has_journal(&self) -> bool {
-        self.runtime.is_some() && self.ending == Format::Vhd.name()
+        self.runtime.is_some()
     }
 
     /// One round. `found` gets every pair of slices.
