@@ -24,6 +24,7 @@ use super::size::{Size, human};
 use super::trace_store::TracePlace;
 use crate::buf::Pool;
 use crate::limits;
+use crate::shard::RateLimits;
 use crate::uring::host;
 use crate::uring::{UringIo, probe};
 
@@ -56,6 +57,7 @@ pub(super) fn run(args: &ServeArgs, config: &Config, plane: &DataPlane) -> Resul
     sending(&mut page, &args.data_plane, config);
     folders(&mut page, config, plane);
     durability(&mut page, args, config);
+    rates(&mut page, args, config);
     listeners(&mut page, args, config, plane);
     bounds(&mut page, open_files, &images);
     print(|out| out.write_all(page.0.as_bytes()))?;
@@ -369,6 +371,16 @@ fn durability(page: &mut Page, args: &ServeArgs, config: &Config) {
             why.to_owned()
         },
     );
+}
+
+fn rates(page: &mut Page, args: &ServeArgs, config: &Config) {
+    let bounded = config.targets.iter().filter(|target| target.limits != RateLimits::default()).count();
+    let why = match (&args.config, bounded) {
+        (Some(_), _) => "as the file says (keys max_iops and max_rate of a target)",
+        (None, 0) => "the default (--max-iops, --max-rate)",
+        (None, _) => "as --max-iops and --max-rate ask",
+    };
+    page.say("rates", format_args!("{bounded} of {} targets have a bound", config.targets.len()), why);
 }
 
 fn listeners(page: &mut Page, args: &ServeArgs, config: &Config, plane: &DataPlane) {
