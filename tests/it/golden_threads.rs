@@ -185,6 +185,7 @@ fn with_room_for_everything_each_page_is_read_once() {
 fn with_few_frames_every_byte_is_right_all_the_same() {
     for frames in [1, 3, 12] {
         let reads: u64 = run(frames).iter().sum();
-        assert!(reads > CHUNKS, "pages come and go: {reads}");
+        // A single frame may be held whenever somebody else wants it: then all the rest is read around the cache.
+        assert!(frames == 1 || reads > CHUNKS, "pages come and go: {reads}");
     }
 }
