@@ -1,27 +1,42 @@
 //! Header and data digests (RFC 7143, 6.7, 11.2.4): CRC32C over a segment, in the order of the wire.
 //!
 //! Knows how to sum bytes in pieces. Does not know what a segment is, nor when digests are on (`framer`).
+//!
+//! `crc-fast` folds with the widest carry-less multiplication that the processor has, and is twice as fast on payload as
+//! `crc32c`, which the formats use for their few sectors, and the tests as a second opinion.
+
+use crc_fast::{CrcAlgorithm, Digest};
 
 /// Bytes of a digest on the wire.
 pub const DIGEST_BYTES: usize = 4;
 
 /// A CRC32C that grows piece by piece; padding bytes are part of the sum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+///
+/// Holds the register as it stands between pieces: all ones at first, and complemented at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crc32c(u32);
 
 impl Crc32c {
     pub fn new() -> Self {
-        Self(0)
+        Self(!0)
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0 = crc32c::crc32c_append(self.0, bytes);
+        let mut sum = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(self.0));
+        sum.update(bytes);
+        self.0 = sum.get_state() as u32;
     }
 
     /// The four bytes that follow the segment: least significant byte first, unlike every other number of
     /// iSCSI (RFC 3720, B.4 has examples).
     pub fn wire(self) -> [u8; DIGEST_BYTES] {
-        self.0.to_le_bytes()
+        (!self.0).to_le_bytes()
+    }
+}
+
+impl Default for Crc32c {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -60,6 +75,18 @@ mod tests {
         for cut in 0..=READ_PDU.len() {
             let (front, back) = READ_PDU.split_at(cut);
             assert_eq!(digest_of(&[front, back]), digest_of(&[&READ_PDU]));
+        }
+    }
+
+    #[test]
+    fn every_length_and_alignment_agrees_with_another_implementation() {
+        let bytes: Vec<u8> = (0..20_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let lengths = (0..300).chain([511, 512, 513, 4095, 4096, 4097, 8192, 16_384, 19_000]);
+        for length in lengths {
+            for start in [0, 1, 3, 8, 15, 31, 64] {
+                let piece = &bytes[start..start + length];
+                assert_eq!(digest_of(&[piece]), crc32c::crc32c(piece).to_le_bytes(), "{length} bytes from {start}");
+            }
         }
     }
 }
