@@ -85,7 +85,11 @@ mod tests {
         for length in lengths {
             for start in [0, 1, 3, 8, 15, 31, 64] {
                 let piece = &bytes[start..start + length];
-                assert_eq!(digest_of(&[piece]), crc32c::crc32c(piece).to_le_bytes(), "{length} bytes from {start}");
+                assert_eq!(
+                    digest_of(&[piece]),
+                    crc32c::crc32c(piece).to_le_bytes(),
+                    "{length} bytes from {start}"
+                );
             }
         }
     }
