@@ -39,6 +39,14 @@ pub struct Part {
     pub len: u32,
 }
 
+impl Part {
+    /// All bytes of a buffer.
+    pub fn all(buf: BufRef) -> Self {
+        let len = buf.capacity() as u32;
+        Self { buf, start: 0, len }
+    }
+}
+
 /// An operating-system error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", std::io::Error::from_raw_os_error(*.0))]

@@ -205,6 +205,36 @@ impl GoldenCache {
         self.around()
     }
 
+    /// As [`Self::lookup`] of bytes that lie in two chunks at most, when all of them are there; else nothing has happened.
+    pub fn hit(&mut self, file: FileSlot, offset: ByteOffset, len: u32) -> Option<(BufRef, Option<BufRef>)> {
+        let golden = (*self.numbers.get(file.0 as usize)?)?;
+        let chunk = Chunk::containing(golden, offset);
+        let start = (offset.0 % FRAME_BYTES as u64) as u32;
+        let first = len.min(FRAME_BYTES as u32 - start);
+        let hold = self.found(chunk, start, first)?;
+        if first == len {
+            let bytes = self.bytes(chunk, hold, start, len).ok()?;
+            self.counts.hits += 1;
+            return Some((bytes, None));
+        }
+        let (next, rest) = (Chunk { number: chunk.number + 1, ..chunk }, len - first);
+        let next_hold = self.found(next, 0, rest)?;
+        let bytes = self.bytes(chunk, hold, start, first).ok()?;
+        let more = self.bytes(next, next_hold, 0, rest).ok()?;
+        self.counts.hits += 2;
+        Some((bytes, Some(more)))
+    }
+
+    /// The frame of a chunk that has these bytes, held.
+    fn found(&self, chunk: Chunk, start: u32, len: u32) -> Option<FrameHold> {
+        let inside = (start + len) as usize <= FRAME_BYTES;
+        let hold = self.view.hold(self.golden.find(chunk)?)?;
+        let is_there = inside
+            && self.golden.stands_for(hold.frame()) == Some(chunk)
+            && hold.has(PageSet::touched(start, len));
+        is_there.then_some(hold)
+    }
+
     /// The bytes of a held frame, if they are there.
     fn bytes(&self, chunk: Chunk, hold: FrameHold, start: u32, len: u32) -> Result<BufRef, FrameHold> {
         let (bytes, first) = BufRef::of_frame(hold, start, len)?;
@@ -576,5 +606,20 @@ mod tests {
         desk.cache.take_claims(&mut claims);
         let places: Vec<_> = claims.iter().map(|claim| claim.offset.0 / FRAME_BYTES as u64).collect();
         assert_eq!(places, [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_hit_is_all_of_it_or_nothing_and_counts_as_lookups_do() {
+        let mut desk = Desk::new(4);
+        let end = ByteOffset(FRAME_BYTES as u64 - 4096);
+        assert!(!desk.read_at(0, end.0, 4096));
+        assert!(desk.cache.hit(FILE, end, 8192).is_none(), "the second half is not there");
+        assert_eq!(desk.cache.counts.hits, 0);
+        assert!(!desk.read_at(1, 0, 4096));
+        let (first, more) = desk.cache.hit(FILE, end, 8192).unwrap();
+        assert_eq!((first.capacity(), more.map(|more| more.capacity())), (4096, Some(4096)));
+        assert!(desk.cache.hit(FILE, end, 4096).unwrap().1.is_none());
+        assert_eq!(desk.cache.counts.hits, 3);
+        assert!(desk.cache.hit(FileSlot(7), end, 4096).is_none() && desk.cache.claims.is_empty());
     }
 }

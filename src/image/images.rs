@@ -93,6 +93,18 @@ impl Images {
         ReadStep::Ready { covered: SectorCount(at - range.start().0) }
     }
 
+    /// Where the bytes of `range` are, when they are in one place that is known now.
+    pub fn one_run(&mut self, chain: &Chain, range: SectorRange) -> Option<Source> {
+        let sectors = range.count().0;
+        if sectors == 0 || sectors > EXTENT_SECTORS_MAX {
+            return None;
+        }
+        match self.run(chain.layers(), range.start().0, sectors) {
+            ChainRun::Extent { source, sectors: run } if run == sectors => Some(source),
+            _ => None,
+        }
+    }
+
     /// Walks from the first of `layers` towards the base until one has the sector. At most `max` sectors, at least 1.
     pub(super) fn run(&mut self, layers: &[LayerId], sector: u64, max: u64) -> ChainRun {
         let mut sectors = max;

@@ -176,6 +176,11 @@ impl<T> CommandWindow<T> {
         self.held.iter_mut().filter_map(|(_, command)| command.as_mut())
     }
 
+    /// Nothing waits for a gap to close.
+    pub fn is_in_step(&self) -> bool {
+        self.held.is_empty()
+    }
+
     pub fn is_idle(&self) -> bool {
         self.ordered == 0 && self.immediate == 0
     }

@@ -122,6 +122,20 @@ impl Framer {
         self.state == State::Bhs { have: 0 }
     }
 
+    /// The header at the front of `input` where that is all of a PDU: no digest, no additional segments, no data. It is
+    /// not taken.
+    pub fn bare<'a>(&self, input: &'a [u8]) -> Option<&'a [u8; BHS_BYTES]> {
+        let header = input.first_chunk::<BHS_BYTES>()?;
+        let is_all = self.at_boundary() && self.next_digests.0 == DigestKind::None && header[4..8] == [0; 4];
+        is_all.then_some(header)
+    }
+
+    /// Takes what [`Self::bare`] has found: no step tells of it.
+    pub fn pass_bare(&mut self, input: &mut &[u8]) {
+        debug_assert!(self.bare(input).is_some());
+        take(input, BHS_BYTES);
+    }
+
     /// Takes bytes from the front of `input` up to the next thing worth telling.
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Step<'a> {
         loop {
@@ -469,5 +483,24 @@ mod tests {
         assert_eq!(framer.next(&mut input), Step::End);
         told.extend(frame(&mut framer, &[&summed]));
         assert_eq!(told, [Told::Pdu { ahs: vec![], data: vec![9; 6], good: true }]);
+    }
+
+    #[test]
+    fn a_header_alone_can_be_passed_and_nothing_else_can() {
+        let wire = |len: usize, ahs: usize| {
+            Pdu { ahs: vec![0; ahs], data: vec![1; len] }.wire(DigestKind::None, DigestKind::None)
+        };
+        let two = [wire(0, 0), wire(0, 0)].concat();
+        let mut framer = Framer::new(64);
+        let mut input = &two[..];
+        assert_eq!(framer.bare(&input[..47]), None);
+        assert_eq!(framer.bare(&wire(1, 0)), None);
+        assert_eq!(framer.bare(&wire(0, 4)), None);
+        assert_eq!(framer.bare(input).map(|header| &header[..]), Some(&two[..48]));
+        framer.pass_bare(&mut input);
+        assert_eq!((framer.next(&mut input), framer.bare(&two)), (Step::Header, None), "a PDU has begun");
+        assert_eq!((framer.next(&mut input), framer.next(&mut input)), (Step::End, Step::NeedMore));
+        framer.set_digests(DigestKind::Crc32c, DigestKind::None);
+        assert_eq!(framer.bare(&two), None, "a digest follows");
     }
 }

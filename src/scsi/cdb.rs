@@ -18,6 +18,22 @@ pub(super) fn padded(bytes: &[u8]) -> [u8; CDB_BYTES_MAX] {
     cdb
 }
 
+/// The blocks of a READ(10) or READ(16) that asks for nothing else: byte 1 and CONTROL are zero.
+pub(super) fn plain_read(cdb: &[u8; CDB_BYTES_MAX]) -> Option<BlockRange> {
+    let [code, 0, rest @ ..] = cdb else { return None };
+    let (lba, count) = match (code, rest) {
+        (0x28, [a, b, c, d, _, e, f, 0, ..]) => {
+            (u64::from(u32::from_be_bytes([*a, *b, *c, *d])), u64::from(u16::from_be_bytes([*e, *f])))
+        }
+        (0x88, [a, b, c, d, e, f, g, h, i, j, k, l, _, 0]) => (
+            u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
+            u64::from(u32::from_be_bytes([*i, *j, *k, *l])),
+        ),
+        _ => return None,
+    };
+    Some(BlockRange { start: Lba(lba), count: BlockCount(count) })
+}
+
 /// Blocks a command addresses, and where in the CDB it says so (for field pointers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {

@@ -129,7 +129,7 @@ pub(super) struct Connection {
     /// How much it may still do in this turn of the shard.
     pub(super) share: Share,
     /// A PDU has begun and not ended.
-    within_pdu: bool,
+    pub(super) within_pdu: bool,
     /// Answers that are not sent yet, for how long they took.
     pub(super) timing: Timing,
 }
@@ -186,6 +186,7 @@ impl Connection {
     ) -> usize {
         let mut input = bytes;
         while !self.is_blocked() && wants.is_empty() && self.may_go_on(turn) {
+            self.express(core, sessions, turn, &mut input);
             match self.framer.next(&mut input) {
                 Step::NeedMore => break,
                 Step::Header => {

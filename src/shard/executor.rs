@@ -18,7 +18,7 @@ use crate::pending::Area;
 use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
 use crate::scsi::{Nexus, ScsiStatus, Sense, UnitFault, UnitIndex};
 use crate::slab::{Key, Slab};
-use crate::units::BlockSize;
+use crate::units::{BlockSize, SectorRange};
 
 use super::atomic::AtomicStep;
 use super::bitmaps::BitmapLoad;
@@ -67,6 +67,15 @@ pub(super) enum BootWatch {
     /// Its first sector was read: so begins every boot.
     Began,
     Recorded(Boot),
+}
+
+impl BootWatch {
+    /// A read begins.
+    pub(super) fn began(&mut self, range: SectorRange) {
+        if range.start().0 == 0 && *self == Self::Idle {
+            *self = Self::Began;
+        }
+    }
 }
 
 impl LunState {
@@ -149,6 +158,8 @@ pub(super) struct Core {
     pub(super) claims: Vec<Claim>,
     pub(super) told: Vec<Told>,
     pub(super) spare_runs: Vec<Vec<Fill>>,
+    /// Reads whose data is at hand are answered at once.
+    pub(super) express: bool,
     /// The most a unit that is read in order may be ahead of its reads; 0: not at all.
     pub(super) read_ahead_bytes: u64,
     /// Reads of golden files with the ring.
@@ -218,6 +229,7 @@ impl Core {
             claims: Vec::with_capacity(64),
             told: Vec::with_capacity(256),
             spare_runs: super::fill_path::spare_runs(),
+            express: true,
             read_ahead_bytes: 0,
             golden_news: Vec::new(),
             fills: 0,

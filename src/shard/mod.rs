@@ -13,6 +13,7 @@
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
+//! | `express`    | a READ whose data is at hand, answered where its header is read      |
 //! | `fill_path`  | reads of golden files into the cache; `read_ahead` before they are asked for |
 //! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
@@ -46,6 +47,7 @@ mod copy;
 mod directory;
 mod end;
 mod executor;
+mod express;
 mod fairness;
 mod fill_path;
 mod flush;
@@ -127,6 +129,9 @@ pub struct ShardConfig {
     pub max_connections: u32,
     /// The most a unit that is read in order may be ahead of its reads, in bytes; 0: not at all.
     pub read_ahead_bytes: u64,
+    /// Reads whose data is at hand are answered where their header is read. Nobody can tell but by the time it takes:
+    /// only a comparison of the two ways turns it off.
+    pub express: bool,
     /// How long a stopping shard waits for what is in flight.
     pub stop_grace: Duration,
     /// Where challenges and tags come from.
@@ -143,6 +148,7 @@ impl ShardConfig {
             ping_interval: Duration::from_secs(30),
             max_connections: limits::SESSION_CONNECTIONS_DEFAULT,
             read_ahead_bytes: limits::READ_AHEAD_BYTES_DEFAULT,
+            express: true,
             stop_grace: Duration::from_secs(5),
             seed,
         }
@@ -247,6 +253,7 @@ impl<I: Io> Shard<I> {
         let mut core = executor::Core::new(seed.pool, cache, seed.images);
         core.layers = seed.layer_files.iter().map(|file| commit::LayerWork::new(*file)).collect();
         core.journal = seed.journal;
+        core.express = seed.config.express;
         core.read_ahead_bytes = seed.config.read_ahead_bytes;
         core.rod_seed = seed.config.seed;
         core.layer_names = (0..core.layers.len() as u32).map(|n| (LayerName(n), LayerId(n))).collect();

@@ -49,6 +49,11 @@ impl Order {
         arrival
     }
 
+    /// A SIMPLE command that comes now waits for nobody.
+    pub(super) fn lets_pass(&self) -> bool {
+        self.ordered.is_empty()
+    }
+
     fn may_begin(&self, arrival: u64, attribute: TaskAttribute) -> bool {
         match (attribute, self.ordered.front()) {
             (TaskAttribute::HeadOfQueue, _) | (_, None) => true,

@@ -53,10 +53,7 @@ impl Core {
                     if fragmented && task.assembly.is_none() {
                         task.assembly = task.spare.pop().map(|buf| (buf, 0));
                     }
-                    let boot = &mut self.luns[task.lun as usize].boot;
-                    if task.range.start().0 == 0 && *boot == BootWatch::Idle {
-                        *boot = BootWatch::Began;
-                    }
+                    self.luns[task.lun as usize].boot.began(task.range);
                     begun = (task.work == Work::Read).then_some((task.lun, task.portion));
                     let before = self.cache.counts.waits();
                     for extent in &plan.extents {
@@ -89,7 +86,8 @@ impl Core {
             }
             Source::File { file, mut offset, immutable } => {
                 if immutable {
-                    self.watch_boot(key, file, offset, left);
+                    let Some(task) = self.tasks.get(key) else { return };
+                    self.watch_boot(task.lun, file, offset, left);
                 }
                 while left > 0 {
                     let start = (offset.0 % CHUNK_BYTES as u64) as u32;
@@ -110,9 +108,8 @@ impl Core {
     }
 
     /// A unit that is not recorded pays a comparison or two.
-    fn watch_boot(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, len: u32) {
-        let Some(task) = self.tasks.get(key) else { return };
-        let boot = &mut self.luns[task.lun as usize].boot;
+    pub(super) fn watch_boot(&mut self, lun: u32, file: FileSlot, offset: ByteOffset, len: u32) {
+        let boot = &mut self.luns[lun as usize].boot;
         *boot = match *boot {
             BootWatch::Idle => return,
             BootWatch::Began => match self.cache.begin_boot(file, offset, len) {

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use crate::clock::Instant;
 use crate::iscsi::session::{ConnectionId, PayloadSink, Session, SessionEvent, TaskId, TaskReply};
 use crate::limits;
 use crate::scsi::{Nexus, ScsiStatus};
@@ -42,6 +43,8 @@ pub(super) struct ServedSession {
     pub(super) counts: SessionCounts,
     /// Commands in progress.
     running: u32,
+    /// When it last had a command that was answered at once (`express`).
+    passed_at: Option<Instant>,
     connections: [Option<ConnKey>; limits::SESSION_CONNECTIONS_MAX],
     /// The executor's task of each session task, and the connection whose bytes it counts.
     tasks: Box<[Option<(TaskKey, ConnectionId)>]>,
@@ -74,6 +77,7 @@ impl ServedSession {
             visit,
             counts: SessionCounts::default(),
             running: 0,
+            passed_at: None,
             connections,
             tasks: vec![None; limits::SESSION_TASKS_MAX].into_boxed_slice(),
             stalled: VecDeque::new(),
@@ -194,10 +198,47 @@ impl ServedSession {
             task.read_len = request.read_len;
         }
         self.running += 1;
-        if self.running > 1 && !self.visit.system {
-            core.targets[request.target as usize].boot.is_system(core.now, &mut self.visit);
-        }
+        self.note_depth(core, request.target);
         true
+    }
+
+    /// A command has begun: with two at once the session is a system's.
+    fn note_depth(&mut self, core: &mut Core, target: u32) {
+        if !self.visit.system && (self.running > 1 || self.passed_at == Some(core.now)) {
+            core.targets[target as usize].boot.is_system(core.now, &mut self.visit);
+        }
+    }
+
+    /// The target of a READ of so many bytes that comes now and may be answered before anything else of this connection.
+    pub(super) fn lets_pass(&self, core: &Core, on: ConnectionId, bytes: u32) -> bool {
+        let in_bytes = self.in_bytes[on.index()];
+        self.stalled.is_empty()
+            && !self.awaits_drain
+            && (in_bytes == 0 || in_bytes + bytes as usize <= limits::CONNECTION_READ_BYTES_MAX)
+            && core.has_room()
+    }
+
+    /// A READ of so many bytes is answered, and its answer ends with the last of `queued` bytes.
+    pub(super) fn passed(
+        &mut self,
+        core: &mut Core,
+        target: u32,
+        bytes: u32,
+        timing: &mut Timing,
+        queued: usize,
+    ) {
+        let bytes = u64::from(bytes);
+        let owner = &mut core.targets[target as usize];
+        owner.rate.charge(core.now, bytes);
+        owner.boot.read(core.now, bytes);
+        core.metrics.answered(CommandKind::Read, bytes, true, &mut self.counts);
+        timing.queued(CommandKind::Read, core.now, queued);
+        if !self.visit.system {
+            self.running += 1;
+            self.note_depth(core, target);
+            self.running -= 1;
+            self.passed_at = Some(core.now);
+        }
     }
 
     /// Where the payload of the PDU being received goes. A command that neither waits for room nor takes data has been

@@ -51,6 +51,11 @@ impl Turns {
         }
     }
 
+    /// A read that comes now waits for nobody.
+    pub(super) fn lets_reads_pass(&self) -> bool {
+        self.atomic_waiting == 0 && self.admits(Turn::Reads)
+    }
+
     fn enter(&mut self, turn: Turn) {
         match turn {
             Turn::None => {}

@@ -30,6 +30,7 @@ mod crash;
 mod crash_oracle;
 mod crash_recovery;
 mod crash_world;
+mod express;
 mod faults;
 mod golden_threads;
 mod hostile;

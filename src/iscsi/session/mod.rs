@@ -18,6 +18,7 @@ mod fence;
 pub mod fuzz;
 mod management;
 mod output;
+mod passing;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ use crate::limits;
 
 pub use self::connection::{ConnectionId, ConnectionStart, Dropped};
 pub use self::output::{OutData, OutPdu};
+pub use self::passing::Passing;
 pub use self::tasks::Aborted;
 pub use super::negotiate::SessionKind;
 pub use super::pdu::task_mgmt::ManagementResponse;

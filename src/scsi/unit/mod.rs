@@ -26,6 +26,8 @@ use super::rod::RodOperations;
 use super::sanitize::SanitizeState;
 use super::sense::Sense;
 use super::status::ScsiStatus;
+use crate::limits;
+use crate::units::BlockRange;
 
 /// What one I_T nexus has at this unit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -160,6 +162,21 @@ impl LogicalUnit {
             Err(refusal) => Err(refusal),
         };
         result.unwrap_or_else(|refusal| UnitPlan::Done(self.refuse(refusal)))
+    }
+
+    /// As [`super::Device::plain_read`].
+    pub(super) fn plain_read(&self, nexus: Nexus, cdb: &[u8; CDB_BYTES_MAX]) -> Option<BlockRange> {
+        let range = cdb::plain_read(cdb)?;
+        let state = self.nexuses.get(nexus.slot())?;
+        let is_free = state.attentions.is_empty()
+            && self.legacy.is_none()
+            && self.reservations.kind().is_none()
+            && matches!(self.sanitize, SanitizeState::None)
+            && !self.recovering
+            && !self.ejected;
+        let bytes = range.count.0.saturating_mul(u64::from(self.geometry.block_size.bytes()));
+        let fits = (1..=limits::TRANSFER_BYTES_MAX as u64).contains(&bytes) && self.geometry.contains(range);
+        (is_free && fits).then_some(range)
     }
 
     /// Goes on with a command whose parameter list has come. It was admitted when it was planned.
@@ -341,8 +358,13 @@ impl LogicalUnit {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::scsi::fixture::{A, B, BLOCKS, Bench, READ_10, TEST_UNIT_READY, port};
+    use crate::scsi::fixture::{
+        A, B, BLOCKS, Bench, LUN_0, READ_10, RELEASE_6, RESERVE_6, TEST_UNIT_READY, port,
+    };
+    use crate::units::{BlockCount, Lba};
 
     #[test]
     fn a_new_nexus_hears_of_power_on_once() {
@@ -409,5 +431,92 @@ mod tests {
         bench.device.reset();
         bench.attach(B);
         assert_eq!(bench.status(B, &TEST_UNIT_READY), ScsiStatus::Good);
+    }
+
+    /// Something happens to the unit, by its number.
+    fn happen(bench: &mut Bench, what: u8, by: Nexus) {
+        let register = |service_action: u8, old: u8, new: u8| {
+            let mut list = [0; 24];
+            (list[7], list[15]) = (old, new);
+            ([0x5F, service_action, 0x01, 0, 0, 0, 0, 0, 24, 0], list)
+        };
+        let plan = match what {
+            0 => bench.plan(by, &RESERVE_6),
+            1 | 2 => bench.plan(by, &RELEASE_6),
+            // REGISTER, RESERVE, CLEAR, and two more that end what is reserved.
+            3..=5 => {
+                let (cdb, list) = register([0, 1, 3][usize::from(what - 3)], u8::from(what != 3) * 9, 9);
+                bench.send(by, &cdb, &list)
+            }
+            // Eject, and load.
+            6 => bench.plan(by, &[0x1B, 0, 0, 0, 2, 0]),
+            7 | 8 => bench.plan(by, &[0x1B, 0, 0, 0, 3, 0]),
+            9 => bench.plan(by, &[0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0]),
+            10 | 11 => {
+                bench.device.sanitize_ended(UnitIndex(0), true);
+                return;
+            }
+            12 => return bench.device.reset_unit(UnitIndex(0)),
+            13 => return bench.device.detach(by),
+            14 | 15 => return bench.device.attach(by, port(by)).unwrap(),
+            16 => {
+                bench.device.show(by, &[false]);
+                return;
+            }
+            17 | 18 => {
+                bench.device.show(by, &[true]);
+                return;
+            }
+            _ => bench.plan(by, &TEST_UNIT_READY),
+        };
+        drop(plan);
+    }
+
+    fn read_cdb(long: bool, lba: u64, count: u32, odd: Option<(usize, u8)>) -> [u8; 16] {
+        let mut cdb = [0; 16];
+        if long {
+            cdb[0] = 0x88;
+            cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+            cdb[10..14].copy_from_slice(&count.to_be_bytes());
+        } else {
+            cdb[0] = 0x28;
+            cdb[2..6].copy_from_slice(&(lba as u32).to_be_bytes());
+            cdb[7..9].copy_from_slice(&(count as u16).to_be_bytes());
+        }
+        if let Some((byte, value)) = odd {
+            cdb[byte] = value;
+        }
+        cdb
+    }
+
+    proptest! {
+        /// Whatever a unit went through: what `plain_read` says, `plan` says, and where nothing went on it says something.
+        #[test]
+        fn a_plain_read_is_what_a_plan_would_be(
+            happenings in proptest::collection::vec((0_u8..24, any::<bool>()), 0..20),
+            reads in proptest::collection::vec(
+                (any::<bool>(), 0..BLOCKS + 8, 0_u32..20_000, proptest::option::of((0_usize..16, any::<u8>()))),
+                1..8,
+            ),
+        ) {
+            let mut bench = Bench::with(|unit| {
+                unit.removable = true;
+                unit.kept = Some(KeptUnit::default());
+            });
+            let quiet = bench.device.plain_read(A, LUN_0, &read_cdb(true, 0, 1, None));
+            prop_assert_eq!(quiet, Some((UnitIndex(0), BlockRange { start: Lba(0), count: BlockCount(1) })));
+            for (what, first) in happenings {
+                happen(&mut bench, what, if first { A } else { B });
+                for (long, lba, count, odd) in &reads {
+                    let cdb = read_cdb(*long, *lba, *count, *odd);
+                    let plain = bench.device.plain_read(A, LUN_0, &cdb);
+                    let plan = |bench: &mut Bench| bench.device.plan(A, LUN_0, &cdb);
+                    if let Some((unit, range)) = plain {
+                        prop_assert_eq!(plan(&mut bench), UnitPlan::Read { unit, range, fua: false });
+                        prop_assert_eq!(bench.device.plain_read(A, LUN_0, &cdb), plain, "nothing has changed");
+                    }
+                }
+            }
+        }
     }
 }
