@@ -64,7 +64,10 @@ impl File {
             MetaOp::Write { offset, bytes: range } => self.write(offset.0, &bytes[range.clone()]),
             MetaOp::Sync => {}
             MetaOp::Zero { offset, len } => self.zero(offset.0, *len),
-            MetaOp::SetLen { len } => self.len = *len,
+            MetaOp::SetLen { len } => {
+                self.sectors.split_off(&(len / SECTOR_BYTES));
+                self.len = *len;
+            }
         }
     }
 }
@@ -106,6 +109,7 @@ pub fn fuzz_chain_ops(data: &[u8]) {
             4 | 5 => world.write(range, WriteKind::Zero, 0, op[6]),
             6 if op[6] % 4 == 1 => world.compare_anew(),
             6 => world.compare(range),
+            7 if op[6] % 8 == 5 => world.empty(),
             _ => world.pump(op[6] % 64 == 1),
         }
     }
@@ -178,6 +182,15 @@ impl Format {
         writes.iter().for_each(|(offset, bytes)| file.write(*offset, bytes));
         file.len = len;
         Some(())
+    }
+
+    /// What empties a file that nobody has open finds nothing to do.
+    fn is_empty(self, file: &File) -> bool {
+        let read = |offset, bytes: &mut [u8]| file.read(offset, bytes);
+        match self {
+            Self::Vhd => matches!(vhd::reset::emptied(file.len, read), Ok(None)),
+            Self::Vhdx(_) => matches!(vhdx::reset::emptied(file.len, read), Ok(None)),
+        }
     }
 
     /// The chain of both files.
@@ -307,6 +320,17 @@ impl World {
             }
             self.images.meta_batch_done(leaf, Ok(()));
         }
+    }
+
+    /// Gives up all that was written, whatever state it is in; nothing is under way.
+    fn empty(&mut self) {
+        let leaf = self.chain.leaf();
+        assert!(self.images.begin_reset(leaf));
+        self.pump(false);
+        assert!(!self.images.is_failed(leaf));
+        self.model.fill(0);
+        assert!(self.format.is_empty(&self.files[0]), "the file is emptied, and not empty");
+        self.compare_anew();
     }
 
     fn compare(&mut self, range: SectorRange) {

@@ -112,6 +112,23 @@ impl Layer {
         }
     }
 
+    /// As [`super::Images::begin_reset`].
+    pub(super) fn begin_reset(&mut self) -> bool {
+        match self {
+            Self::Raw(_) => false,
+            Self::Vhd(vhd) => {
+                let begun = vhd.image.begin_reset();
+                vhd.failed &= !begun;
+                begun
+            }
+            Self::Vhdx(vhdx) => {
+                let begun = vhdx.image.begin_reset();
+                vhdx.failed &= !begun;
+                begun
+            }
+        }
+    }
+
     /// As [`super::Images::fail`].
     pub(super) fn fail(&mut self) {
         match self {

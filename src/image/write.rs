@@ -205,6 +205,13 @@ impl Images {
         }
     }
 
+    /// Gives up all that was written to a leaf, which must be a child; nothing may be under way for it, and no operation
+    /// of a batch be with anybody. The batches that follow empty the file; then its parent shows through everywhere, and
+    /// a layer that had failed takes writes again. False, and nothing happens, where it is no child that is written.
+    pub fn begin_reset(&mut self, layer: LayerId) -> bool {
+        self.layer_mut(layer).is_some_and(Layer::begin_reset)
+    }
+
     /// Refuses further writes and lets the metadata batches finish the file: the log is emptied (VHDX), the
     /// footer moves down to the last block (VHD), and the unused end is cut. Call when no write is in flight; then run batches until there is none.
     pub fn begin_close(&mut self, layer: LayerId) {

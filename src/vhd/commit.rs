@@ -12,7 +12,8 @@
 //!      -> Idle
 //! ```
 //!
-//! Phases without work are skipped. One Sync serves a commit and an extension alike.
+//! Phases without work are skipped. One Sync serves a commit and an extension alike. A child that is emptied goes through
+//! one phase of its own, from nothing to `Idle` (`reset`).
 
 use super::FOOTER_BYTES;
 use super::allocate::{Wait, Writer, forget_full};
@@ -40,6 +41,7 @@ pub(super) enum Phase {
     CloseCut,
     CloseCutSync,
     Closed,
+    Reset,
 }
 
 impl VhdImage {
@@ -213,6 +215,7 @@ impl Sparse {
             Phase::CloseFooter => batch.push_write(ByteOffset(close_at()), footer),
             Phase::CloseSync | Phase::CloseCutSync => batch.ops.push(MetaOp::Sync),
             Phase::CloseCut => batch.ops.push(MetaOp::SetLen { len: close_at() + FOOTER_BYTES as u64 }),
+            Phase::Reset => self.reset_batch(footer, batch),
             Phase::Idle | Phase::Closed => {}
         }
     }
@@ -318,6 +321,7 @@ impl Sparse {
         match phase {
             Phase::Sync => self.synced(),
             Phase::Metadata => self.commit_done(),
+            Phase::Reset => self.reset_done(),
             _ => {}
         }
         let Some(writer) = &mut self.writer else { return };
@@ -335,7 +339,7 @@ impl Sparse {
             Phase::CloseFooter => Phase::CloseSync,
             Phase::CloseSync => Phase::CloseCut,
             Phase::CloseCut => Phase::CloseCutSync,
-            Phase::Idle => Phase::Idle,
+            Phase::Idle | Phase::Reset => Phase::Idle,
             Phase::CloseCutSync | Phase::Closed => Phase::Closed,
         };
     }

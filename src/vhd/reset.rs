@@ -1,14 +1,21 @@
-//! Emptying a differencing image: its blocks are given up, its parent shows through everywhere.
+//! Emptying a differencing image: its blocks are given up, its parent shows through everywhere. As it lies in a file, or
+//! while it is open for writing.
 //!
 //! Knows what of an image is fixed when it is made and never touched while it is in use: head footer, header, locators.
 //! Believes nothing else, so that what was written without any barrier can be emptied whatever became of it.
 
-use super::bat::ENTRY_BYTES;
+use super::allocate::Writer;
+use super::bat::{Bat, ENTRY_BYTES, UNALLOCATED};
+use super::bitmap_table::{BitmapTable, BlockSet};
+use super::commit::Phase;
 use super::dynamic_header::DynamicHeader;
 use super::error::{Structure, VhdError, VhdErrorKind};
 use super::footer::Footer;
+use super::image::{Body, Sparse, VhdImage};
 use super::open::{File, OpenError, header_place, metadata_end, table_place};
+use super::space::Space;
 use super::{DiskType, FOOTER_BYTES, HEADER_BYTES};
+use crate::limits::{CHUNK_BYTES, LAYER_BITMAPS_MAX};
 use crate::plan::{MetaBatch, MetaOp};
 use crate::units::{ByteOffset, SECTOR_BYTES};
 
@@ -54,6 +61,53 @@ pub fn emptied<E>(
     batch.push_write(ByteOffset(end), &footer_bytes);
     batch.ops.push(MetaOp::SetLen { len: end + FOOTER_BYTES as u64 });
     Ok(Some(batch))
+}
+
+impl VhdImage {
+    /// Gives up every block of a child that is open for writing. Nothing may be under way for it: no write, no read of a
+    /// bitmap, no operation of a batch. When the batches that follow have ended the file says so and reads see the
+    /// parent. An image that had failed takes writes again: nothing is left of what it was.
+    ///
+    /// False, and nothing happens, where it is no child, or is not written.
+    pub fn begin_reset(&mut self) -> bool {
+        let Body::Sparse(sparse) = &mut self.body else { return false };
+        let Some(writer) = &mut sparse.writer else { return false };
+        if !sparse.differencing || writer.closing {
+            return false;
+        }
+        let (end, committed) = (sparse.metadata_end, writer.committed);
+        *writer = Writer { committed, phase: Phase::Reset, ..Writer::new(Space::new(end, end)) };
+        self.footer_offset = end;
+        true
+    }
+}
+
+impl Sparse {
+    /// Entries that say nothing, as far as the table has others, the footer behind the metadata, and no more.
+    pub(super) fn reset_batch(&self, footer: &[u8; FOOTER_BYTES], batch: &mut MetaBatch) {
+        const PIECE_ENTRIES: u32 = (CHUNK_BYTES as u64 / ENTRY_BYTES) as u32;
+        let (table, blocks) = (self.layout.table_offset, self.layout.blocks);
+        let bytes = batch.bytes.len();
+        batch.bytes.resize(bytes + CHUNK_BYTES, 0xFF);
+        for first in (0..blocks).step_by(PIECE_ENTRIES as usize) {
+            let count = PIECE_ENTRIES.min(blocks - first);
+            if (first..first + count).any(|entry| self.bat.raw(entry) != UNALLOCATED) {
+                let offset = ByteOffset(table + u64::from(first) * ENTRY_BYTES);
+                let len = (u64::from(count) * ENTRY_BYTES) as usize;
+                batch.ops.push(MetaOp::Write { offset, bytes: bytes..bytes + len });
+            }
+        }
+        batch.push_write(ByteOffset(self.metadata_end), footer);
+        batch.ops.push(MetaOp::SetLen { len: self.metadata_end + FOOTER_BYTES as u64 });
+    }
+
+    pub(super) fn reset_done(&mut self) {
+        let blocks = self.layout.blocks;
+        self.bat = Bat::from_bytes(&vec![0xFF; blocks as usize * ENTRY_BYTES as usize]);
+        self.allocated = 0;
+        self.bitmaps = BitmapTable::new(LAYER_BITMAPS_MAX);
+        self.full = BlockSet::new(blocks);
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +176,61 @@ mod tests {
                 file.len() <= fresh.len()
                     && emptied(file.len() as u64, |at, bytes| read(&file, at, bytes)).unwrap().is_none()
             );
+        }
+    }
+
+    #[test]
+    fn an_open_child_is_emptied_whatever_was_written_to_it_and_is_written_again() {
+        use crate::plan::{NoRecords, WriteRun};
+        use crate::units::{Sector, SectorRange};
+        let fresh = child();
+        let mut file = fresh.clone();
+        let mut image =
+            open_with(file.len() as u64, OpenMode::Writable, |at, bytes| read(&file, at, bytes)).unwrap();
+        for round in 0..3 {
+            // Committed, recorded in memory only, and reserved for a write that never came.
+            for (sector, commits) in [(0, true), (3000, true), (5000, false), (7000, false)] {
+                while !image.reserve(sector).unwrap() {
+                    run_all(&mut image, &mut file);
+                }
+                if sector == 7000 {
+                    continue;
+                }
+                let run = image.write_run_at(sector, 8).unwrap();
+                assert!(matches!(run, WriteRun::InPlace { commit: true, .. }), "round {round}: {run:?}");
+                let range = SectorRange::between(Sector(sector), Sector(sector + 8));
+                image.write_resolved(range);
+                if commits {
+                    image.data_written(range, &mut NoRecords);
+                } else {
+                    image.data_written(range, &mut crate::plan::Forgetful);
+                }
+                if commits {
+                    run_all(&mut image, &mut file);
+                }
+            }
+            assert!(image.statistics().allocated_blocks > 0);
+            if round == 2 {
+                image.fail();
+            }
+            assert!(image.begin_reset());
+            run_all(&mut image, &mut file);
+            assert!(!image.is_failed());
+            assert_eq!(image.run_at(0, 8192), crate::plan::Run::Absent { sectors: 8192 });
+            let empty = emptied(file.len() as u64, |at, bytes| read(&file, at, bytes));
+            assert!(matches!(empty, Ok(None)) && file.len() <= fresh.len(), "round {round}");
+        }
+        image.begin_close();
+        run_all(&mut image, &mut file);
+        let empty = emptied(file.len() as u64, |at, bytes| read(&file, at, bytes));
+        assert!(matches!(empty, Ok(None)) && !image.begin_reset(), "closed");
+    }
+
+    fn run_all(image: &mut VhdImage, file: &mut Vec<u8>) {
+        let mut batch = MetaBatch::default();
+        while image.next_meta_batch(&mut batch) {
+            run(file, &batch);
+            image.meta_batch_done(Ok(()));
         }
     }
 

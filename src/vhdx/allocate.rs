@@ -101,13 +101,15 @@ pub(super) struct Writer {
     pub(super) running: bool,
     pub(super) failed: bool,
     pub(super) closing: bool,
+    /// All blocks are being given up.
+    pub(super) resetting: bool,
     pub(super) phase: Phase,
     /// A batch was handed out and is not done.
     pub(super) outstanding: bool,
 }
 
 impl Writer {
-    fn new(ids: WriteIds, space: Space, used_end: u64) -> Self {
+    pub(super) fn new(ids: WriteIds, space: Space, used_end: u64) -> Self {
         Self {
             ids,
             marked: Marked::No,
@@ -131,6 +133,7 @@ impl Writer {
             running: false,
             failed: false,
             closing: false,
+            resetting: false,
             phase: Phase::Idle,
             outstanding: false,
         }

@@ -12,6 +12,7 @@
 //! close:        Settle         Sync, the pages of the last entry in their places, Sync
 //!               Header(Clear)  both headers: the log is empty
 //!               Cut            the unused end
+//! emptied:      Header(Clear), then Reset: a table without entries, nothing behind the regions (`reset`)
 //! ```
 //!
 //! Phases without work are skipped. A commit that is too long for one entry takes several turns of Sync and Log.
@@ -59,6 +60,7 @@ pub(super) enum Phase {
     Cut,
     CutSync,
     Closed,
+    Reset,
 }
 
 /// Entries of the table and pages of metadata that go into the log together.
@@ -231,6 +233,7 @@ impl VhdxImage {
             Phase::CutSync if self.writer.as_ref().is_some_and(|writer| writer.space.extended) => {
                 batch.ops.push(MetaOp::Sync);
             }
+            Phase::Reset => self.reset_batch(batch),
             Phase::CutSync | Phase::Idle | Phase::Closed => {}
         }
     }
@@ -438,6 +441,7 @@ impl VhdxImage {
             }
             Phase::Log => self.part_logged(),
             Phase::Apply => self.applied(),
+            Phase::Reset => self.reset_done(),
             _ => {}
         }
         let after_extend = self.after_extend();
@@ -453,6 +457,7 @@ impl VhdxImage {
                 writer.no_space = false;
                 Phase::Idle
             }
+            Phase::HeaderSync(Update::Clear, Copy::Second) if writer.resetting => Phase::Reset,
             Phase::HeaderSync(Update::Clear, Copy::Second) => Phase::Cut,
             Phase::Extend => {
                 if let Some(extension) = writer.extension.take() {
@@ -467,7 +472,7 @@ impl VhdxImage {
             Phase::Apply => Phase::ApplySync,
             Phase::ApplySync => Phase::Header(Update::Clear, Copy::First),
             Phase::Cut => Phase::CutSync,
-            Phase::Idle => Phase::Idle,
+            Phase::Idle | Phase::Reset => Phase::Idle,
             Phase::CutSync | Phase::Closed => Phase::Closed,
         };
     }

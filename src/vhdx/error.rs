@@ -156,4 +156,8 @@ pub enum VhdxErrorKind {
         "holds changes that a crash left behind: they must be written into the file before it is opened for writing"
     )]
     LogPending,
+    #[error(
+        "is no child of another image, and nothing else can be emptied: serve it with durability persistent"
+    )]
+    NotDifferencing,
 }

@@ -28,6 +28,7 @@ pub mod region;
 pub mod relink;
 pub mod repair;
 pub mod replay;
+pub mod reset;
 pub mod resize;
 pub mod sector_bitmap;
 mod space;

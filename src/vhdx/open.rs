@@ -128,7 +128,7 @@ impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> File<R> {
     }
 
     /// Bytes of the file as it will be once its log is replayed.
-    fn fill(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), OpenError<E>> {
+    pub(super) fn fill(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), OpenError<E>> {
         let stored = self.len.saturating_sub(offset).min(bytes.len() as u64) as usize;
         let (inside, beyond) = bytes.split_at_mut(stored);
         beyond.fill(0);
@@ -148,15 +148,28 @@ impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> File<R> {
 }
 
 /// What is known before the regions are.
-struct Head {
+pub(super) struct Head {
     creator: String,
-    header: Header,
-    index: usize,
+    pub(super) header: Header,
+    pub(super) index: usize,
     warnings: Vec<Warning>,
 }
 
 /// Identifier, headers, log.
 fn read_head<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(file: &mut File<R>) -> Result<Head, OpenError<E>> {
+    let mut head = read_headers(file)?;
+    if head.header.has_log() {
+        let replay = read_log(file, &head.header)?;
+        head.warnings.push(Warning::LogReplayed(replay.entries));
+        file.replay = Some(Box::new(replay));
+    }
+    Ok(head)
+}
+
+/// Identifier and headers; the log is not looked at.
+pub(super) fn read_headers<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
+    file: &mut File<R>,
+) -> Result<Head, OpenError<E>> {
     let fail = |kind| VhdxError::new(kind, Structure::File, file.len);
     if file.len < IDENTIFIER_BYTES as u64 {
         return Err(fail(VhdxErrorKind::Truncated).into());
@@ -183,11 +196,6 @@ fn read_head<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(file: &mut File<R>) -
     let mut warnings = Vec::new();
     warnings.extend(current.damaged.map(|index| Warning::HeaderDamaged(index as u8 + 1)));
     warnings.extend(current.twins.then_some(Warning::HeadersAlike));
-    if current.header.has_log() {
-        let replay = read_log(file, &current.header)?;
-        warnings.push(Warning::LogReplayed(replay.entries));
-        file.replay = Some(Box::new(replay));
-    }
     Ok(Head { creator: creator(&identifier), header: current.header, index: current.index, warnings })
 }
 
@@ -238,7 +246,7 @@ fn open_body<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
 }
 
 /// The first of both region tables that is whole.
-fn read_regions<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
+pub(super) fn read_regions<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     file: &mut File<R>,
     log: FileRange,
     warnings: &mut Vec<Warning>,
@@ -267,7 +275,7 @@ pub(super) fn read_metadata_table<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     Ok(table)
 }
 
-fn read_metadata<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
+pub(super) fn read_metadata<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     file: &mut File<R>,
     region: FileRange,
 ) -> Result<(Places, Metadata), OpenError<E>> {
