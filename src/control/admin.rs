@@ -42,6 +42,8 @@ pub(super) enum Request {
     Status(StatusAsked),
     /// Read the configuration again: [`Reloaded`], or why nothing has changed, a line for each reason.
     Reload,
+    /// Empty the overlays of a target: [`Emptied`], or why not.
+    Reset { target: String, force: bool },
 }
 
 /// What a reload has changed.
@@ -49,6 +51,12 @@ pub(super) enum Request {
 pub(super) struct Reloaded {
     /// One line.
     pub(super) summary: String,
+}
+
+/// What a reset has emptied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Emptied {
+    pub(super) luns: usize,
 }
 
 /// A request as it travels.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::cli::DurabilityPolicy;
+use super::cli::{DurabilityPolicy, ResetPolicy};
 use super::config::{Config, ConfigError, Origin, PhysicalTooSmall, UnitConfig};
 use super::file::{Access, FileIdentity};
 use super::open_image::{Format, OpenError, OpenedChain, Opener};
@@ -51,6 +51,7 @@ pub struct UnitSpec {
     pub block_size: BlockSize,
     pub physical_block_size: BlockSize,
     pub durability: DurabilityPolicy,
+    pub reset: ResetPolicy,
     pub chain: OpenedChain,
 }
 
@@ -101,7 +102,7 @@ fn open_unit(unit: &UnitConfig, opened: &mut Opened) -> Result<UnitSpec, String>
     let Opened { opener, users } = opened;
     let access = if unit.readonly { Access::ReadOnly } else { Access::Writable };
     if unit.durability == DurabilityPolicy::UntilReset && !unit.readonly {
-        overlay::empty(&unit.path).map_err(|error| error.to_string())?;
+        overlay::empty(&unit.path, unit.format).map_err(|error| error.to_string())?;
     }
     let chain = opener.open_chain_as(&unit.path, access, unit.format).map_err(|error| match error {
         OpenError::Shared { path } => {
@@ -135,6 +136,6 @@ fn open_unit(unit: &UnitConfig, opened: &mut Opened) -> Result<UnitSpec, String>
         let small = PhysicalTooSmall { physical: physical_block_size, logical: block_size };
         return Err(format!("{}: {small}", unit.path.display()));
     }
-    let UnitConfig { lun, readonly, removable, durability, .. } = *unit;
-    Ok(UnitSpec { lun, readonly, removable, block_size, physical_block_size, durability, chain })
+    let UnitConfig { lun, readonly, removable, durability, reset, .. } = *unit;
+    Ok(UnitSpec { lun, readonly, removable, block_size, physical_block_size, durability, reset, chain })
 }

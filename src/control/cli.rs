@@ -21,6 +21,7 @@ use super::cli_trace::TraceCommand;
 use super::image_format::{ForeignFormat, Format};
 use super::size::Size;
 use super::trace_store::TracePlace;
+use crate::shard::ResetAt;
 use crate::units::BlockSize;
 use crate::uring::ZeroCopy;
 
@@ -82,6 +83,9 @@ pub enum Command {
     /// Tell a running server to read its configuration again
     #[command(after_long_help = cli_help::RELOAD)]
     Reload(ReloadArgs),
+    /// Empty the overlays of a target whose durability is until-reset, while the server runs
+    #[command(after_long_help = cli_help::RESET)]
+    Reset(ResetArgs),
     /// Create, describe, check and convert disk images
     #[command(subcommand, after_long_help = cli_help::IMAGE)]
     Image(ImageCommand),
@@ -147,6 +151,18 @@ fn pause(text: &str) -> Result<f64, String> {
 }
 
 #[derive(Debug, Args)]
+pub struct ResetArgs {
+    /// The target, as it is configured or as "goldrush status --targets" shows it
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    /// Also while somebody is logged in: every session is dropped first
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct ReloadArgs {
     #[command(flatten)]
     pub control: ControlArgs,
@@ -183,6 +199,12 @@ pub struct ServeArgs {
     /// are answered at once, and every child is emptied when the server starts.
     #[arg(long, value_enum, value_name = "POLICY", requires = "golden")]
     pub durability: Option<DurabilityPolicy>,
+    /// When the children of nodes with --durability until-reset are emptied: see --help [default: boot]
+    ///
+    /// boot: when the machine is started again, as far as its logins show that. start: only when the server starts. In
+    /// both cases also with goldrush reset.
+    #[arg(long, value_enum, value_name = "WHEN", requires = "durability")]
+    pub reset: Option<ResetPolicy>,
     /// The most commands a second each node is granted
     #[arg(long, value_name = "N", requires = "golden")]
     pub max_iops: Option<NonZeroU64>,
@@ -205,6 +227,26 @@ pub enum DurabilityPolicy {
     Persistent,
     /// Nothing: flushes are answered at once, and the overlay is emptied when the server starts.
     UntilReset,
+}
+
+/// When an overlay that is until-reset is emptied, beside when the server starts and when somebody asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResetPolicy {
+    /// When its machine is started again, as far as its logins show that.
+    #[default]
+    Boot,
+    /// Never.
+    Start,
+}
+
+impl ResetPolicy {
+    pub(super) fn at(self) -> ResetAt {
+        match self {
+            Self::Boot => ResetAt::Boot,
+            Self::Start => ResetAt::Command,
+        }
+    }
 }
 
 /// When sends leave without being copied.

@@ -39,7 +39,7 @@ JSON:
   sessions, tasks, tasks_parked, sessions_stalled, operations, chunks_free, smalls_free (buffers of 64 KiB and of 8 KiB),
   counts: {name: sum since the server began...}, read_latency and write_latency: {sum_us, counts: [[microseconds, how
   many]...]}. A target has name, sessions, phase, phase_ms and, as far as they are over, loader_ms, gap_ms, system_ms,
-  boot_ms; a session target, initiator, peer, connections, age_ms, tasks, commands, read_bytes, written_bytes.
+  boot_ms, resets (how often its overlays were emptied) and reset_ms (how long ago last); a session target, initiator, peer, connections, age_ms, tasks, commands, read_bytes, written_bytes.
 
 Exit codes:
   0  the server has answered
@@ -198,4 +198,21 @@ What it does:
 Exit codes:
   0  done
   1  nothing has changed: the new configuration is wrong, or no server answers
+  2  wrong usage, or several servers answer";
+
+pub(super) const RESET: &str = "\
+Examples:
+  goldrush reset iqn.2026-11.io.goldrush:node-001
+  goldrush reset iqn.2026-11.io.goldrush:node-001 --force
+
+What it does:
+  What was written to the target's overlays with durability until-reset is gone, and their golden image shows through
+  everywhere. Commands of the target wait meanwhile, which is milliseconds. Overlays that are persistent are left alone.
+  For machines whose start the server cannot tell from a return (key reset): tools that start them call it before.
+  While somebody is logged in it is refused: a running system would lose its disk. With --force every session is dropped
+  first; whoever logs in again finds the golden image.
+
+Exit codes:
+  0  done
+  1  refused, or it failed, or no server answers
   2  wrong usage, or several servers answer";

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::cli::{DurabilityPolicy, LISTEN_DEFAULT};
+use super::cli::{DurabilityPolicy, LISTEN_DEFAULT, ResetPolicy};
 use super::file::folder_of;
 use super::leases::{self, LeasesError};
 use super::name;
@@ -164,6 +164,17 @@ pub struct UnitConfig {
     /// Who sees it, of those that may log in.
     pub access: Admission,
     pub durability: DurabilityPolicy,
+    /// Of one that is until-reset.
+    pub reset: ResetPolicy,
+}
+
+const NO_RESET: &str =
+    "only what has durability until-reset is ever emptied: leave reset out, or set durability";
+
+impl UnitConfig {
+    fn is_until_reset(&self) -> bool {
+        self.durability == DurabilityPolicy::UntilReset
+    }
 }
 
 /// A physical block that holds no whole logical one.
@@ -242,6 +253,7 @@ struct RawTarget {
     physical_block_size: Option<Spanned<i64>>,
     #[serde(default)]
     durability: DurabilityPolicy,
+    reset: Option<Spanned<ResetPolicy>>,
     #[serde(default)]
     lun: Vec<Spanned<RawLun>>,
 }
@@ -297,6 +309,7 @@ struct RawLun {
     addresses: Option<Spanned<Vec<Spanned<String>>>>,
     macs: Option<Spanned<Vec<Spanned<String>>>>,
     durability: Option<DurabilityPolicy>,
+    reset: Option<Spanned<ResetPolicy>>,
 }
 
 /// Reads and checks a configuration file. All that is wrong with it comes back, in order of the file; a syntax
@@ -534,16 +547,19 @@ impl Reader {
         let limits = self.limits(raw.max_iops, raw.max_rate);
         let chap = raw.chap.and_then(|chap| self.chap(chap));
         let blocks = (raw.block_size, raw.physical_block_size);
-        let durability = raw.durability;
+        let defaults = (&blocks, raw.durability, raw.reset.as_ref().map(|reset| *reset.get_ref()));
         let mut units: Vec<UnitConfig> = Vec::new();
         let mut lines: HashMap<u16, usize> = HashMap::new();
         for lun in raw.lun {
             let line = self.line(&lun.get_ref().lun);
-            let Some(unit) = self.unit(lun, (&blocks, durability), &lines) else { continue };
+            let Some(unit) = self.unit(lun, defaults, &lines) else { continue };
             lines.insert(unit.lun, line);
             units.push(unit);
         }
         units.sort_by_key(|unit| unit.lun);
+        if let Some(reset) = raw.reset.filter(|_| !units.iter().any(UnitConfig::is_until_reset)) {
+            self.refuse(&reset, NO_RESET.to_owned());
+        }
         TargetConfig { name, origin, access, chap, redirect, limits, portals, units }
     }
 
@@ -606,7 +622,7 @@ impl Reader {
     fn unit(
         &mut self,
         raw: Spanned<RawLun>,
-        defaults: (&RawBlocks, DurabilityPolicy),
+        defaults: (&RawBlocks, DurabilityPolicy, Option<ResetPolicy>),
         lines: &HashMap<u16, usize>,
     ) -> Option<UnitConfig> {
         let raw = raw.into_inner();
@@ -632,6 +648,11 @@ impl Reader {
             Ok(_) => {
                 let (format, readonly, removable) = (raw.format, raw.readonly, raw.removable);
                 let durability = raw.durability.unwrap_or(defaults.1);
+                if let Some(reset) = raw.reset.as_ref().filter(|_| durability == DurabilityPolicy::Persistent)
+                {
+                    self.refuse(reset, NO_RESET.to_owned());
+                }
+                let reset = raw.reset.map(Spanned::into_inner).or(defaults.2).unwrap_or_default();
                 Some(UnitConfig {
                     lun,
                     path,
@@ -643,6 +664,7 @@ impl Reader {
                     physical_block_size,
                     access,
                     durability,
+                    reset,
                 })
             }
             Err(error) => {

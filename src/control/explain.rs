@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use super::admin::socket;
-use super::cli::{DataPlaneArgs, DurabilityPolicy, ServeArgs};
+use super::cli::{DataPlaneArgs, DurabilityPolicy, ResetPolicy, ServeArgs};
 use super::config::{Config, ConfigError};
 use super::error::{Error, print};
 use super::file::{Access, FileIdentity, Locking};
@@ -365,12 +365,21 @@ fn durability(page: &mut Page, args: &ServeArgs, config: &Config) {
             count(DurabilityPolicy::Persistent),
             units().filter(|unit| unit.readonly).count()
         ),
-        if until_reset > 0 {
-            format!("{why}; those until reset are emptied at the start")
-        } else {
-            why.to_owned()
-        },
+        why,
     );
+    let emptied = match (until_reset, &args.config, args.reset.unwrap_or_default()) {
+        (0, ..) => "nothing is",
+        (_, Some(_), _) => "when the server starts, and as each LUN's key says",
+        (_, None, ResetPolicy::Boot) => "when the server starts, and each when its machine does",
+        (_, None, ResetPolicy::Start) => "when the server starts",
+    };
+    let why = match (until_reset, &args.config, args.reset) {
+        (0, ..) => "only until-reset ever is (key reset; --reset without a file)",
+        (_, Some(_), _) => "key reset, boot where the file does not say (--reset without a file)",
+        (_, None, None) => "the default (--reset); goldrush reset does it at any time",
+        (_, None, Some(_)) => "as --reset asks; goldrush reset does it at any time",
+    };
+    page.say("emptied", emptied, why);
 }
 
 fn rates(page: &mut Page, args: &ServeArgs, config: &Config) {

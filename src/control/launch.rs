@@ -235,13 +235,14 @@ fn target(
     let mut units = Vec::new();
     let mut configs = Vec::new();
     for unit in spec.units {
-        let (block_size, writable, policy) = (unit.block_size, unit.is_writable(), unit.durability);
+        let (block_size, writable, reset) = (unit.block_size, unit.is_writable(), unit.reset.at());
+        let policy = unit.durability;
         let kept = state.map(|folder| folder.load(&spec.name, unit.lun)).transpose()?;
         configs.push(unit_config(&spec.name, &unit, kept).map_err(Error::Failed)?);
         let chain = table.add(unit.chain).map_err(|error| Error::Failed(error.to_string()))?;
         let durability = match policy {
             DurabilityPolicy::Persistent => Durability::GroupCommit,
-            DurabilityPolicy::UntilReset => Durability::UntilReset,
+            DurabilityPolicy::UntilReset => Durability::UntilReset(reset),
         };
         let leaf = chain.leaf();
         let leaf_file = table.images.layer(leaf).map_or(FileSlot(0), Layer::file);

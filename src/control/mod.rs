@@ -64,6 +64,7 @@ mod progress;
 mod relink;
 pub mod reload;
 mod reload_command;
+mod reset_command;
 mod roster;
 mod rules;
 mod runtime;
@@ -124,6 +125,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         }
         Command::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Reload(args) => reload_command::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Reset(args) => reset_command::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Top(args) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Trace(command) => trace_command::run(&command).map(|()| ExitCode::SUCCESS),

@@ -45,18 +45,18 @@ impl Moving {
         kept: Option<KeptUnit>,
         journaled: bool,
     ) -> Result<(), String> {
-        let (lun, block_size, policy) = (unit.lun, unit.block_size, unit.durability);
+        let (lun, block_size, policy) = (unit.lun, unit.block_size, (unit.durability, unit.reset));
         let config = unit_config(target, &unit, kept)?;
         let writable = unit.is_writable();
         let served = ServedUnit::of(&unit.chain, writable);
         let chain = self.table.add(unit.chain).map_err(|error| error.to_string())?;
         let durability = match policy {
-            DurabilityPolicy::UntilReset => NewDurability::UntilReset,
-            DurabilityPolicy::Persistent if journaled && writable => self
+            (DurabilityPolicy::UntilReset, reset) => NewDurability::UntilReset(reset.at()),
+            (DurabilityPolicy::Persistent, _) if journaled && writable => self
                 .table
                 .leaf_identity(chain.leaf())
                 .map_or(NewDurability::GroupCommit, NewDurability::Journal),
-            DurabilityPolicy::Persistent => NewDurability::GroupCommit,
+            (DurabilityPolicy::Persistent, _) => NewDurability::GroupCommit,
         };
         let unit = NewUnit { config, chain: Vec::new(), block_size, writable, durability };
         self.units.push(MovingUnit { target: target.to_owned(), lun, served, unit, chain });

@@ -6,16 +6,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::block_io::run_batch;
-use super::cli::DurabilityPolicy;
+use super::cli::{DurabilityPolicy, ResetPolicy};
 use super::config::{Config, DiscoveryConfig, Origin, Places, TargetConfig, UnitConfig};
 use super::error::Error;
 use super::file::{Access, FileError, Locking, OpenedFile, folder_of};
 use super::image_create::create_child_of;
+use super::image_format::{Format, detect};
 use super::leftover;
 use super::open_image::{OpenError, Opener};
 use super::trace_store::TracePlace;
 use crate::shard::{Admission, MacTable};
-use crate::vhd;
+use crate::{vhd, vhdx};
 
 /// What target names begin with when the command line makes them.
 const TARGET_PREFIX: &str = "iqn.2026-11.io.goldrush:";
@@ -39,7 +40,7 @@ pub(super) fn prepare(
     (golden, overlays, missing): (&Path, &Path, Missing),
     nodes: u32,
     listen: Vec<SocketAddr>,
-    durability: DurabilityPolicy,
+    (durability, reset): (DurabilityPolicy, ResetPolicy),
 ) -> Result<Config, Error> {
     // Held to the end of this function: nobody writes the golden image while children of it are made.
     let locking = match missing {
@@ -78,6 +79,7 @@ pub(super) fn prepare(
             physical_block_size: None,
             access,
             durability,
+            reset,
         };
         let name = format!("{TARGET_PREFIX}{node}");
         let origin = Origin::CommandLine;
@@ -106,17 +108,25 @@ pub(super) fn prepare(
     })
 }
 
-/// Empties the child at `path`: what was written to it is gone, whatever state it was in.
-pub(super) fn empty(path: &Path) -> Result<(), OpenError> {
+/// Empties the child at `path`, of a format that is told from the file where it is not known: what was written to it is
+/// gone, whatever state it was in.
+pub(super) fn empty(path: &Path, format: Option<Format>) -> Result<(), OpenError> {
     let file = OpenedFile::open_as_it_is(path, Access::Writable, Locking::Hold)?;
     let failed = |source| OpenError::Empty { path: path.to_owned(), source };
-    let batch = vhd::reset::emptied(file.len(), |offset, bytes| file.read_at(offset, bytes));
-    let batch = batch.map_err(|error| match error {
-        vhd::OpenError::Vhd(source) => OpenError::Vhd { path: path.to_owned(), source },
-        vhd::OpenError::Read { offset, len, source } => {
-            OpenError::Read { path: path.to_owned(), offset, len, source }
-        }
-    })?;
+    let format = format.map_or_else(|| detect(&file), Ok)?;
+    let read = |offset, bytes: &mut [u8]| file.read_at(offset, bytes);
+    let unread = |(offset, len, source)| OpenError::Read { path: path.to_owned(), offset, len, source };
+    let batch = match format {
+        Format::Vhdx => vhdx::reset::emptied(file.len(), read).map_err(|error| match error {
+            vhdx::OpenError::Vhdx(source) => OpenError::Vhdx { path: path.to_owned(), source },
+            vhdx::OpenError::Read { offset, len, source } => unread((offset, len, source)),
+        }),
+        // A raw file is told that it is no child.
+        Format::Vhd | Format::Raw => vhd::reset::emptied(file.len(), read).map_err(|error| match error {
+            vhd::OpenError::Vhd(source) => OpenError::Vhd { path: path.to_owned(), source },
+            vhd::OpenError::Read { offset, len, source } => unread((offset, len, source)),
+        }),
+    }?;
     // Of a life with another policy: nobody will miss it.
     leftover::forget(&file).map_err(FileError::from)?;
     if let Some(batch) = batch {

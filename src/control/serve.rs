@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 
 use super::catalog::Catalog;
-use super::cli::{DataPlaneArgs, LISTEN_DEFAULT, ServeArgs};
+use super::cli::{DataPlaneArgs, DurabilityPolicy, LISTEN_DEFAULT, ServeArgs};
 use super::config::{self, Config};
 use super::error::{Error, print};
 use super::file::identity_of;
@@ -65,7 +65,11 @@ fn configuration(args: &ServeArgs) -> Result<Config, Error> {
         (None, Some(golden), Some(overlays), Some(nodes)) => {
             let listen = if args.listen.is_empty() { vec![LISTEN_DEFAULT] } else { args.listen.clone() };
             let missing = if args.explain { Missing::Leave } else { Missing::Create };
-            let durability = args.durability.unwrap_or_default();
+            if args.reset.is_some() && args.durability != Some(DurabilityPolicy::UntilReset) {
+                let why = "--reset is for --durability until-reset: nothing else is ever emptied";
+                return Err(Error::Usage(why.to_owned()));
+            }
+            let durability = (args.durability.unwrap_or_default(), args.reset.unwrap_or_default());
             let mut config = overlay::prepare((golden, overlays, missing), nodes, listen, durability)?;
             for target in &mut config.targets {
                 target.limits = RateLimits { commands: args.max_iops, bytes: args.max_rate };

@@ -212,7 +212,7 @@ pub(super) fn targets(targets: &[TargetStatus], text: &mut String) {
     for target in targets {
         let _ = writeln!(
             text,
-            "{:width$}  {:>8}  {:7}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}",
+            "{:width$}  {:>8}  {:7}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}{}",
             target.name,
             target.sessions,
             target.phase,
@@ -220,7 +220,11 @@ pub(super) fn targets(targets: &[TargetStatus], text: &mut String) {
             span(target.loader_ms),
             span(target.gap_ms),
             span(target.system_ms),
-            span(target.boot_ms)
+            span(target.boot_ms),
+            match target.resets {
+                0 => String::new(),
+                count => format!("  emptied {count} times, {} ago", span(target.reset_ms)),
+            }
         );
     }
 }
@@ -330,6 +334,8 @@ pub(super) mod tests {
             system_ms: None,
             boot_ms: None,
             first_login_ms: None,
+            resets: 0,
+            reset_ms: None,
         };
         targets(&[target], &mut text);
         assert_eq!(text.matches('-').count(), 5, "{text}");

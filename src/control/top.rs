@@ -97,6 +97,8 @@ mod tests {
             system_ms: None,
             boot_ms: None,
             first_login_ms: None,
+            resets: 0,
+            reset_ms: None,
         }
     }
 

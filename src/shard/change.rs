@@ -17,7 +17,7 @@ use crate::units::{BlockSize, SectorCount};
 use super::commit::LayerWork;
 use super::end::Listening;
 use super::executor::LunState;
-use super::records::Durability;
+use super::records::{Durability, ResetAt};
 use super::target::Target;
 use super::{Directory, PORTAL_GROUP, Shard, ShardId, UnitSeed};
 
@@ -41,7 +41,7 @@ pub enum NewDurability {
     GroupCommit,
     /// The journal, where it has room for one more leaf.
     Journal(LeafIdentity),
-    UntilReset,
+    UntilReset(ResetAt),
 }
 
 /// One more unit of a target.
@@ -301,7 +301,7 @@ impl super::executor::Core {
     fn durability(&mut self, new: &NewDurability) -> Durability {
         match new {
             NewDurability::GroupCommit => Durability::GroupCommit,
-            NewDurability::UntilReset => Durability::UntilReset,
+            NewDurability::UntilReset(at) => Durability::UntilReset(*at),
             NewDurability::Journal(identity) => {
                 let leaf = self.journal.as_mut().and_then(|area| area.add_leaf(identity));
                 // Correct without: first writes wait for commits.

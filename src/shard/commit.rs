@@ -147,7 +147,7 @@ impl Core {
             let Some(index) = work.unsent.checked_sub(1) else { return };
             let file = work.file;
             let op = match &work.batch.ops[index] {
-                MetaOp::Sync if work.records.durability == Durability::UntilReset => {
+                MetaOp::Sync if matches!(work.records.durability, Durability::UntilReset(_)) => {
                     // Nobody reads the file after a crash. A flush is a batch of its own.
                     work.unsent = index;
                     work.pending += 1;

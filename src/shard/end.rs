@@ -95,6 +95,12 @@ impl Endings {
     }
 }
 
+impl Endings {
+    pub(super) fn ends_target(&self, target: u32) -> bool {
+        self.targets.contains(&target)
+    }
+}
+
 impl Task {
     /// It works for this unit, or will.
     fn touches(&self, lun: u32) -> bool {
@@ -109,14 +115,17 @@ impl Task {
 impl Core {
     /// True while anything works for the unit, or remembers it.
     fn is_unit_busy(&self, ending: &UnitEnding) -> bool {
-        let leaf = self.luns[ending.place as usize].leaf;
-        let of_unit = |task: &Task| {
-            task.touches(ending.place)
-                || task.target == ending.target && Lun::from_field(task.lun_field) == Ok(ending.lun)
-        };
-        self.tasks.iter().any(|(_, task)| of_unit(task))
-            || self.is_keeping_for(ending.target)
-            || self.preempting.iter().any(|it| it.target == ending.target)
+        let of_lun =
+            |task: &Task| task.target == ending.target && Lun::from_field(task.lun_field) == Ok(ending.lun);
+        self.tasks.iter().any(|(_, task)| of_lun(task)) || self.is_place_busy(ending.target, ending.place)
+    }
+
+    /// The same of a unit that stays: its commands are known by its place.
+    pub(super) fn is_place_busy(&self, target: u32, place: u32) -> bool {
+        let leaf = self.luns[place as usize].leaf;
+        self.tasks.iter().any(|(_, task)| task.touches(place))
+            || self.is_keeping_for(target)
+            || self.preempting.iter().any(|it| it.target == target)
             || self.bitmaps.iter().any(|(_, load)| load.layer() == leaf)
     }
 

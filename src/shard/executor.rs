@@ -495,7 +495,7 @@ impl Core {
         let lun = &self.luns[task.lun as usize];
         let (writable, leaf) = (lun.writable, lun.leaf);
         let durability = self.layers[leaf.0 as usize].records.durability;
-        if durability == Durability::UntilReset {
+        if matches!(durability, Durability::UntilReset(_)) {
             // As if it were flushed.
             self.ready.push_back(key);
             return;

@@ -64,6 +64,9 @@ impl Core {
     /// happened.
     fn at_hand(&mut self, target: u32, nexus: Nexus, read: &Passing) -> Option<AtHand> {
         let owner = &self.targets[target as usize];
+        if owner.is_held() {
+            return None;
+        }
         let (unit, blocks) = owner.device.plain_read(nexus, read.lun.0, &read.cdb)?;
         owner.rate.ready(self.now).ok()?;
         let index = owner.lun(unit);

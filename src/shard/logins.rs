@@ -316,8 +316,13 @@ impl<I: Io> Shard<I> {
         if let Some(index) = index {
             let (isid, tsih) = (established.isid, established.tsih);
             let target = &mut self.core.targets[index as usize];
-            target.enter(SessionEntry { session: session_key, initiator, isid, tsih, nexus });
+            let started = target.life.login(&initiator, isid, segment);
+            let entry = SessionEntry { session: session_key, initiator, isid, tsih, nexus };
+            target.enter(entry.clone());
             self.await_drain(session_key);
+            if started {
+                self.machine_started(index, &entry);
+            }
             self.ask_to_negotiate(session_key, ConnectionId::LEADING);
         }
     }
@@ -419,6 +424,7 @@ impl<I: Io> Shard<I> {
                 Message::Report { asked, reply } => {
                     let _ = reply.try_send(self.report(asked));
                 }
+                Message::Reset { target, force, reply } => self.reset_asked(&target, force, reply),
                 Message::Change(change) => self.change(*change),
                 Message::Macs(macs) => self.macs = macs,
                 Message::Stop => self.begin_stop(),

@@ -14,6 +14,7 @@ use crate::iscsi::login::LoginMachine;
 use crate::iscsi::params::{Cid, Isid, Tsih};
 
 use super::report::{ReportAsked, ShardReport};
+use super::reset::ResetAnswer;
 use super::{Change, MacTable};
 
 /// Whom a login names.
@@ -58,6 +59,12 @@ pub enum Message<I: Io> {
     Report {
         asked: ReportAsked,
         reply: Sender<ShardReport>,
+    },
+    /// Empty the children of this target that are until-reset; `force`: also while somebody is logged in.
+    Reset {
+        target: String,
+        force: bool,
+        reply: Sender<ResetAnswer>,
     },
     /// What a reload of the configuration changes here.
     Change(Box<Change<I>>),

@@ -293,7 +293,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Says on every connection that the session is dropped (11.9.1, event 3), and closes them when that is sent.
-    fn drop_session(&mut self, key: SessionKey) {
+    pub(super) fn drop_session(&mut self, key: SessionKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         for conn in session.connections_now() {
             let member = self.connections.get(conn).and_then(Connection::member);

@@ -30,6 +30,8 @@
 //! | `mailbox`    | messages between shards                                             |
 //! | `metrics`    | what it counts, and how long answers took                           |
 //! | `boot`       | how far a target's machine has booted                               |
+//! | `life`       | whether a login is that of a machine that was started again         |
+//! | `reset`      | emptying the children of a target                                   |
 //! | `report`     | what a shard tells of itself                                        |
 //! | `solo`       | the executor without a network, for measurements                    |
 
@@ -53,6 +55,7 @@ mod fill_path;
 mod flush;
 mod keep;
 mod lba_status;
+mod life;
 mod logins;
 mod mac;
 mod mailbox;
@@ -65,6 +68,7 @@ mod read_ahead;
 mod read_path;
 mod records;
 mod report;
+mod reset;
 mod rods;
 mod sanitize;
 mod session;
@@ -100,8 +104,9 @@ pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
 pub use metrics::{CommandKind, Counts, Latencies, SessionCounts};
 pub use rate::RateLimits;
-pub use records::Durability;
+pub use records::{Durability, ResetAt};
 pub use report::{PHASES, ReportAsked, SessionReport, ShardReport, TargetReport, TargetsAsked};
+pub use reset::{ResetAnswer, ResetReport};
 pub use solo::{Solo, SoloFault, SoloSeed};
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
@@ -213,6 +218,8 @@ pub struct Shard<I: Io> {
     /// What a reload takes away, until it is gone; and who is told.
     endings: end::Endings,
     news: Option<Box<dyn ChangeNews>>,
+    /// Targets whose images are being emptied.
+    resets: Vec<reset::Resetting>,
     mailbox: Arc<Mailbox<I>>,
     peers: Vec<Peer<I>>,
     outbox: Vec<(ShardId, Message<I>)>,
@@ -283,6 +290,7 @@ impl<I: Io> Shard<I> {
             listeners: seed.listeners.into_iter().map(end::Listening::Open).collect(),
             endings: end::Endings::default(),
             news: None,
+            resets: Vec::new(),
             mailbox: seed.mailbox,
             peers: seed.peers,
             outbox: Vec::new(),

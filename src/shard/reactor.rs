@@ -84,7 +84,7 @@ impl<I: Io> Shard<I> {
         if waits > 0 || self.core.is_waiting() {
             return Some(self.core.now.after(Duration::from_millis(1)));
         }
-        if self.is_stopping() || self.endings.is_waiting() {
+        if self.is_stopping() || self.endings.is_waiting() || !self.resets.is_empty() {
             return Some(self.core.now.after(Duration::from_millis(20)));
         }
         let idle = self.connections.is_empty() && self.accept_again.is_empty() && !self.core.has_records();
@@ -398,6 +398,7 @@ impl<I: Io> Shard<I> {
     /// Everything that can be done without waiting.
     fn work(&mut self) {
         self.mail();
+        self.reset_step();
         for key in core::mem::take(&mut self.starved) {
             self.mark_dirty(key);
         }

@@ -20,7 +20,17 @@ pub enum Durability {
     /// This process: each first write has a record in the journal of the shard, or waits for a commit.
     Journal(LeafIndex),
     /// Nothing. A flush is answered at once, and the leaf is emptied before it is used again.
-    UntilReset,
+    UntilReset(ResetAt),
+}
+
+/// When a leaf with [`Durability::UntilReset`] is emptied while the server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ResetAt {
+    /// When its machine is started again, as far as its sessions show it, and when somebody asks.
+    #[default]
+    Boot,
+    /// When somebody asks.
+    Command,
 }
 
 /// The records of one layer.
@@ -77,7 +87,7 @@ impl Core {
             (Durability::Journal(leaf), Some(area)) => {
                 self.images.data_written(chain, range, &mut Recorder { area, leaf, records })
             }
-            (Durability::UntilReset, _) => self.images.data_written(chain, range, &mut Forgetful),
+            (Durability::UntilReset(_), _) => self.images.data_written(chain, range, &mut Forgetful),
             _ => self.images.data_written(chain, range, &mut NoRecords),
         };
         if was_empty && !records.pending.is_empty() {

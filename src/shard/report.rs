@@ -10,6 +10,7 @@ use crate::io::{Io, IoCounts};
 
 use super::boot::{BootPhase, BootReport};
 use super::metrics::{Counts, Latencies, SessionCounts};
+use super::reset::ResetReport;
 use super::{Shard, ShardId, ShardLoad};
 
 /// Of which targets a report tells one by one.
@@ -57,6 +58,7 @@ pub struct TargetReport {
     pub name: String,
     pub sessions: usize,
     pub boot: BootReport,
+    pub reset: ResetReport,
 }
 
 #[derive(Clone, Debug)]
@@ -102,7 +104,7 @@ impl<I: Io> Shard<I> {
             };
             if wanted {
                 let (name, sessions) = (target.name.clone(), target.sessions.len());
-                report.targets.push(TargetReport { name, sessions, boot });
+                report.targets.push(TargetReport { name, sessions, boot, reset: target.reset });
             }
         }
         if asked.sessions {

@@ -174,6 +174,7 @@ impl ServedSession {
     fn try_begin(&mut self, core: &mut Core, request: &Request, on: ConnectionId) -> bool {
         let in_bytes = self.in_bytes[on.index()];
         if self.awaits_drain
+            || core.targets[request.target as usize].is_held()
             || in_bytes > 0 && in_bytes + request.read_len as usize > limits::CONNECTION_READ_BYTES_MAX
         {
             return false;
@@ -205,7 +206,9 @@ impl ServedSession {
     /// A command has begun: with two at once the session is a system's.
     fn note_depth(&mut self, core: &mut Core, target: u32) {
         if !self.visit.system && (self.running > 1 || self.passed_at == Some(core.now)) {
-            core.targets[target as usize].boot.is_system(core.now, &mut self.visit);
+            let segment = self.machine.params(ConnectionId::LEADING).max_send_segment;
+            let (now, nexus) = (core.now, self.nexus);
+            core.targets[target as usize].is_system(now, nexus, segment, &mut self.visit);
         }
     }
 

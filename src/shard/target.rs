@@ -2,14 +2,17 @@
 //!
 //! Knows sessions by initiator and ISID. Does not know connections beyond their key, nor PDUs.
 
+use crate::clock::Instant;
 use crate::iscsi::params::{Isid, Tsih};
 use crate::iscsi::pdu::InitiatorTaskTag;
 use crate::iscsi::pdu::task_mgmt::ManagementResponse;
 use crate::limits;
 use crate::scsi::{Device, InitiatorPort, Nexus, UnitIndex};
 
-use super::boot::Boot;
+use super::boot::{Boot, Visit};
+use super::life::Life;
 use super::rate::Rate;
+use super::reset::ResetReport;
 use super::session::SessionKey;
 
 /// One logged-in session of a target.
@@ -44,7 +47,11 @@ pub(super) struct Target {
     pub(super) aborted_in_flight: u32,
     pub(super) management: Vec<PendingManagement>,
     pub(super) boot: Boot,
+    pub(super) life: Life,
     pub(super) rate: Rate,
+    /// Reasons why no command begins.
+    pub(super) holds: u32,
+    pub(super) reset: ResetReport,
 }
 
 impl Target {
@@ -60,7 +67,10 @@ impl Target {
             aborted_in_flight: 0,
             management: Vec::new(),
             boot: Boot::default(),
+            life: Life::default(),
             rate: Rate::default(),
+            holds: 0,
+            reset: ResetReport::default(),
         }
     }
 
@@ -111,6 +121,19 @@ impl Target {
             return None;
         }
         Some(nexus)
+    }
+
+    /// No command begins: those that come wait in their sessions.
+    pub(super) fn is_held(&self) -> bool {
+        self.holds > 0
+    }
+
+    /// A session, of an initiator that takes segments of `segment` bytes, has shown itself as a system's.
+    pub(super) fn is_system(&mut self, now: Instant, nexus: Nexus, segment: u32, visit: &mut Visit) {
+        self.boot.is_system(now, visit);
+        if let Some(entry) = self.sessions.iter().find(|entry| entry.nexus == nexus) {
+            self.life.is_system(&entry.initiator, entry.isid, segment);
+        }
     }
 
     pub(super) fn enter(&mut self, entry: SessionEntry) {

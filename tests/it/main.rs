@@ -20,6 +20,7 @@ mod cli_masking;
 mod cli_reload;
 mod cli_repair;
 mod cli_reservations;
+mod cli_reset;
 mod cli_reshape;
 mod cli_seal;
 mod cli_serve;

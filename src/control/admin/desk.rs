@@ -15,17 +15,19 @@ use super::super::reload::Summary;
 use super::status::{
     About, Counts, Gauges, Latency, SessionStatus, ShardStatus, Status, StatusAsked, TargetList, TargetStatus,
 };
-use super::{Answer, Reloaded, Request, program};
+use super::{Answer, Emptied, Reloaded, Request, program};
 use crate::cache::Golden;
 use crate::clock::Instant;
 use crate::shard::{
-    BootPhase, Message, PHASES, Peer, ReportAsked, Sent, SessionReport, ShardReport, TargetReport,
-    TargetsAsked,
+    BootPhase, Message, PHASES, Peer, ReportAsked, ResetAnswer, Sent, SessionReport, ShardReport,
+    TargetReport, TargetsAsked,
 };
 use crate::uring::UringIo;
 
 /// A shard that has not answered by then is stuck, or gone.
 const SHARD_TIME: Duration = Duration::from_secs(2);
+/// Commands that have begun, and a disk that writes a table, take longer.
+const RESET_TIME: Duration = Duration::from_secs(30);
 
 /// What a server knows of itself once it serves.
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl Desk {
         }
         match request {
             Request::Reload => self.reload(),
+            Request::Reset { target, force } => self.reset(&target, force),
             Request::About => value(&self.about()),
             Request::Status(asked) => self.status(asked).and_then(|status| value(&status)),
         }
@@ -85,6 +88,16 @@ impl Desk {
         match is_done.recv().map_err(|_| gone())? {
             Ok(summary) => value(&Reloaded { summary: summary.to_string() }),
             Err(lines) => Err(lines.join("\n")),
+        }
+    }
+
+    fn reset(&self, target: &str, force: bool) -> Answer {
+        let ask = |reply| Message::Reset { target: target.to_owned(), force, reply };
+        let answers = self.ask_all_within(RESET_TIME, ask)?;
+        match answers.into_iter().find(|answer| *answer != ResetAnswer::NotHere) {
+            None => Err(format!("there is no target {target}: goldrush status --targets shows all")),
+            Some(ResetAnswer::Done(luns)) => value(&Emptied { luns }),
+            Some(answer) => Err(format!("{target}: {}", refusal(answer))),
         }
     }
 
@@ -141,7 +154,15 @@ impl Desk {
         &self,
         message: impl Fn(crossbeam::channel::Sender<T>) -> Message<UringIo>,
     ) -> Result<Vec<T>, String> {
-        let until = std::time::Instant::now() + SHARD_TIME;
+        self.ask_all_within(SHARD_TIME, message)
+    }
+
+    fn ask_all_within<T>(
+        &self,
+        time: Duration,
+        message: impl Fn(crossbeam::channel::Sender<T>) -> Message<UringIo>,
+    ) -> Result<Vec<T>, String> {
+        let until = std::time::Instant::now() + time;
         let (reply, replies) = bounded(self.shards.len());
         for shard in &self.shards {
             let mut message = message(reply.clone());
@@ -161,6 +182,25 @@ impl Desk {
                 .push(answer.map_err(|_| "a core does not answer: it is stuck, or it has ended".to_owned())?);
         }
         Ok(answers)
+    }
+}
+
+/// Why nothing was emptied.
+fn refusal(answer: ResetAnswer) -> String {
+    match answer {
+        ResetAnswer::InUse(0) => "its images are being emptied already".to_owned(),
+        ResetAnswer::InUse(sessions) => format!(
+            "{sessions} logged in, and a running system would lose its disk: shut it down first, or throw it out with --force"
+        ),
+        ResetAnswer::Persistent => {
+            "no LUN of it has durability until-reset, and others are never emptied".to_owned()
+        }
+        ResetAnswer::Failed => {
+            "an image could not be emptied and takes no writes: see the server's log".to_owned()
+        }
+        ResetAnswer::Ending | ResetAnswer::NotHere | ResetAnswer::Done(_) => {
+            "it is being taken away".to_owned()
+        }
     }
 }
 
@@ -237,6 +277,8 @@ fn target_status(target: TargetReport, now: Instant) -> TargetStatus {
         system_ms: ms(times.system_login, times.settled),
         boot_ms: ms(times.first_login, times.settled),
         first_login_ms: ms(times.first_login, Some(now)),
+        resets: target.reset.count,
+        reset_ms: ms(target.reset.last, Some(now)),
     }
 }
 

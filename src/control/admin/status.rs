@@ -269,6 +269,11 @@ pub(in crate::control) struct TargetStatus {
     pub(in crate::control) boot_ms: Option<u64>,
     /// Since the first login of this boot.
     pub(in crate::control) first_login_ms: Option<u64>,
+    /// How often its overlays were emptied since the server began, and how long ago last.
+    #[serde(default)]
+    pub(in crate::control) resets: u64,
+    #[serde(default)]
+    pub(in crate::control) reset_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
