@@ -36,6 +36,24 @@ pub struct Summary {
     pub rules_changed: bool,
 }
 
+impl core::ops::Add for Summary {
+    type Output = Self;
+
+    /// What two reloads did, one after the other.
+    fn add(self, other: Self) -> Self {
+        Self {
+            targets_added: self.targets_added + other.targets_added,
+            targets_removed: self.targets_removed + other.targets_removed,
+            luns_added: self.luns_added + other.luns_added,
+            luns_removed: self.luns_removed + other.luns_removed,
+            luns_grown: self.luns_grown + other.luns_grown,
+            addresses_added: self.addresses_added + other.addresses_added,
+            addresses_removed: self.addresses_removed + other.addresses_removed,
+            rules_changed: self.rules_changed || other.rules_changed,
+        }
+    }
+}
+
 impl fmt::Display for Summary {
     /// One line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,6 +99,14 @@ struct Difference {
     grown: Vec<(String, u16, SectorCount)>,
 }
 
+impl Difference {
+    /// The LUN is taken away, or replaced by another one.
+    fn ends(&self, target: &str, lun: u16) -> bool {
+        self.end_targets.iter().any(|name| name == target)
+            || self.end_units.iter().any(|(name, number)| name == target && *number == lun)
+    }
+}
+
 /// A change that is checked and can be made.
 #[derive(Debug)]
 pub(super) struct Prepared {
@@ -112,6 +138,19 @@ pub(super) struct Present<'a> {
 
 fn wrong(origin: &Origin, reason: String) -> Vec<ConfigError> {
     vec![ConfigError { origin: origin.clone(), reason }]
+}
+
+/// LUNs of `new` whose image another LUN has open that goes, or is changed, or is being closed: they can come when it has
+/// let go of it. Empty where `new` cannot be compared: [`prepare`] says why.
+pub(super) fn handed_over(present: &Present<'_>, new: &Config) -> Vec<(String, u16)> {
+    let Ok(difference) = compare(present, new) else { return Vec::new() };
+    let ends = |target: &str, lun: u16| difference.ends(target, lun);
+    let units = difference.new_units.iter().flat_map(|(place, units)| {
+        let target = &new.targets[*place];
+        units.iter().map(move |unit| (target, &target.units[*unit]))
+    });
+    let waits = units.filter(|(_, unit)| still_used(present, unit, &ends).is_some());
+    waits.map(|(target, unit)| (target.name.clone(), unit.lun)).collect()
 }
 
 /// Reads nothing but what `new` names, and changes nothing.
@@ -277,7 +316,8 @@ fn compare_units(
 /// The unit that is served is the one that is wanted: the same file, used in the same way.
 fn is_same(former: &UnitConfig, open: &ServedUnit, unit: &UnitConfig) -> bool {
     let settings = |unit: &UnitConfig| {
-        (unit.readonly, unit.removable, unit.block_size, unit.physical_block_size, unit.durability)
+        let durability = (unit.durability, unit.reset);
+        (unit.readonly, unit.removable, unit.block_size, unit.physical_block_size, durability)
     };
     let identity = identity_of(&unit.path).ok();
     settings(former) == settings(unit)
@@ -320,10 +360,7 @@ fn open(
     opened: &mut Opened,
 ) -> Result<Opening, Vec<ConfigError>> {
     let (mut specs, mut kept, mut errors) = (Vec::new(), HashMap::new(), Vec::new());
-    let ends = |target: &str, lun: u16| {
-        difference.end_targets.iter().any(|name| name == target)
-            || difference.end_units.iter().any(|(name, number)| name == target && *number == lun)
-    };
+    let ends = |target: &str, lun: u16| difference.ends(target, lun);
     for (place, units) in &difference.new_units {
         let target = &new.targets[*place];
         let mut wanted = Vec::new();
@@ -358,6 +395,11 @@ fn still_used(present: &Present<'_>, unit: &UnitConfig, ends: &dyn Fn(&str, u16)
             "{path} is still being closed by LUN {lun} of {target}: reload again in a moment"
         ));
     }
+    if !unit.readonly && present.roster.is_parent_leaving(file) {
+        return Some(format!(
+            "{path} is still being closed, where it was only read: reload again in a moment"
+        ));
+    }
     let used = |it: &ServedUnit| {
         it.files.first().is_some_and(|leaf| leaf.identity() == file) && (it.writable || !unit.readonly)
     };
@@ -367,8 +409,8 @@ fn still_used(present: &Present<'_>, unit: &UnitConfig, ends: &dyn Fn(&str, u16)
     });
     user.map(|(target, lun)| {
         format!(
-            "{path} is open for LUN {lun} of {target}, which this configuration takes away or changes: leave this LUN out, \
-             reload, put it back, and reload again"
+            "{path} is still open for LUN {lun} of {target}, which this configuration takes away or changes: reload again \
+             when its commands have ended"
         )
     })
 }

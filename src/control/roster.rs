@@ -178,6 +178,11 @@ impl Roster {
         Some((&leaver.target, leaver.lun))
     }
 
+    /// Some core still reads this file although nobody needs it any more.
+    pub(super) fn is_parent_leaving(&self, file: FileIdentity) -> bool {
+        self.cores.iter().any(|core| core.leaving.values().any(|(leaving, _)| *leaving == file))
+    }
+
     /// The core has closed the unit: files that are free now, and the parents nobody on that core needs any more.
     pub(super) fn unit_gone(
         &mut self,

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::admin::desk::{Desk, Facts, Order};
 use super::admin::service;
@@ -36,6 +36,9 @@ use crate::uring::{UringIo, probe};
 
 /// How often the control thread looks whether a shard has ended by itself.
 const WATCH: Duration = Duration::from_millis(200);
+
+/// How long an image that goes from one LUN to another may take to be closed: commands end first.
+const HAND_OVER: Duration = Duration::from_secs(30);
 
 /// What shards say of changes, on its way to the control thread.
 #[derive(Clone, Debug)]
@@ -255,43 +258,78 @@ impl Server {
     }
 
     fn reload_logged(&mut self) -> Result<Summary, Error> {
-        let result = self.reload();
+        let mut begun = None;
+        let result = self.reload(&mut begun);
         match &result {
             Ok(summary) => tracing::info!("configuration read again: {summary}"),
             Err(error) => {
+                let so_far = begun.map_or_else(
+                    || "changes nothing".to_owned(),
+                    |done| format!("is in force in part ({done})"),
+                );
                 for line in error.lines() {
-                    tracing::error!("the new configuration changes nothing: {line}");
+                    tracing::error!("the new configuration {so_far}: {line}");
                 }
             }
         }
         result
     }
 
-    /// Reads the configuration again and changes what it changes.
+    /// Reads the configuration again and changes what it changes. An image that goes from one LUN to another is closed
+    /// there before it is opened here; `begun` is what was changed by then.
     ///
     /// # Errors
-    /// What is wrong with it; then nothing has changed.
-    fn reload(&mut self) -> Result<Summary, Error> {
-        let Some(source) = &self.source else {
+    /// What is wrong with it; then nothing has changed but what `begun` says.
+    fn reload(&mut self, begun: &mut Option<Summary>) -> Result<Summary, Error> {
+        let Some(source) = self.source.clone() else {
             return Err(Error::Failed(
                 "this server was started without a configuration file, so there is none to read again"
                     .to_owned(),
             ));
         };
-        let new = config::load(source).map_err(Error::Config)?;
+        let new = config::load(&source).map_err(Error::Config)?;
         self.hear();
-        let written: Vec<_> = self.listening.iter().map(|place| place.map(|(written, _)| written)).collect();
-        let present = Present {
+        let waiting = reload::handed_over(&self.present(&self.written()), &new);
+        if waiting.is_empty() {
+            return self.change_to(new);
+        }
+        let mut first = config::load(&source).map_err(Error::Config)?;
+        for target in &mut first.targets {
+            let waits = |lun| waiting.iter().any(|(name, number)| *name == target.name && *number == lun);
+            target.units.retain(|unit| !waits(unit.lun));
+        }
+        let done = self.change_to(first)?;
+        *begun = Some(done.clone());
+        let until = Instant::now() + HAND_OVER;
+        while !reload::handed_over(&self.present(&self.written()), &new).is_empty() && Instant::now() < until
+        {
+            if let Ok((shard, news)) = self.news.1.recv_timeout(WATCH) {
+                self.note(shard, news);
+            }
+        }
+        Ok(done + self.change_to(new)?)
+    }
+
+    fn change_to(&mut self, new: Config) -> Result<Summary, Error> {
+        let prepared = reload::prepare(&self.present(&self.written()), &new).map_err(Error::Config)?;
+        Ok(self.apply(prepared, new))
+    }
+
+    /// Addresses as they are written, by the first shard's places.
+    fn written(&self) -> Vec<Option<SocketAddr>> {
+        self.listening.iter().map(|place| place.map(|(written, _)| written)).collect()
+    }
+
+    fn present<'a>(&'a self, listening: &'a [Option<SocketAddr>]) -> Present<'a> {
+        Present {
             config: &self.config,
             roster: &self.roster,
             opened: &self.opened,
             state: self.state.as_ref(),
-            listening: &written,
+            listening,
             slots_max: &self.slots_max,
             journaled: self.journaled,
-        };
-        let prepared = reload::prepare(&present, &new).map_err(Error::Config)?;
-        Ok(self.apply(prepared, new))
+        }
     }
 
     /// From here on nothing can fail.
