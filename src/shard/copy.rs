@@ -137,7 +137,9 @@ impl Core {
             return Some(Reached { target, unit, nexus });
         }
         let name = &self.targets[target].sessions.iter().find(|entry| entry.nexus == nexus)?.initiator;
-        self.targets.iter().enumerate().find_map(|(target, other)| {
+        // What is being emptied or changed is not there for the moment.
+        let mut others = self.targets.iter().enumerate().filter(|(_, other)| !other.is_held());
+        others.find_map(|(target, other)| {
             let mut entries = other.sessions.iter().filter(|entry| entry.initiator == *name);
             entries.find_map(|entry| {
                 let unit = other.device.copy_device(entry.nexus, device)?;
