@@ -66,8 +66,7 @@ pub(super) fn prepare(
             created += 1;
         }
         let origin = Origin::CommandLine;
-        let (format, readonly, removable) = (Some(format), false, false);
-        let access = Admission::default();
+        let (format, readonly, removable, access) = (Some(format), false, false, Admission::default());
         let unit = UnitConfig {
             lun: 0,
             path,

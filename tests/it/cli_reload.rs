@@ -260,7 +260,10 @@ fn an_image_goes_from_one_lun_to_another_in_one_reload() {
     assert!(said.contains("1 LUN added, 1 LUN removed"), "{said}");
     desk.write("b.raw", vec![0; (1 << 20) + 512]);
     let said = server.reload(&crossed.replace("\"b.raw\"", "\"b.raw\"\nblock_size = 4096"));
-    assert!(said.contains("in force in part (2 LUNs removed") && said.contains("no whole number of 4096"), "{said}");
+    assert!(
+        said.contains("in force in part (2 LUNs removed") && said.contains("no whole number of 4096"),
+        "{said}"
+    );
 }
 
 #[test]
