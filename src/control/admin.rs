@@ -42,6 +42,8 @@ pub(super) enum Request {
     Status(StatusAsked),
     /// Read the configuration again: [`Reloaded`], or why nothing has changed, a line for each reason.
     Reload,
+    /// Make a disk larger, to so many bytes: [`Resized`], or why not.
+    Resize { target: String, lun: u16, size: u64 },
     /// Empty the overlays of a target: [`Emptied`], or why not.
     Reset { target: String, force: bool },
 }
@@ -51,6 +53,13 @@ pub(super) enum Request {
 pub(super) struct Reloaded {
     /// One line.
     pub(super) summary: String,
+}
+
+/// What became of a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Resized {
+    pub(super) before: u64,
+    pub(super) now: u64,
 }
 
 /// What a reset has emptied.

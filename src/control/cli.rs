@@ -83,6 +83,9 @@ pub enum Command {
     /// Tell a running server to read its configuration again
     #[command(after_long_help = cli_help::RELOAD)]
     Reload(ReloadArgs),
+    /// Make a disk larger while it is served
+    #[command(after_long_help = cli_help::GROW)]
+    Resize(ServedResizeArgs),
     /// Empty the overlays of a target whose durability is until-reset, while the server runs
     #[command(after_long_help = cli_help::RESET)]
     Reset(ResetArgs),
@@ -148,6 +151,24 @@ fn seconds(text: &str) -> Result<f64, String> {
 fn pause(text: &str) -> Result<f64, String> {
     let seconds = seconds(text).ok().filter(|seconds| *seconds >= 0.1);
     seconds.ok_or_else(|| "write a number of seconds from 0.1 to 3600".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub struct ServedResizeArgs {
+    /// The target and the LUN's number, such as iqn.2026-11.io.goldrush:node-001/0
+    #[arg(value_name = "TARGET/LUN", value_parser = target_and_lun)]
+    pub lun: (String, u16),
+    /// The new size of the disk, such as 40G; not less than it has
+    #[arg(value_name = "SIZE")]
+    pub size: Size,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+fn target_and_lun(text: &str) -> Result<(String, u16), String> {
+    let parts =
+        text.rsplit_once('/').and_then(|(target, lun)| Some((target.to_lowercase(), lun.parse().ok()?)));
+    parts.ok_or_else(|| format!("{text} is not TARGET/LUN, such as iqn.2026-11.io.goldrush:node-001/0"))
 }
 
 #[derive(Debug, Args)]

@@ -216,3 +216,19 @@ Exit codes:
   0  done
   1  refused, or it failed, or no server answers
   2  wrong usage, or several servers answer";
+
+pub(super) const GROW: &str = "\
+Examples:
+  goldrush resize iqn.2026-11.io.goldrush:node-001/0 80G
+
+What it does:
+  Commands of the target wait, the image is closed, made larger and opened again: milliseconds, unless a VHD's table needs
+  room that blocks take, which are moved first. Initiators are told that the capacity has changed; the rest is theirs
+  (rescan the disk, grow the partition and the file system). A raw file, a VHD that is no child, and any VHDX can grow; a
+  VHD's child has the size of its parent. Nothing that is served is ever made smaller: take the LUN out of the
+  configuration for that, and use \"goldrush image resize\".
+
+Exit codes:
+  0  done, or it has that size already
+  1  refused, or it failed, or no server answers
+  2  wrong usage, or several servers answer";

@@ -170,6 +170,14 @@ impl OpenedFile {
         }
     }
 
+    /// The same open file and lock, as long as it is now: this process has changed it, and nobody else may.
+    pub(super) fn looked_at_again(&self) -> io::Result<Self> {
+        let Self { file, path, identity, access, block_device, modified, .. } = self;
+        let (file, path) = (Arc::clone(file), path.clone());
+        let (identity, access, block_device, modified) = (*identity, *access, *block_device, *modified);
+        Ok(Self { file, path, identity, len: self.len_now()?, access, block_device, modified })
+    }
+
     /// Gives the lock up although the file stays open, here or in a ring that is being taken apart.
     pub fn unlock(&self) {
         let _ = self.file.unlock();

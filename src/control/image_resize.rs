@@ -1,5 +1,7 @@
 //! `goldrush image resize`: a larger disk, or a smaller one where nothing is lost.
 //!
+//! Also the part of it that a running server does (`server::resize`), which only makes disks larger.
+//!
 //! Knows who may be resized and that what is given up is zero. Does not know the order of the steps (`vhd::resize`,
 //! `vhdx::resize`).
 
@@ -13,7 +15,7 @@ use super::file::{Access, Locking, OpenedFile};
 use super::image_format::replay_log;
 use super::new_image::write_ids;
 use super::open_image::{Format, OpenError, detect};
-use super::size::human;
+use super::size::{Size, human};
 use crate::plan::Stage;
 use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES, SectorCount};
 use crate::vhd::{self, HEADER_BYTES, OpenMode, VhdImage};
@@ -52,6 +54,30 @@ pub(super) fn run(args: &ResizeArgs) -> Result<(), Error> {
         }
         writeln!(out, "{}: {}, was {}", report.path, human(size), human(before))
     })
+}
+
+/// Whether a VHD or VHDX that is being served may grow, as far as can be told before it is closed.
+pub(super) fn may_grow(file: &OpenedFile, format: Format, size: u64) -> Result<(), Error> {
+    let args = to_grow(file, size);
+    match format {
+        Format::Vhd => plan_vhd(&args, file).map(drop),
+        Format::Raw | Format::Vhdx => Ok(()),
+    }
+}
+
+/// Makes an image larger that nobody works with; it is locked by this process. The disk had less.
+pub(super) fn grow(file: &OpenedFile, format: Format, size: u64) -> Result<(), Error> {
+    let args = to_grow(file, size);
+    match format {
+        Format::Raw => resize_raw(&args, file),
+        Format::Vhd => resize_vhd(&args, file),
+        Format::Vhdx => resize_vhdx(&args, file),
+    }
+    .map(drop)
+}
+
+fn to_grow(file: &OpenedFile, size: u64) -> ResizeArgs {
+    ResizeArgs { path: file.path().to_owned(), size: Size(size), shrink: false, json: false }
 }
 
 fn refuse<T>(args: &ResizeArgs, why: &str) -> Result<T, Error> {
@@ -98,21 +124,8 @@ fn resize_raw(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {
 }
 
 fn resize_vhd(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {
-    let image = vhd::open_with(file.len(), OpenMode::ReadOnly, |offset, bytes| file.read_at(offset, bytes));
-    let image = image.map_err(|error| Error::Failed(format!("{}: {error}", args.path.display())))?;
+    let (image, stages) = plan_vhd(args, file)?;
     let before = image.sectors().bytes().0;
-    if image.needs_repair() {
-        return refuse(args, "needs repair first: run goldrush image check --repair");
-    }
-    consent(args, before)?;
-    refuse_with_children(&args.path, image.unique_id())?;
-    let (header, behind) = header_and_behind(args, file, &image)?;
-    let refused = |why: vhd::resize::ResizeRefused| Error::Failed(format!("{} {why}", args.path.display()));
-    let sectors = SectorCount(args.size.0 / SECTOR_BYTES);
-    if args.size.0 == before {
-        return Ok(before);
-    }
-    let stages = image.resize(sectors, &header, behind).map_err(refused)?;
     if args.size.0 < before {
         let ranges = match image.block_size().map(u64::from) {
             None => vec![(args.size.0, before)],
@@ -122,6 +135,25 @@ fn resize_vhd(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {
     }
     run_stages(file.file(), &stages, &|_| {}).map_err(Error::io(&args.path, "resizing"))?;
     Ok(before)
+}
+
+/// The image as it is, and what makes it as large as it should be: nothing where it is.
+fn plan_vhd(args: &ResizeArgs, file: &OpenedFile) -> Result<(VhdImage, Vec<Stage>), Error> {
+    let image = vhd::open_with(file.len(), OpenMode::ReadOnly, |offset, bytes| file.read_at(offset, bytes));
+    let image = image.map_err(|error| Error::Failed(format!("{}: {error}", args.path.display())))?;
+    let before = image.sectors().bytes().0;
+    if image.needs_repair() {
+        return refuse(args, "needs repair first: run goldrush image check --repair");
+    }
+    consent(args, before)?;
+    refuse_with_children(&args.path, image.unique_id())?;
+    if args.size.0 == before {
+        return Ok((image, Vec::new()));
+    }
+    let (header, behind) = header_and_behind(args, file, &image)?;
+    let refused = |why: vhd::resize::ResizeRefused| Error::Failed(format!("{} {why}", args.path.display()));
+    let stages = image.resize(SectorCount(args.size.0 / SECTOR_BYTES), &header, behind).map_err(refused)?;
+    Ok((image, stages))
 }
 
 fn resize_vhdx(args: &ResizeArgs, file: &OpenedFile) -> Result<u64, Error> {

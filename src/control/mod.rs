@@ -65,6 +65,7 @@ mod relink;
 pub mod reload;
 mod reload_command;
 mod reset_command;
+mod resize_command;
 mod roster;
 mod rules;
 mod runtime;
@@ -125,6 +126,7 @@ fn run(command: Command) -> Result<ExitCode, Error> {
         }
         Command::Man(args) => man::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Reload(args) => reload_command::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Resize(args) => resize_command::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Reset(args) => reset_command::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Top(args) => top::run(&args).map(|()| ExitCode::SUCCESS),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use uuid::Uuid;
 
 use super::catalog::UnitSpec;
-use super::cli::DurabilityPolicy;
+use super::cli::{DurabilityPolicy, ResetPolicy};
 use super::golden::GoldenFiles;
 use super::launch::unit_config;
 use super::open_image::LayerTable;
@@ -50,14 +50,7 @@ impl Moving {
         let writable = unit.is_writable();
         let served = ServedUnit::of(&unit.chain, writable);
         let chain = self.table.add(unit.chain).map_err(|error| error.to_string())?;
-        let durability = match policy {
-            (DurabilityPolicy::UntilReset, reset) => NewDurability::UntilReset(reset.at()),
-            (DurabilityPolicy::Persistent, _) if journaled && writable => self
-                .table
-                .leaf_identity(chain.leaf())
-                .map_or(NewDurability::GroupCommit, NewDurability::Journal),
-            (DurabilityPolicy::Persistent, _) => NewDurability::GroupCommit,
-        };
+        let durability = self.table.durability(policy, chain.leaf(), journaled && writable);
         let unit = NewUnit { config, chain: Vec::new(), block_size, writable, durability };
         self.units.push(MovingUnit { target: target.to_owned(), lun, served, unit, chain });
         Ok(())
@@ -97,6 +90,22 @@ impl Moving {
 }
 
 impl LayerTable {
+    /// What answered writes to a leaf outlive.
+    pub(super) fn durability(
+        &self,
+        policy: (DurabilityPolicy, ResetPolicy),
+        leaf: LayerId,
+        journaled: bool,
+    ) -> NewDurability {
+        match policy {
+            (DurabilityPolicy::UntilReset, reset) => NewDurability::UntilReset(reset.at()),
+            (DurabilityPolicy::Persistent, _) if journaled => {
+                self.leaf_identity(leaf).map_or(NewDurability::GroupCommit, NewDurability::Journal)
+            }
+            (DurabilityPolicy::Persistent, _) => NewDurability::GroupCommit,
+        }
+    }
+
     /// As a journal of pending writes names a leaf.
     pub(super) fn leaf_identity(&self, leaf: LayerId) -> Option<LeafIdentity> {
         let layer = self.images.layer(leaf)?;

@@ -150,6 +150,24 @@ impl Roster {
         name
     }
 
+    /// Another name for a file that a core has let go of and gets back: `unit`'s own, as it is now.
+    pub(super) fn leaf_again(
+        &mut self,
+        target: &str,
+        lun: u16,
+        leaf: Arc<OpenedFile>,
+        sectors: SectorCount,
+    ) -> Option<LayerName> {
+        let served = self.targets.get_mut(target)?;
+        let unit = served.units.get_mut(&lun)?;
+        unit.sectors = sectors;
+        *unit.files.first_mut()? = leaf;
+        let roster = &mut self.cores[served.owner];
+        let name = LayerName(roster.next_layer);
+        roster.next_layer += 1;
+        Some(name)
+    }
+
     /// Slots of a core's ring that are taken.
     pub(super) fn slots(&self, core: usize) -> u32 {
         self.cores[core].slots

@@ -3,6 +3,8 @@
 //! Knows signals, reloads and the order in which shards hear of a change. Does not know what a change is made of
 //! (`reload`), nor how shards begin (`launch`).
 
+mod resize;
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +73,8 @@ struct Server {
     news: (NewsQueue, Receiver<(ShardId, News)>),
     /// Changes each shard has not applied yet.
     unapplied: Vec<u32>,
+    /// The last unit that was suspended, until it goes on; whether its image is closed.
+    suspended: Option<(String, u16, bool)>,
     /// What is asked for at the control socket, and what is told there of ourselves.
     orders: Receiver<Order>,
     facts: Sender<Facts>,
@@ -119,8 +123,7 @@ pub(super) fn run(
     let trace_threads = TraceThreads::start(&cache, &traces, &traced, &peers).map_err(no_thread)?;
     let leases = LeaseWatch::start(peers, config.leases.clone(), config.hosts.clone()).map_err(no_thread)?;
     let ((tell, news), (orders, ordered), (tell_facts, facts)) = (channel(), channel(), channel());
-    let cache = (cache, plane.golden_cache_bytes);
-    let desk = Desk::new(peers_of(&shards), cores.clone(), cache, facts, orders);
+    let desk = Desk::new(peers_of(&shards), cores.clone(), (cache, plane.golden_cache_bytes), facts, orders);
     start_asking(control.as_ref(), metrics, desk).map_err(no_thread)?;
     let mut server = Server {
         unapplied: vec![0; shards.len()],
@@ -138,6 +141,7 @@ pub(super) fn run(
         journaled: !journals.is_empty(),
         leases,
         news: (NewsQueue(tell), news),
+        suspended: None,
         orders: ordered,
         facts: tell_facts,
     };
@@ -245,10 +249,17 @@ impl Server {
 
     /// Does what the control socket was asked for.
     fn obey(&mut self) {
-        while let Ok(Order::Reload { reply }) = self.orders.try_recv() {
-            let result = self.reload_logged();
+        while let Ok(order) = self.orders.try_recv() {
             // Who asked may have gone.
-            let _ = reply.send(result.map_err(|error| error.lines()));
+            match order {
+                Order::Reload { reply } => {
+                    let result = self.reload_logged();
+                    let _ = reply.send(result.map_err(|error| error.lines()));
+                }
+                Order::Resize { target, lun, size, reply } => {
+                    let _ = reply.send(self.resize(&target, lun, size));
+                }
+            }
         }
     }
 
@@ -381,6 +392,8 @@ impl Server {
             layers,
             targets,
             units,
+            suspend: Vec::new(),
+            resume: Vec::new(),
             grown,
             listeners: Vec::new(),
             news: Box::new(self.news.0.clone()),
@@ -414,6 +427,9 @@ impl Server {
                 let (free, unneeded) = self.roster.unit_gone(core, &target, lun.number());
                 self.forget(free);
                 self.drop_layers(core, unneeded);
+            }
+            News::UnitSuspended { target, lun, closed } => {
+                self.suspended = Some((target, lun.number(), closed));
             }
             News::LayerGone { name } => {
                 let free = self.roster.layer_gone(core, name);

@@ -18,6 +18,7 @@ use super::commit::LayerWork;
 use super::end::Listening;
 use super::executor::LunState;
 use super::records::{Durability, ResetAt};
+use super::suspend::ResumedUnit;
 use super::target::Target;
 use super::{Directory, PORTAL_GROUP, Shard, ShardId, UnitSeed};
 
@@ -75,6 +76,13 @@ pub enum News {
     TargetGone {
         target: String,
     },
+    /// The image of a unit that was to be suspended is closed, and its file free. Not `closed`: its commands did not end in
+    /// time, and it goes on.
+    UnitSuspended {
+        target: String,
+        lun: Lun,
+        closed: bool,
+    },
     /// The file of the layer is free.
     LayerGone {
         name: LayerName,
@@ -99,6 +107,10 @@ pub struct Change<I: Io> {
     pub layers: Vec<NewLayer<I>>,
     pub targets: Vec<String>,
     pub units: Vec<(String, NewUnit)>,
+    /// Their images are wanted for a moment.
+    pub suspend: Vec<(String, Lun)>,
+    /// Those that were suspended and go on.
+    pub resume: Vec<ResumedUnit>,
     /// Raw files that have grown, and to what.
     pub grown: Vec<(String, Lun, SectorCount)>,
     pub listeners: Vec<I::Listener>,
@@ -127,6 +139,12 @@ impl<I: Io> Shard<I> {
         }
         for (target, unit) in change.units {
             self.add_unit(&target, unit);
+        }
+        for resumed in change.resume {
+            self.resume(resumed);
+        }
+        for (target, lun) in change.suspend {
+            self.suspend(&target, lun);
         }
         for (target, lun, sectors) in change.grown {
             self.grow(&target, lun, sectors);
@@ -298,7 +316,7 @@ impl<I: Io> Shard<I> {
 }
 
 impl super::executor::Core {
-    fn durability(&mut self, new: &NewDurability) -> Durability {
+    pub(super) fn durability(&mut self, new: &NewDurability) -> Durability {
         match new {
             NewDurability::GroupCommit => Durability::GroupCommit,
             NewDurability::UntilReset(at) => Durability::UntilReset(*at),

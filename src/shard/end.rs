@@ -54,6 +54,8 @@ pub(super) struct UnitEnding {
     place: u32,
     step: UnitStep,
     deadline: Instant,
+    /// It is only suspended.
+    comes_back: bool,
 }
 
 /// A layer nobody writes.
@@ -195,7 +197,15 @@ impl<I: Io> Shard<I> {
         self.core.luns[place as usize].rods = super::rods::Rods::default();
         let deadline = self.core.now.after(self.config.stop_grace);
         let step = UnitStep::Busy;
-        self.endings.units.push(UnitEnding { target: index, unit, lun, place, step, deadline });
+        let comes_back = false;
+        self.endings.units.push(UnitEnding { target: index, unit, lun, place, step, deadline, comes_back });
+    }
+
+    /// The unit lets go of its file and stays where it is: see `suspend`.
+    pub(super) fn end_unit_for_a_while(&mut self, target: u32, unit: UnitIndex, lun: Lun, place: u32) {
+        let deadline = self.core.now.after(self.config.stop_grace);
+        let (step, comes_back) = (UnitStep::Busy, true);
+        self.endings.units.push(UnitEnding { target, unit, lun, place, step, deadline, comes_back });
     }
 
     /// The name is free at once; the sessions are asked to go.
@@ -281,6 +291,13 @@ impl<I: Io> Shard<I> {
 
     fn end_units(&mut self) {
         let mut units = core::mem::take(&mut self.endings.units);
+        let late = |ending: &UnitEnding| ending.step == UnitStep::Busy && self.core.now >= ending.deadline;
+        let given_up: Vec<UnitEnding> = units.extract_if(.., |it| it.comes_back && late(it)).collect();
+        for UnitEnding { target, lun, .. } in given_up {
+            let name = self.core.targets[target as usize].name.clone();
+            self.tell(News::UnitSuspended { target: name, lun, closed: false });
+            self.release_target(target);
+        }
         for ending in &mut units {
             if ending.step == UnitStep::Busy && self.core.now >= ending.deadline {
                 self.forget_commands(ending.target, ending.place);
@@ -363,6 +380,12 @@ impl<I: Io> Shard<I> {
         }
         let failed = writable && self.core.forget_leaf(leaf);
         self.core.luns[ending.place as usize].writable = false;
+        if ending.comes_back {
+            let target = self.core.targets[ending.target as usize].name.clone();
+            // What it is now is found out by whoever opens it.
+            self.tell(News::UnitSuspended { target, lun: ending.lun, closed: true });
+            return true;
+        }
         self.core.free_luns.push(ending.place);
         let target = &mut self.core.targets[ending.target as usize];
         target.device.vacate(ending.unit);

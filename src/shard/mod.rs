@@ -24,6 +24,7 @@
 //! | `flush`      | one fdatasync of a file at a time                                   |
 //! | `keep`       | what a unit must remember across restarts                           |
 //! | `change`     | what a reload adds; `end` what it takes away                         |
+//! | `suspend`    | a unit whose image somebody else works on for a moment               |
 //! | `records`    | what a restart must know of writes that are not committed           |
 //! | `commit`     | metadata batches of writable layers; `bitmaps` their reads          |
 //! | `tx_queue`   | PDUs to vectored sends                                              |
@@ -74,6 +75,7 @@ mod sanitize;
 mod session;
 mod solo;
 mod stop;
+mod suspend;
 mod target;
 mod task;
 mod token;
@@ -108,6 +110,7 @@ pub use records::{Durability, ResetAt};
 pub use report::{PHASES, ReportAsked, SessionReport, ShardReport, TargetReport, TargetsAsked};
 pub use reset::{ResetAnswer, ResetReport};
 pub use solo::{Solo, SoloFault, SoloSeed};
+pub use suspend::ResumedUnit;
 
 /// The one portal group there is (RFC 7143, 13.9): every portal leads to every target.
 pub const PORTAL_GROUP: u16 = 1;

@@ -22,6 +22,7 @@ mod cli_repair;
 mod cli_reservations;
 mod cli_reset;
 mod cli_reshape;
+mod cli_resize;
 mod cli_seal;
 mod cli_serve;
 mod cli_status;

@@ -15,7 +15,7 @@ use super::super::reload::Summary;
 use super::status::{
     About, Counts, Gauges, Latency, SessionStatus, ShardStatus, Status, StatusAsked, TargetList, TargetStatus,
 };
-use super::{Answer, Emptied, Reloaded, Request, program};
+use super::{Answer, Emptied, Reloaded, Request, Resized, program};
 use crate::cache::Golden;
 use crate::clock::Instant;
 use crate::shard::{
@@ -55,6 +55,8 @@ pub(in crate::control) struct Facts {
 pub(in crate::control) enum Order {
     /// Read the configuration again; what is wrong with it, sentence by sentence.
     Reload { reply: Sender<Result<Summary, Vec<String>>> },
+    /// Make a served disk larger; the error is a sentence.
+    Resize { target: String, lun: u16, size: u64, reply: Sender<Result<Resized, String>> },
 }
 
 impl Desk {
@@ -75,6 +77,7 @@ impl Desk {
         }
         match request {
             Request::Reload => self.reload(),
+            Request::Resize { target, lun, size } => self.resize(target, lun, size),
             Request::Reset { target, force } => self.reset(&target, force),
             Request::About => value(&self.about()),
             Request::Status(asked) => self.status(asked).and_then(|status| value(&status)),
@@ -89,6 +92,13 @@ impl Desk {
             Ok(summary) => value(&Reloaded { summary: summary.to_string() }),
             Err(lines) => Err(lines.join("\n")),
         }
+    }
+
+    fn resize(&self, target: String, lun: u16, size: u64) -> Answer {
+        let gone = || "the server is ending".to_owned();
+        let (reply, is_done) = std::sync::mpsc::channel();
+        self.orders.send(Order::Resize { target, lun, size, reply }).map_err(|_| gone())?;
+        value(&is_done.recv().map_err(|_| gone())??)
     }
 
     fn reset(&self, target: &str, force: bool) -> Answer {
