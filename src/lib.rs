@@ -22,6 +22,8 @@ pub mod units;
 #[forbid(unsafe_code)]
 pub mod iscsi;
 #[forbid(unsafe_code)]
+pub mod isns;
+#[forbid(unsafe_code)]
 pub mod scsi;
 #[forbid(unsafe_code)]
 pub mod vhd;

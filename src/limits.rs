@@ -109,7 +109,7 @@ pub const DATA_OUT_STALL_S: u64 = 60;
 /// Sense bytes of one response (SPC-4, 4.5.1).
 pub const SENSE_BYTES_MAX: usize = 252;
 
-/// Text of one login or text negotiation over all its PDUs (RFC 7143, 6.1 wants at least 8192 per PDU).
+/// Text of one login or text negotiation over all its PDUs (RFC 7143, 6.1 wants at least 8192).
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Keys in one negotiation.
 pub const TEXT_KEYS_MAX: usize = 128;
@@ -196,6 +196,21 @@ pub const COMMITS_PER_TICK: usize = 256;
 pub const COMMIT_BLOCKS_MAX: usize = LAYER_BITMAPS_MAX / 2;
 /// Targets of one server and units of one target.
 pub const TARGETS_MAX: usize = 65_536;
+
+/// The longest payload of an iSNS PDU: its length has 16 bits and is a multiple of four (RFC 4171, 5.1.3).
+pub const ISNS_PDU_BYTES_MAX: usize = 65_532;
+/// The longest iSNS message that is put together or sent: a server echoes what a registration says, and may add to it.
+pub const ISNS_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// The longest request that is sent to an iSNS server: Open-iSNS ends the connection of whoever sends a longer one.
+pub const ISNS_REQUEST_BYTES_MAX: usize = 8 * 1024;
+/// Targets of one registration, in bytes; its echo, which has names beside each portal, is not much longer.
+pub const ISNS_BATCH_BYTES: usize = 3 * 1024;
+/// Portals that are registered: a listening address that stands for all of a machine is many.
+pub const ISNS_PORTALS_MAX: usize = 64;
+/// Bytes of an entity identifier, without its NUL (RFC 4171, 6.2.1).
+pub const ISNS_ENTITY_BYTES_MAX: usize = 255;
+/// iSNS servers one program registers with.
+pub const ISNS_SERVERS_MAX: usize = 8;
 pub const UNITS_PER_TARGET_MAX: usize = 256;
 /// I_T nexuses (sessions) of one target.
 pub const NEXUSES_PER_TARGET_MAX: usize = 256;
@@ -204,6 +219,12 @@ pub const REGISTRANTS_PER_UNIT_MAX: usize = 240;
 /// One registrant in READ FULL STATUS: descriptor, TransportID header, `name,i,0x` and ISID, padding.
 pub const REGISTRANT_BYTES_MAX: usize = 24 + 4 + (ISCSI_NAME_BYTES_MAX + 5 + 12 + 4) / 4 * 4;
 
+const _: () = assert!(ISNS_PDU_BYTES_MAX <= u16::MAX as usize && ISNS_PDU_BYTES_MAX.is_multiple_of(4));
+const _: () = assert!(ISNS_MESSAGE_BYTES_MAX / ISNS_PDU_BYTES_MAX < u16::MAX as usize);
+// One target that is reached at all portals is no more than a batch; a registration is that, all portals and its keys.
+const _: () = assert!(36 * ISNS_PORTALS_MAX + ISCSI_NAME_BYTES_MAX + 64 <= ISNS_BATCH_BYTES);
+const _: () = assert!(ISNS_BATCH_BYTES + 36 * ISNS_PORTALS_MAX + 1024 <= ISNS_REQUEST_BYTES_MAX);
+const _: () = assert!(ISNS_REQUEST_BYTES_MAX <= ISNS_PDU_BYTES_MAX);
 const _: () = assert!(COMMIT_BLOCKS_MAX < LAYER_BITMAPS_MAX && JOURNAL_RECORDS > 1);
 const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(READ_AHEAD_BYTES_DEFAULT <= READ_AHEAD_BYTES_MAX && FILL_PARTS_MAX <= 1024);
