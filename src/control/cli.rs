@@ -18,6 +18,7 @@ use super::cli_chain::{
 use super::cli_help;
 use super::cli_help_chain;
 use super::cli_trace::TraceCommand;
+use super::config::isns;
 use super::image_format::{ForeignFormat, Format};
 use super::size::Size;
 use super::trace_store::TracePlace;
@@ -339,6 +340,14 @@ pub struct DataPlaneArgs {
     /// Tell Prometheus at http://ADDR:PORT/metrics, whoever can connect [default: the key metrics, else not at all]
     #[arg(long, value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Register all targets and portals with this iSNS server, port 3205 unless it names one; may be repeated [default: the
+    /// key servers of the table isns, else none]
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = isns::IsnsServer::from_str)]
+    pub isns: Vec<isns::IsnsServer>,
+    /// The iSNS entity all of it belongs to, this server's alone [default: the key entity of the table isns, else the host
+    /// name, and the port where it is not 3260]
+    #[arg(long, value_name = "NAME", value_parser = isns::entity)]
+    pub isns_entity: Option<String>,
 }
 
 fn read_ahead(text: &str) -> Result<Size, String> {

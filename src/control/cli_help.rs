@@ -35,7 +35,9 @@ How latencies are measured:
 JSON:
   {about: {program, pid, uptime_ms, listening: [address...], cores: [core of each shard...], targets, golden_cache_bytes,
   golden_asked_bytes, golden_ahead_used_bytes},
-  phases: {phase: count...}, shards: [shard...], targets: [target...], sessions: [session...]}. A shard has connections,
+  phases: {phase: count...}, shards: [shard...], isns: [registration...], targets: [target...], sessions: [session...]}. A
+  registration has server, entity, state (connecting, unreachable, registering, registered or refused), portals, targets,
+  targets_refused and, where not all is registered, problem; isns is missing without iSNS. A shard has connections,
   sessions, tasks, tasks_parked, sessions_stalled, operations, chunks_free, smalls_free (buffers of 64 KiB and of 8 KiB),
   counts: {name: sum since the server began...}, read_latency and write_latency: {sum_us, counts: [[microseconds, how
   many]...]}. A target has name, sessions, phase, phase_ms and, as far as they are over, loader_ms, gap_ms, system_ms,

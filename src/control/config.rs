@@ -3,6 +3,7 @@
 //! Knows keys, their bounds and the lines they stand on. Does not know images: files are opened by `catalog`.
 
 mod admission;
+pub mod isns;
 mod limits;
 
 use std::collections::HashMap;
@@ -52,6 +53,8 @@ pub struct Config {
     /// Where Prometheus may fetch metrics; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
     pub discovery: DiscoveryConfig,
+    /// Where targets are registered.
+    pub isns: isns::IsnsConfig,
     /// Files in which a DHCP server says which address has which MAC; they change at any time.
     pub leases: Vec<PathBuf>,
     /// What the configuration says itself about that.
@@ -229,6 +232,7 @@ struct RawConfig {
     warm: bool,
     metrics: Option<Spanned<String>>,
     discovery: Option<RawDiscovery>,
+    isns: Option<isns::RawIsns>,
     #[serde(default)]
     host: Vec<admission::RawHost>,
     #[serde(default)]
@@ -428,7 +432,7 @@ impl Reader {
             folders.dedup();
             image_roots.extend(folders);
         }
-        let discovery = self.discovery(raw.discovery);
+        let (discovery, isns) = (self.discovery(raw.discovery), self.isns(raw.isns));
         let leases = self.leases(&raw.leases);
         let hosts = self.hosts(&raw.host);
         let state_dir = raw.state_dir.map(|path| self.folder.join(path.into_inner()));
@@ -450,6 +454,7 @@ impl Reader {
             control,
             metrics,
             discovery,
+            isns,
             leases,
             hosts,
             max_connections,

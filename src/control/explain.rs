@@ -15,6 +15,7 @@ use super::config::{Config, ConfigError};
 use super::error::{Error, print};
 use super::file::{Access, FileIdentity, Locking};
 use super::golden;
+use super::isns;
 use super::launch::{self, DataPlane, POOL};
 use super::open_image::{OpenedLayer, Opener};
 use super::runtime::RuntimeFolder;
@@ -412,6 +413,26 @@ fn listeners(page: &mut Page, args: &ServeArgs, config: &Config, plane: &DataPla
         }
         None => page.say("metrics", "none", "the default (--metrics)"),
     }
+    registrations(page, config, plane);
+}
+
+fn registrations(page: &mut Page, config: &Config, plane: &DataPlane) {
+    let servers: Vec<_> = isns::servers(&plane.isns, config).iter().map(ToString::to_string).collect();
+    if servers.is_empty() {
+        page.say("iSNS", "none", "the default (--isns and --isns-entity, or the table isns): initiators are told addresses by hand");
+        return;
+    }
+    let why = if plane.isns.is_empty() { "the table isns (--isns)" } else { "as --isns asks" };
+    page.say("iSNS", servers.join(", "), format_args!("{why}; all targets and portals are registered there"));
+    let (entity, why) = match &plane.isns_entity {
+        Some(entity) => (entity.clone(), "as asked"),
+        None => (isns::entity_of(&config.listen), "the host name, and the port where it is not 3260"),
+    };
+    page.say(
+        "iSNS entity",
+        entity,
+        format_args!("{why} (--isns-entity, or the key entity): no other server may use it"),
+    );
 }
 
 fn bounds(page: &mut Page, open_files: std::io::Result<u64>, images: &Images) {

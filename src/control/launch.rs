@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::catalog::{TargetSpec, UnitSpec};
 use super::cli::DurabilityPolicy;
 use super::config::Config;
+use super::config::isns::IsnsServer;
 use super::error::Error;
 use super::golden::{GoldenFiles, ShardGolden};
 use super::keeper::{QueueKeeper, StateFolder};
@@ -69,6 +70,10 @@ pub struct DataPlane {
     pub control: Option<PathBuf>,
     /// Where Prometheus may fetch metrics; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// iSNS servers, where the command line names any.
+    pub isns: Vec<IsnsServer>,
+    /// As what everything is registered; `None`: the host name.
+    pub isns_entity: Option<String>,
 }
 
 /// What one shard's thread is started with.

@@ -44,6 +44,7 @@ mod image_repair;
 mod image_resize;
 mod image_seal;
 mod image_snapshot;
+mod isns;
 mod json_stream;
 mod keeper;
 pub mod launch;

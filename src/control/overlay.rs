@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::block_io::run_batch;
 use super::cli::{DurabilityPolicy, ResetPolicy};
+use super::config::isns::IsnsConfig;
 use super::config::{Config, DiscoveryConfig, Origin, Places, TargetConfig, UnitConfig};
 use super::error::Error;
 use super::file::{Access, FileError, Locking, OpenedFile, folder_of};
@@ -43,10 +44,7 @@ pub(super) fn prepare(
     (durability, reset): (DurabilityPolicy, ResetPolicy),
 ) -> Result<Config, Error> {
     // Held to the end of this function: nobody writes the golden image while children of it are made.
-    let locking = match missing {
-        Missing::Create => Locking::Hold,
-        Missing::Leave => Locking::Ignore,
-    };
+    let locking = if missing == Missing::Create { Locking::Hold } else { Locking::Ignore };
     if missing == Missing::Create {
         std::fs::create_dir_all(overlays).map_err(Error::io(overlays, "creating the folder"))?;
     }
@@ -99,6 +97,7 @@ pub(super) fn prepare(
         control: None,
         metrics: None,
         discovery: DiscoveryConfig::default(),
+        isns: IsnsConfig::default(),
         leases: Vec::new(),
         hosts: MacTable::default(),
         max_connections: None,

@@ -32,7 +32,7 @@ pub struct Summary {
     pub luns_grown: usize,
     pub addresses_added: usize,
     pub addresses_removed: usize,
-    /// Rules, secrets, portals, redirections or `max_connections` are others now.
+    /// Rules, secrets, portals, redirections, iSNS servers or `max_connections` are others now.
     pub rules_changed: bool,
 }
 
@@ -222,6 +222,12 @@ fn refuse_fixed(old: &Config, new: &Config) -> Result<(), Vec<ConfigError>> {
             new.metrics.map(|at| at.to_string()),
             is.metrics.as_ref().or(was.metrics.as_ref()),
         ),
+        (
+            "the iSNS entity",
+            old.isns.entity.clone(),
+            new.isns.entity.clone(),
+            new.isns.entity_place.as_ref().or(old.isns.entity_place.as_ref()),
+        ),
     ];
     let errors: Vec<ConfigError> = fixed
         .into_iter()
@@ -251,6 +257,7 @@ fn rules_differ(old: &Config, new: &Config) -> bool {
         || old.max_connections != new.max_connections
         || old.hosts != new.hosts
         || old.leases != new.leases
+        || old.isns.servers != new.isns.servers
         || new.targets.iter().any(differs)
 }
 

@@ -113,6 +113,8 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         state_dir: args.state_dir.as_ref().or(config.state_dir.as_ref()).cloned(),
         control: args.control.control.as_ref().or(config.control.as_ref()).cloned(),
         metrics: args.metrics.or(config.metrics),
+        isns: args.isns.clone(),
+        isns_entity: args.isns_entity.as_ref().or(config.isns.entity.as_ref()).cloned(),
         golden_cache_bytes: golden_cache_bytes(args.golden_cache.map(|size| size.0), memory_available()),
     }
 }

@@ -20,6 +20,7 @@ use super::config::{self, Config};
 use super::error::Error;
 use super::file::FileIdentity;
 use super::golden::{self, GoldenFiles};
+use super::isns::Isns;
 use super::keeper::{self, StateFolder};
 use super::launch::{self, DataPlane, Running, failed};
 use super::lease_watch::LeaseWatch;
@@ -75,6 +76,8 @@ struct Server {
     unapplied: Vec<u32>,
     /// The last unit that was suspended, until it goes on; whether its image is closed.
     suspended: Option<(String, u16, bool)>,
+    /// What is registered with iSNS servers.
+    isns: Isns,
     /// What is asked for at the control socket, and what is told there of ourselves.
     orders: Receiver<Order>,
     facts: Sender<Facts>,
@@ -142,10 +145,11 @@ pub(super) fn run(
         leases,
         news: (NewsQueue(tell), news),
         suspended: None,
+        isns: Isns::new(plane, &addresses),
         orders: ordered,
         facts: tell_facts,
     };
-    server.tell_facts();
+    server.announce();
     tracing::info!(cores = ?cores, "serving");
     listening(&addresses, metrics_address);
     let watched = server.watch(&signals);
@@ -238,7 +242,9 @@ impl Server {
 
     /// Also when a shard has ended by itself: the others still close their images.
     fn end(&mut self, watched: Result<(), Error>, journals: Vec<JournalFile>) -> Result<(), Error> {
+        self.isns.begin_end();
         let stopped = stop(core::mem::take(&mut self.shards));
+        self.isns.end();
         golden::tell_counts(self.golden.golden());
         watched.and(stopped)?;
         journals.into_iter().for_each(JournalFile::finish);
@@ -263,9 +269,12 @@ impl Server {
         }
     }
 
-    fn tell_facts(&self) {
+    /// Tells iSNS servers what is served now, and the desk what has changed.
+    fn announce(&mut self) {
+        self.isns.serve(&self.config, &self.directory);
         let listening = self.listening.iter().flatten().map(|(_, bound)| *bound).collect();
-        let _ = self.facts.send(Facts { listening, targets: self.config.targets.len() });
+        let (targets, isns) = (self.config.targets.len(), self.isns.lines());
+        let _ = self.facts.send(Facts { listening, targets, isns });
     }
 
     fn reload_logged(&mut self) -> Result<Summary, Error> {
@@ -376,7 +385,7 @@ impl Server {
             }
         }
         self.hear();
-        self.tell_facts();
+        self.announce();
         summary
     }
 

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::admin::status::{
-    Gauges, Latency, SessionStatus, ShardStatus, Status, StatusAsked, TargetList, TargetStatus,
+    Gauges, IsnsStatus, Latency, SessionStatus, ShardStatus, Status, StatusAsked, TargetList, TargetStatus,
 };
 use super::admin::{Request, client};
 use super::cli::StatusArgs;
@@ -110,6 +110,9 @@ pub(super) fn overview(before: Option<&Status>, now: &Status) -> String {
         "sessions  {} on {} connections; logins since the start: {} accepted, {} refused",
         gauges.sessions, gauges.connections, counts.logins_accepted, counts.logins_refused
     );
+    for isns in &now.isns {
+        registration(isns, &mut text);
+    }
     match before {
         Some(_) => {
             let _ = writeln!(text, "\nin the last {:.1} s", span.seconds);
@@ -127,6 +130,21 @@ pub(super) fn overview(before: Option<&Status>, now: &Status) -> String {
         core_line(*core, &span, &mut text);
     }
     text
+}
+
+fn registration(isns: &IsnsStatus, text: &mut String) {
+    let _ = write!(
+        text,
+        "iSNS      {} as {}: {}, {} targets at {} portals",
+        isns.server, isns.entity, isns.state, isns.targets, isns.portals
+    );
+    if isns.targets_refused > 0 {
+        let _ = write!(text, ", {} targets refused", isns.targets_refused);
+    }
+    match &isns.problem {
+        Some(problem) => drop(writeln!(text, "; it {problem}")),
+        None => text.push('\n'),
+    }
 }
 
 fn work(span: &Span, text: &mut String) {
@@ -293,6 +311,7 @@ pub(super) mod tests {
             },
             phases: [("offline".to_owned(), 2), ("system".to_owned(), 1)].into(),
             shards: vec![shard.clone(), shard],
+            isns: Vec::new(),
             targets: Vec::new(),
             sessions: Vec::new(),
         }
@@ -313,6 +332,29 @@ pub(super) mod tests {
         for earlier in [None, Some(&restarted), Some(&now)] {
             assert!(overview(earlier, &now).contains("since the start"));
         }
+    }
+
+    #[test]
+    fn how_it_stands_with_each_isns_server_is_a_line() {
+        let mut now = status(1_000, 1);
+        let (server, entity) = ("isns:3205".to_owned(), "store".to_owned());
+        let good = IsnsStatus {
+            server,
+            entity,
+            state: "registered".to_owned(),
+            portals: 2,
+            targets: 40,
+            ..Default::default()
+        };
+        let problem = Some("cannot be reached: refused".to_owned());
+        let bad = IsnsStatus { state: "unreachable".to_owned(), targets_refused: 1, problem, ..good.clone() };
+        now.isns = vec![good, bad];
+        let text = overview(None, &now);
+        assert!(
+            text.contains("\niSNS      isns:3205 as store: registered, 40 targets at 2 portals\n"),
+            "{text}"
+        );
+        assert!(text.contains("portals, 1 targets refused; it cannot be reached: refused\n"), "{text}");
     }
 
     #[test]

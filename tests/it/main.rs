@@ -36,6 +36,7 @@ mod express;
 mod faults;
 mod golden_threads;
 mod hostile;
+mod isns;
 mod kill_loop;
 mod offload;
 mod oracles;

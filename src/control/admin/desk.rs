@@ -11,6 +11,7 @@ use crossbeam::channel::bounded;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::super::isns::{self, Line};
 use super::super::reload::Summary;
 use super::status::{
     About, Counts, Gauges, Latency, SessionStatus, ShardStatus, Status, StatusAsked, TargetList, TargetStatus,
@@ -48,6 +49,8 @@ pub(in crate::control) struct Desk {
 pub(in crate::control) struct Facts {
     pub(in crate::control) listening: Vec<SocketAddr>,
     pub(in crate::control) targets: usize,
+    /// Ways to the threads that register targets.
+    pub(in crate::control) isns: Vec<Line>,
 }
 
 /// What the thread that looks after the server is to do.
@@ -141,6 +144,7 @@ impl Desk {
             about: self.about(),
             phases: PHASES.iter().map(|phase| (phase_name(*phase).to_owned(), 0)).collect(),
             shards: reports.iter().map(shard_status).collect(),
+            isns: isns::ask(&self.known.isns),
             targets: Vec::new(),
             sessions: Vec::new(),
         };

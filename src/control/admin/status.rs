@@ -56,10 +56,31 @@ pub(in crate::control) struct Status {
     pub(in crate::control) phases: BTreeMap<String, u64>,
     /// In the order of `About::cores`.
     pub(in crate::control) shards: Vec<ShardStatus>,
+    /// How it stands with each iSNS server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::control) isns: Vec<IsnsStatus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(in crate::control) targets: Vec<TargetStatus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(in crate::control) sessions: Vec<SessionStatus>,
+}
+
+/// What is registered with one iSNS server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(in crate::control) struct IsnsStatus {
+    pub(in crate::control) server: String,
+    /// What everything is registered as.
+    pub(in crate::control) entity: String,
+    /// connecting, unreachable, registering, registered or refused.
+    pub(in crate::control) state: String,
+    pub(in crate::control) portals: u64,
+    pub(in crate::control) targets: u64,
+    /// Targets it does not want.
+    pub(in crate::control) targets_refused: u64,
+    /// Why not all is registered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::control) problem: Option<String>,
 }
 
 /// What a shard holds at this moment, and what it has done since it began.

@@ -40,6 +40,7 @@ pub(super) fn text(status: &Status) -> String {
     for (phase, count) in &status.phases {
         line(&mut text, "targets", &[("phase", phase)], count);
     }
+    registrations(status, &mut text);
     let shards: Vec<(String, &ShardStatus)> =
         about.cores.iter().zip(&status.shards).map(|(core, shard)| (core.to_string(), shard)).collect();
     let figures = |one: &ShardStatus| (one.gauges.each(), one.counts.each());
@@ -67,6 +68,25 @@ pub(super) fn text(status: &Status) -> String {
         histogram(&mut text, "write_latency_seconds", core, &shard.write_latency);
     }
     text
+}
+
+fn registrations(status: &Status, text: &mut String) {
+    if status.isns.is_empty() {
+        return;
+    }
+    family(text, "isns_registered", "gauge", "1 where an iSNS server has all targets that it wants");
+    for isns in &status.isns {
+        let registered = u8::from(isns.state == "registered");
+        line(text, "isns_registered", &[("server", &isns.server)], registered);
+    }
+    family(text, "isns_targets", "gauge", "Targets that are registered with an iSNS server");
+    for isns in &status.isns {
+        line(text, "isns_targets", &[("server", &isns.server)], isns.targets);
+    }
+    family(text, "isns_targets_refused", "gauge", "Targets that an iSNS server does not want");
+    for isns in &status.isns {
+        line(text, "isns_targets_refused", &[("server", &isns.server)], isns.targets_refused);
+    }
 }
 
 fn histogram(text: &mut String, name: &str, core: &str, latency: &Latency) {
@@ -103,6 +123,7 @@ fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: impl std:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::admin::status::IsnsStatus;
     use prometheus_parse::{Scrape, Value};
 
     fn scrape(status: &Status) -> Scrape {
@@ -113,6 +134,8 @@ mod tests {
     fn a_parser_reads_every_figure_of_every_core() {
         let mut status = crate::control::status::tests::status(2_500, 40);
         status.shards[1].counts.reads = 2;
+        let (server, state) = ("isns:3205".to_owned(), "registered".to_owned());
+        status.isns.push(IsnsStatus { server, state, targets: 7, ..IsnsStatus::default() });
         status.about.program = "a \"quoted\\ name\"\n".to_owned();
         let scrape = scrape(&status);
         let find = |name: &str, label: &str, value: &str| {
@@ -125,6 +148,8 @@ mod tests {
         assert_eq!(find("goldrush_reads_total", "core", "2"), Value::Counter(2.0));
         assert_eq!(find("goldrush_uptime_seconds", "", ""), Value::Gauge(2.5));
         assert_eq!(find("goldrush_targets", "phase", "system"), Value::Gauge(1.0));
+        assert_eq!(find("goldrush_isns_registered", "server", "isns:3205"), Value::Gauge(1.0));
+        assert_eq!(find("goldrush_isns_targets", "server", "isns:3205"), Value::Gauge(7.0));
         let Value::Histogram(buckets) = find("goldrush_read_latency_seconds", "core", "0") else { panic!() };
         assert_eq!(buckets.len(), BOUNDS_US.len() + 1);
         assert!(buckets.windows(2).all(|pair| pair[0].count <= pair[1].count), "{buckets:?}");
