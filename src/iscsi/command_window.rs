@@ -105,7 +105,7 @@ impl<T> CommandWindow<T> {
     }
 
     /// Takes back a `begin` of this very moment: the command is rejected and its number counts as not received
-    /// (11.17.1).
+    /// (7.3).
     pub fn revoke(&mut self, place: Place) {
         self.finish(place);
         if place == Place::Ordered {

@@ -1,4 +1,4 @@
-//! Header and data digests (RFC 7143, 6.7, 11.2.4): CRC32C over a segment, in the order of the wire.
+//! Header and data digests (RFC 7143, 11.2.3, 13.1): CRC32C over a segment, in the order of the wire.
 //!
 //! Knows how to sum bytes in pieces. Does not know what a segment is, nor when digests are on (`framer`).
 //!

@@ -18,7 +18,7 @@ pub enum Step<'a> {
     /// The PDU is complete and its data digest is good. Comes for every PDU, also without data.
     End,
     /// Instead of `Header`: the header is damaged, and with it the place where the next PDU starts. Fatal at
-    /// error recovery level 0 (7.7); every later step is the same.
+    /// error recovery level 0 (7.8); every later step is the same.
     HeaderDigestError,
     /// Instead of `End`: the payload handed out for this PDU is damaged (7.8).
     DataDigestError,
@@ -213,7 +213,7 @@ impl Framer {
             return Step::TooLong { data_len };
         }
         self.state = if data_len == 0 {
-            // A data digest follows data only (11.2.4).
+            // A data digest follows data only (11.2.3).
             State::Complete { data_good: true }
         } else {
             self.data_sum = Crc32c::new();

@@ -48,7 +48,7 @@ serial_number!(
     DataSn
 );
 serial_number!(
-    /// Numbers R2Ts within a task (11.8.3).
+    /// Numbers R2Ts within a task (11.8.2).
     R2tSn
 );
 

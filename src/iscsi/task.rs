@@ -97,7 +97,7 @@ pub(super) struct Reply {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) task_tag: InitiatorTaskTag,
-    /// Its connection allegiance (4.2.2.1).
+    /// Its connection allegiance (4.2.5.1).
     pub(super) connection: ConnectionId,
     pub(super) lun: LunField,
     pub(super) cmd_sn: CmdSn,

@@ -441,13 +441,11 @@ fn a_moved_target_tells_its_address() {
         let mut initiator = Initiator::new();
         initiator.put(SECURITY, Some(OPERATIONAL), &text(&NAMES));
         initiator.machine.poll_event();
-        initiator
-            .machine
-            .target_answer(TargetAnswer::Moved { address: "192.0.2.7:3260,1".into(), permanent });
+        initiator.machine.target_answer(TargetAnswer::Moved { address: "192.0.2.7:3260".into(), permanent });
         let reply = initiator.replies().remove(0);
         assert_eq!(
             (reply.header.status.0, &reply.text[..]),
-            (status, &b"TargetAddress=192.0.2.7:3260,1\0"[..])
+            (status, &b"TargetAddress=192.0.2.7:3260\0"[..])
         );
         initiator.failed(&reply);
     }

@@ -81,7 +81,7 @@ impl Bhs {
     }
 }
 
-/// Bytes that pad a segment of `len` to a multiple of four (11.2.3).
+/// Bytes that pad a segment of `len` to a multiple of four (11.2.4).
 pub const fn pad_len(len: u32) -> u32 {
     len.wrapping_neg() & 3
 }

@@ -38,7 +38,7 @@ impl TargetTransferTag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct LunField(pub [u8; 8]);
 
-/// What every response carries of the command window (11.4.8, 11.4.9).
+/// What every response carries of the command window (11.4.10, 11.4.11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowSnapshot {
     pub exp_cmd_sn: super::serial::CmdSn,

@@ -1,7 +1,7 @@
 //! One connection of a session: what RFC 7143 keeps per connection, how one joins and how one goes.
 //!
 //! Knows StatSN, the output queue, the text exchange, the PDU being received, pings and silence. Does not know
-//! sockets, nor commands beyond whose connection they belong to (4.2.2.1, connection allegiance).
+//! sockets, nor commands beyond whose connection they belong to (4.2.5.1, connection allegiance).
 
 use std::collections::VecDeque;
 

@@ -6,6 +6,7 @@
 //! |-----------------------------------------|-----------------------------------------------------------------|
 //! | ABORT TASK of a task in the table       | the shard's                                                     |
 //! | ABORT TASK of a command not yet begun   | function complete; its CmdSN counts as received                 |
+//! | ABORT TASK of a management function     | function rejected (11.5.1)                                      |
 //! | ABORT TASK of anything else             | task does not exist                                             |
 //! | ABORT / CLEAR TASK SET, resets          | the shard's                                                     |
 //! | TASK REASSIGN                           | reassignment not supported (it needs error recovery level 2)    |
@@ -129,6 +130,9 @@ impl Session {
             // Refused by the session, which alone knows of it.
             self.abort_task(id);
             return Err(ManagementResponse::FunctionComplete);
+        }
+        if self.management.iter().any(|asked| asked.task_tag == request.referenced_tag) {
+            return Err(ManagementResponse::FunctionRejected);
         }
         let is_ahead = request.ref_cmd_sn.before(request.cmd_sn) && self.window.contains(request.ref_cmd_sn);
         if !is_ahead {

@@ -10,7 +10,7 @@
 //!
 //! One window and one task table serve all connections of the session; StatSN, the output queue, the text exchange
 //! and the PDU being received are each connection's own (`connection`). A command's data and answer travel on the
-//! connection the command came on (4.2.2.1, connection allegiance).
+//! connection the command came on (4.2.5.1, connection allegiance).
 
 mod connection;
 mod control;
@@ -394,7 +394,7 @@ impl Session {
         self.connections[on].output.push_back(Queued::Answer(Box::new(answer), place));
     }
 
-    /// Rejects the PDU being received. Its CmdSN counts as not received (11.17.1).
+    /// Rejects the PDU being received. Its CmdSN counts as not received (7.3).
     fn reject(&mut self, on: ConnectionId, reason: RejectReason) {
         let bhs = self.connections[on].current_bhs;
         self.answer(on, Answer::Reject { reason, bhs }, None);

@@ -239,7 +239,7 @@ impl Session {
         };
         let Some(task) = self.tasks.get_mut(id) else { return };
         if task.connection != on {
-            // Data goes where its command went (4.2.2.1).
+            // Data goes where its command went (4.2.5.1).
             return self.reject(on, RejectReason::InvalidPduField);
         }
         task.touched = now;

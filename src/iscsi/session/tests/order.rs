@@ -220,6 +220,23 @@ fn a_reset_goes_to_the_shard_and_its_answer_follows_earlier_responses() {
 }
 
 #[test]
+fn abort_task_of_a_management_function_is_rejected() {
+    let mut initiator = Initiator::new();
+    let at = initiator.cmd_sn;
+    let mut reset = management(&mut initiator, Function::LunReset, u32::MAX, at);
+    reset.0[16..20].copy_from_slice(&901_u32.to_be_bytes());
+    initiator.send(&reset);
+    initiator.event();
+    let abort = management(&mut initiator, Function::AbortTask, 901, at);
+    initiator.send(&abort);
+    assert!(initiator.session.poll_event().is_none());
+    assert_eq!(management_response(&mut initiator), 255);
+    initiator.session.complete_management(InitiatorTaskTag(901), ManagementResponse::FunctionComplete);
+    let answer = initiator.output().expect("the reset goes on");
+    assert_eq!((answer.header.task_tag(), answer.header.0[2]), (InitiatorTaskTag(901), 0));
+}
+
+#[test]
 fn ordered_management_waits_for_its_turn() {
     let mut initiator = Initiator::new();
     let missing = initiator.command(1, Transfer::None);
