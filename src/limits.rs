@@ -236,6 +236,8 @@ const _: () = assert!(CONNECTION_SEND_BYTES_MAX >= 2 * TRANSFER_BYTES_MAX);
 const _: () = assert!(SESSION_TASKS_MAX <= SHARD_TASKS_MAX);
 const _: () = assert!(SESSION_CONNECTIONS_DEFAULT as usize <= SESSION_CONNECTIONS_MAX);
 const _: () = assert!(SESSION_CONNECTIONS_MAX <= u8::MAX as usize);
+// One function and one other immediate request for each connection (RFC 7143, 4.2.2.1).
+const _: () = assert!(IMMEDIATE_TASKS_MAX >= 2 * SESSION_CONNECTIONS_MAX);
 const _: () = assert!(PARAMETER_BYTES_MAX <= SMALL_BYTES);
 const _: () = assert!(BITMAP_BYTES_MAX <= SMALL_BYTES);
 const _: () = assert!(8 + REGISTRANTS_PER_UNIT_MAX * REGISTRANT_BYTES_MAX <= REPLY_BYTES_MAX);

@@ -216,6 +216,19 @@ fn the_segment_length_may_change_after_login() {
 }
 
 #[test]
+fn a_key_declared_twice_is_a_protocol_error() {
+    let mut initiator = Initiator::new();
+    let before = initiator.session.params(ON).max_send_segment;
+    let bhs = text(&mut initiator, TargetTransferTag::RESERVED, true, false);
+    let twice = b"MaxRecvDataSegmentLength=1024\0MaxRecvDataSegmentLength=2048\0";
+    initiator.send_with(&bhs, twice);
+    let mut sent = bhs;
+    sent.set_data_len(twice.len() as u32);
+    assert_eq!(initiator.rejected(&sent), RejectReason::ProtocolError);
+    assert_eq!(initiator.session.params(ON).max_send_segment, before);
+}
+
+#[test]
 fn after_logout_nothing_is_executed_or_answered() {
     let mut initiator = Initiator::new();
     let early = initiator.read(1, 0);
