@@ -22,7 +22,7 @@ use super::name;
 use super::open_image::Format;
 use super::secrets::{self, Secret};
 use super::trace_store::TracePlace;
-use crate::limits::{SESSION_CONNECTIONS_MAX, TARGETS_MAX, UNITS_PER_TARGET_MAX};
+use crate::limits::{TARGETS_MAX, UNITS_PER_TARGET_MAX};
 use crate::shard::{Admission, MacTable, RateLimits, Redirect};
 use crate::units::BlockSize;
 
@@ -484,15 +484,6 @@ impl Reader {
             control: origin(&raw.control),
             metrics: raw.metrics.as_ref().map(|text| self.origin(text)),
         }
-    }
-
-    fn max_connections(&mut self, raw: &Spanned<u32>) -> Option<u32> {
-        let most = *raw.get_ref();
-        if (1..=SESSION_CONNECTIONS_MAX as u32).contains(&most) {
-            return Some(most);
-        }
-        self.refuse(raw, format!("max_connections {most} is out of range: 1 to {SESSION_CONNECTIONS_MAX}"));
-        None
     }
 
     fn listen(&mut self, raw: Option<Spanned<Vec<Spanned<String>>>>) -> Vec<SocketAddr> {

@@ -1,4 +1,4 @@
-//! How fast a target may be used: the keys `max_iops` and `max_rate`.
+//! How fast a target may be used, and by how much: the keys `max_iops`, `max_rate` and `max_connections`.
 //!
 //! Knows what may be written there. Does not know how a bound is kept (`shard::rate`).
 
@@ -8,9 +8,19 @@ use toml::Spanned;
 
 use super::Reader;
 use crate::control::size::Size;
+use crate::limits::SESSION_CONNECTIONS_MAX;
 use crate::shard::RateLimits;
 
 impl Reader {
+    pub(super) fn max_connections(&mut self, raw: &Spanned<u32>) -> Option<u32> {
+        let most = *raw.get_ref();
+        if (1..=SESSION_CONNECTIONS_MAX as u32).contains(&most) {
+            return Some(most);
+        }
+        self.refuse(raw, format!("max_connections {most} is out of range: 1 to {SESSION_CONNECTIONS_MAX}"));
+        None
+    }
+
     pub(super) fn limits(&mut self, iops: Option<Spanned<u64>>, rate: Option<Spanned<String>>) -> RateLimits {
         RateLimits {
             commands: iops.and_then(|most| self.max_iops(&most)),
