@@ -118,7 +118,6 @@ pub(super) fn run(
     let slots_max = seeds.iter().map(|seed| seed.ring.files_max).collect();
     let shards = launch::start(seeds)?;
     let peers = peers_of(&shards);
-    let no_thread = |error: std::io::Error| failed("starting a thread", &error);
     if let (Some(folder), Some(requests)) = (&state, requests) {
         keeper::start(folder.clone(), requests, peers.clone()).map_err(no_thread)?;
     }
@@ -155,6 +154,10 @@ pub(super) fn run(
     let watched = server.watch(&signals);
     trace_threads.end();
     server.end(watched, journals)
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    failed("starting a thread", &error)
 }
 
 /// Gives every shard its end of the queue to the keeper.
