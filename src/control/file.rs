@@ -6,14 +6,15 @@ use std::fs::{File, FileType, OpenOptions, TryLockError};
 use std::io::{self, Seek};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
 use super::leftover::{self, LeftoverError};
+use super::lingering::{Holder, wait_for};
 use super::lock_holder::{LockHolder, holder_of};
 use super::seal;
+use crate::uring::host;
 
 /// What a file is, whatever its name: two paths with one identity are one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,18 +59,6 @@ pub enum FileError {
     Leftover(#[from] LeftoverError),
     #[error("{path} cannot be locked: {source}", path = .path.display())]
     Lock { path: PathBuf, source: io::Error },
-}
-
-/// How long this process waits for locks, all files together, and how often it looks.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-/// The same, when a process holds them that has ended: on a busy machine the kernel takes its time.
-const LOCK_WAIT_ENDED: Duration = Duration::from_secs(30);
-const LOCK_RETRY: Duration = Duration::from_millis(20);
-
-/// True until the time is up, from the first lock that was found held: many held files cost no more than one.
-fn may_wait_for_locks(wait: Duration) -> bool {
-    static SINCE: OnceLock<Instant> = OnceLock::new();
-    SINCE.get_or_init(Instant::now).elapsed() < wait
 }
 
 /// An image file, open until this is dropped; so is its lock.
@@ -142,30 +131,23 @@ impl OpenedFile {
         Ok(opened)
     }
 
-    /// Waits a little for a lock that is held: the kernel gives up the files of a killed server only after the
-    /// process is gone, when it takes its ring apart.
+    /// Waits for a lock that an ended process holds (`lingering`), and no longer than a moment for a living one's.
     fn lock(&self) -> Result<(), FileError> {
         loop {
-            let locked = match self.access {
-                Access::Writable => self.file.try_lock(),
-                Access::ReadOnly => self.file.try_lock_shared(),
+            if self.try_lock()? {
+                return Ok(());
+            }
+            // To be told takes as long as the kernel needs to stop all who lock: by then it may be free.
+            let holder = self.lock_holder();
+            if self.try_lock()? {
+                return Ok(());
+            }
+            let kind = match Holder::of(holder.as_ref()) {
+                Holder::Unknown if leftover::is_served(self) => Holder::Living,
+                kind => kind,
             };
-            match locked {
-                Ok(()) => return Ok(()),
-                Err(TryLockError::WouldBlock) if may_wait_for_locks(LOCK_WAIT) => {
-                    std::thread::sleep(LOCK_RETRY);
-                }
-                Err(TryLockError::WouldBlock) => {
-                    let holder = self.lock_holder();
-                    let ended = holder.as_ref().is_some_and(LockHolder::has_ended);
-                    if !(ended && may_wait_for_locks(LOCK_WAIT_ENDED)) {
-                        return Err(FileError::InUse { path: self.path.clone(), holder });
-                    }
-                    std::thread::sleep(LOCK_RETRY);
-                }
-                Err(TryLockError::Error(source)) => {
-                    return Err(FileError::Lock { path: self.path.clone(), source });
-                }
+            if !wait_for(kind, &self.path.display()) {
+                return Err(FileError::InUse { path: self.path.clone(), holder });
             }
         }
     }
@@ -176,6 +158,12 @@ impl OpenedFile {
         let (file, path) = (Arc::clone(file), path.clone());
         let (identity, access, block_device, modified) = (*identity, *access, *block_device, *modified);
         Ok(Self { file, path, identity, len: self.len_now()?, access, block_device, modified })
+    }
+
+    /// False: somebody holds it.
+    fn try_lock(&self) -> Result<bool, FileError> {
+        host::try_lock(&self.file, self.access == Access::Writable)
+            .map_err(|source| FileError::Lock { path: self.path.clone(), source })
     }
 
     /// Gives the lock up although the file stays open, here or in a ring that is being taken apart.

@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use super::lingering::outlast;
 use crate::io::Io;
 use crate::scsi::{KeptUnit, Lun};
 use crate::shard::{KeepRequest, Keeper, Message, Peer, Sent};
@@ -52,7 +53,8 @@ impl StateFolder {
         let lock = path.join(".lock");
         let file = File::options().create(true).truncate(false).write(true).open(&lock);
         let file = file.map_err(Error::io(&lock, "opening the lock of the state folder"))?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        let locked = || flock(&file, FlockOperation::NonBlockingLockExclusive).ok();
+        outlast(&file, &path.display(), locked).ok_or_else(|| {
             Error::Failed(format!(
                 "the state folder {} is used by another server: give each its own (--state-dir)",
                 path.display()

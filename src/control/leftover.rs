@@ -120,6 +120,14 @@ fn settle_known(known: &mut Leftovers, file: &OpenedFile) -> Result<bool, Leftov
     }
 }
 
+/// True when a living server has the image as a leaf, as its journal says.
+pub(super) fn is_served(file: &OpenedFile) -> bool {
+    with_leftovers(|known| {
+        known.of(file);
+        known.loaded.values().any(|folder| folder.living.contains(&file.identity()))
+    })
+}
+
 /// True when a flush of the image failed and nobody has checked it since.
 pub(super) fn is_failed(file: &OpenedFile) -> bool {
     with_leftovers(|known| known.of(file).iter().any(|found| found.failed))

@@ -25,11 +25,16 @@ impl fmt::Display for LockHolder {
 }
 
 impl LockHolder {
-    /// True when the process has ended: the kernel still takes its ring apart, and then lets the files go.
+    /// True when the process has ended, or is about to: the kernel still takes its ring apart, and then lets the files
+    /// go.
     pub(super) fn has_ended(&self) -> bool {
-        match std::fs::read_to_string(Path::new("/proc").join(self.pid.to_string()).join("stat")) {
-            Ok(stat) => is_dead(&stat),
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        let process = Path::new("/proc").join(self.pid.to_string());
+        let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        match std::fs::read_to_string(process.join("stat")) {
+            Ok(stat) if is_dead(&stat) => true,
+            Ok(_) => std::fs::read_to_string(process.join("status"))
+                .map_or_else(gone, |status| is_being_killed(&status)),
+            Err(error) => gone(error),
         }
     }
 }
@@ -38,6 +43,16 @@ impl LockHolder {
 fn is_dead(stat: &str) -> bool {
     let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
     matches!(state, Some("Z" | "X"))
+}
+
+/// SIGKILL is on its way: `SigPnd` and `ShdPnd` are masks in hexadecimal.
+fn is_being_killed(status: &str) -> bool {
+    const KILL: u64 = 1 << 8;
+    let pending = |line: &str| {
+        let mask = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    status.lines().filter_map(pending).any(|mask| mask & KILL != 0)
 }
 
 /// The process that holds a lock on the file. `None` where the kernel does not say, or says two things.
@@ -87,6 +102,10 @@ mod tests {
         let holder = |pid| LockHolder { pid, command: String::new() };
         assert!(!holder(std::process::id()).has_ended());
         assert!(holder(u32::MAX).has_ended());
+        assert!(is_being_killed("Name:\tgoldrush\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n"));
+        assert!(!is_being_killed(
+            "SigPnd:\t0000000000000001\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000100\n"
+        ));
     }
 
     #[test]

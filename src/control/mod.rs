@@ -51,6 +51,7 @@ pub mod launch;
 mod lease_watch;
 mod leases;
 mod leftover;
+mod lingering;
 mod lock_holder;
 mod logging;
 mod man;

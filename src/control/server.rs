@@ -24,6 +24,7 @@ use super::isns::Isns;
 use super::keeper::{self, StateFolder};
 use super::launch::{self, DataPlane, Running, failed};
 use super::lease_watch::LeaseWatch;
+use super::lingering;
 use super::metrics;
 use super::reload::{self, CoreChange, Prepared, Present, Summary};
 use super::roster::Roster;
@@ -34,7 +35,7 @@ use super::trace_threads::{self, TraceThreads};
 use crate::shard::{
     Change, ChangeNews, Directory, KeepRequest, LayerName, Message, News, Peer, Sent, ShardId,
 };
-use crate::uring::host::{self, Signal, Signals};
+use crate::uring::host::{Signal, Signals};
 use crate::uring::{UringIo, probe};
 
 /// How often the control thread looks whether a shard has ended by itself.
@@ -218,7 +219,7 @@ fn start_asking(
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    host::listen(address).map_err(|error| {
+    lingering::listen(address).map_err(|error| {
         Error::Failed(format!("cannot listen on {address}: {error}; free it or name another"))
     })
 }

@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::super::error::Error;
 use super::super::file::folder_of;
+use super::super::lingering::outlast;
 
 /// What the names of sockets in a runtime folder begin and end with.
 const NAME_START: &str = "control";
@@ -120,10 +121,12 @@ fn locked(path: &Path) -> Result<File, Refused> {
             .mode(0o600)
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         let file = options.open(path).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Refused::InUse),
-            result => result.map_err(|error| failed(error.into()))?,
-        }
+        let locked = || match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => None,
+            result => Some(result),
+        };
+        let locked = outlast(&file, &path.display(), locked).ok_or(Refused::InUse)?;
+        locked.map_err(|error| failed(error.into()))?;
         let held = file.metadata().map_err(failed)?;
         if fs::symlink_metadata(path)
             .is_ok_and(|found| found.ino() == held.ino() && found.dev() == held.dev())
