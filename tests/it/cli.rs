@@ -20,6 +20,22 @@ pub struct Said {
     pub err: String,
 }
 
+/// What killed servers still hold is not deleted under them: the kernel would free it where it closes files for everybody,
+/// one after another, and large ones would keep the next server waiting for its images.
+impl Drop for Desk {
+    fn drop(&mut self) {
+        let is_held = |path: PathBuf| {
+            let file = std::fs::File::open(path);
+            file.is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
+        };
+        let mut looks = 0;
+        while looks < 500 && self.names().into_iter().any(|name| is_held(self.path(&name))) {
+            looks += 1;
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
 impl Desk {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();

@@ -197,6 +197,36 @@ fn a_killed_server_loses_no_acknowledged_write() {
     assert_eq!(left, 0, "journals are left behind after a stop in good order");
 }
 
+/// A ring outlives its process, and with it the listener, the images and their locks: a restart must not fail on them.
+#[test]
+fn a_killed_server_comes_up_again_at_once_with_its_images_and_its_port() {
+    const LEAVES: u32 = 12;
+    let desk = Desk::new();
+    desk.goldrush_ok("image create golden.vhd --size 64M");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut text = config(Path::new("node.vhd"), "").replace(":0\"", &format!(":{port}\""));
+    text.insert_str(0, "state_dir = \"state\"\n");
+    desk.goldrush_ok("image create node.vhd --parent golden.vhd");
+    for lun in 1..LEAVES {
+        desk.goldrush_ok(&format!("image create leaf-{lun}.vhd --parent golden.vhd"));
+        text.push_str(&format!("[[target.lun]]\nlun = {lun}\npath = \"leaf-{lun}.vhd\"\n"));
+    }
+    desk.write("c.toml", text);
+    let (mut expected, mut rng, mut next) = (Expected::default(), Rng(5), 0);
+    for _ in 0..cycles(4) {
+        let Some(server) = Server::start(&desk) else { return };
+        assert_eq!(server.port, port);
+        let mut initiator = server.log_in();
+        load(&mut initiator, &mut rng, &mut expected, 100, &mut next);
+        // With commands on their way, and another connection that nobody has said anything on.
+        let _idle = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        server.kill();
+    }
+    let Some(server) = Server::start(&desk) else { return };
+    expected.verify(&mut server.log_in());
+    server.stop();
+}
+
 /// One write, acknowledged, and the end of its server before anything is committed.
 fn write_and_kill(desk: &Desk, run: u32, value: u64) -> bool {
     let Some(server) = Server::start(desk) else { return false };

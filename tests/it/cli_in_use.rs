@@ -96,3 +96,28 @@ fn an_image_that_a_server_holds_is_said_to_be_in_use_by_every_command_and_left_a
         drop(server);
     }
 }
+
+/// The lock belongs to the open file, which outlives who locked it: as in the ring of a killed server.
+#[test]
+fn an_image_that_a_dead_process_still_holds_is_waited_for_and_one_of_the_living_is_not() {
+    let desk = Desk::new();
+    desk.goldrush_ok("image create disk.vhd --size 8M");
+    let file = std::fs::File::options().read(true).write(true).open(desk.path("disk.vhd")).unwrap();
+    let mut flock = std::process::Command::new("flock");
+    let locked = flock.args(["-x", "0"]).stdin(file.try_clone().unwrap()).status();
+    if !locked.is_ok_and(|status| status.success()) {
+        return eprintln!("SKIPPED: no flock here");
+    }
+    drop(flock);
+    let until = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        drop(file);
+    });
+    let said = desk.goldrush("image check disk.vhd");
+    until.join().unwrap();
+    assert!(said.code == 0 && said.err.contains("waiting for disk.vhd"), "{said:?}");
+    let file = std::fs::File::open(desk.path("disk.vhd")).unwrap();
+    file.lock().unwrap();
+    let said = desk.goldrush("image check disk.vhd");
+    assert!(said.code == 3 && !said.err.contains("waiting for"), "{said:?}");
+}

@@ -5,7 +5,10 @@
 //! and the structure check is clean. A world goes through several lives, so what one crash left behind is written over
 //! by the next life.
 
-use std::time::Instant;
+use std::panic::catch_unwind;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::crash_world::{Format, Mistake, Sampling, World};
 use crate::oracles::installed;
@@ -58,7 +61,7 @@ fn no_crash_loses_or_invents_a_sector_of_a_vhdx() {
 }
 
 /// `scripts/crash-run`: worlds without end, for so many seconds (`GOLDRUSH_CRASH_SECONDS`), beginning with a seed
-/// (`GOLDRUSH_CRASH_FIRST`). A sample of the states is read by 7-Zip as well.
+/// (`GOLDRUSH_CRASH_FIRST`), on every core. A sample of the states is read by 7-Zip as well.
 #[test]
 #[ignore = "runs for as long as it is told to"]
 fn long_run() {
@@ -66,29 +69,70 @@ fn long_run() {
         |name: &str, usual| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(usual);
     let seconds = number("GOLDRUSH_CRASH_SECONDS", 60);
     let first = number("GOLDRUSH_CRASH_FIRST", 1_000_000);
-    let begun = Instant::now();
-    let mut tally = Tally::default();
-    let mut told = 0;
-    let mut seed = first;
-    while begun.elapsed().as_secs() < seconds {
-        for format in [Format::Vhd, Format::Vhdx] {
-            let samples = tally.sampler(seed);
-            match run_sampled(seed, format, Mistake::None, samples) {
-                Ok((states, read)) => tally.add(format, states, read),
-                Err(error) => {
-                    panic!("{format:?}: {error}\nagain: scripts/crash-run --first {seed} --seconds 1")
+    let run =
+        LongRun { begun: Instant::now(), seconds, next: AtomicU64::new(first), tally: Mutex::default() };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        (0..threads).for_each(|_| drop(scope.spawn(|| run.worlds())));
+        let mut told = 0;
+        while run.goes_on() {
+            std::thread::sleep(Duration::from_millis(200));
+            let minutes = run.begun.elapsed().as_secs() / 60;
+            if minutes > told {
+                told = minutes;
+                println!("{}", run.summary(first));
+            }
+        }
+    });
+    println!("{}", run.summary(first));
+    let tally = run.tally.lock().unwrap();
+    if let Some(wrong) = &tally.wrong {
+        panic!("{wrong}");
+    }
+    assert!(tally.vhd > 0 && tally.vhdx > 0);
+}
+
+/// What the threads of a long run share.
+struct LongRun {
+    begun: Instant,
+    seconds: u64,
+    /// The seed that nobody has taken yet.
+    next: AtomicU64,
+    tally: Mutex<Tally>,
+}
+
+impl LongRun {
+    fn goes_on(&self) -> bool {
+        self.begun.elapsed().as_secs() < self.seconds && self.tally.lock().unwrap().wrong.is_none()
+    }
+
+    /// Seeds of two worlds each, one after another.
+    fn worlds(&self) {
+        while self.goes_on() {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            let samples = if Tally::is_sampled(seed) { Sampling::Some } else { Sampling::None };
+            for format in [Format::Vhd, Format::Vhdx] {
+                // A panic of the code under test is a wrong state as well.
+                let result = catch_unwind(|| run_sampled(seed, format, Mistake::None, samples));
+                let result = result.unwrap_or_else(|_| Err(format!("seed {seed}: it panics")));
+                let mut tally = self.tally.lock().unwrap();
+                match result {
+                    Ok((states, read)) => tally.add(format, states, read),
+                    Err(error) => {
+                        let again = format!("again: scripts/crash-run --first {seed} --seconds 1");
+                        tally.wrong.get_or_insert(format!("{format:?}: {error}\n{again}"));
+                        return;
+                    }
                 }
             }
         }
-        seed += 1;
-        let elapsed = begun.elapsed().as_secs();
-        if elapsed / 60 > told {
-            told = elapsed / 60;
-            println!("{elapsed} s, {} seeds: {tally}", seed - first);
-        }
     }
-    println!("{} s, {} seeds from {first}: {tally}", begun.elapsed().as_secs(), seed - first);
-    assert!(tally.vhd > 0 && tally.vhdx > 0);
+
+    fn summary(&self, first: u64) -> String {
+        let seeds = self.next.load(Ordering::Relaxed) - first;
+        let (tally, seconds) = (self.tally.lock().unwrap(), self.begun.elapsed().as_secs());
+        format!("{seconds} s, {seeds} seeds from {first}: {tally}")
+    }
 }
 
 /// What a long run has seen.
@@ -97,12 +141,14 @@ struct Tally {
     vhd: u64,
     vhdx: u64,
     read_by_others: u64,
+    /// The first state that was wrong, and how to see it again.
+    wrong: Option<String>,
 }
 
 impl Tally {
-    /// Each hundredth world is sampled.
-    fn sampler(&self, seed: u64) -> Sampling {
-        if seed.is_multiple_of(100) && installed("7zz") { Sampling::Some } else { Sampling::None }
+    /// Each four-hundredth world: a process for a state is dear.
+    fn is_sampled(seed: u64) -> bool {
+        seed.is_multiple_of(400) && installed("7zz")
     }
 
     fn add(&mut self, format: Format, states: u64, read: u64) {
@@ -116,8 +162,9 @@ impl Tally {
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { vhd, vhdx, read_by_others } = self;
-        write!(f, "{vhd} states of VHDs, {vhdx} of VHDXs, {read_by_others} read by 7-Zip, none wrong")
+        let Self { vhd, vhdx, read_by_others, wrong } = self;
+        let verdict = if wrong.is_some() { "the last one wrong" } else { "none wrong" };
+        write!(f, "{vhd} states of VHDs, {vhdx} of VHDXs, {read_by_others} read by 7-Zip, {verdict}")
     }
 }
 

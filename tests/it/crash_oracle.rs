@@ -3,9 +3,9 @@
 //! Knows how to put a chain into files and what came out. Does not know crashes.
 
 use crate::blocking::Disk;
-use crate::crash_world::Format;
+use crate::crash_world::{Format, NOBODYS};
+use crate::sector_history::Content;
 use crate::sim_disk::{SimDisk, SimFile, sector_of};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -18,7 +18,7 @@ const BYTES_MAX: u64 = 64 << 20;
 pub fn seven_zip_agrees(
     disk: &Disk<SimFile>,
     leaf: &SimDisk,
-    content: &BTreeMap<u64, u64>,
+    content: &Content,
     format: Format,
 ) -> Result<u64, String> {
     let sectors = disk.sectors();
@@ -47,8 +47,8 @@ pub fn seven_zip_agrees(
         return Err(format!("7zz gives {} bytes of {}: {told}", output.stdout.len(), sectors * 512));
     }
     for (sector, bytes) in (0..).zip(output.stdout.chunks_exact(512)) {
-        let expected = sector_of(content.get(&sector).copied().unwrap_or(0));
-        if bytes != expected && content.get(&sector) != Some(&u64::MAX) {
+        let expected = sector_of(content.at(sector));
+        if bytes != expected && content.at(sector) != NOBODYS {
             return Err(format!("7zz reads another sector {sector}"));
         }
     }
@@ -58,7 +58,7 @@ pub fn seven_zip_agrees(
 fn put(path: &Path, file: &SimFile) {
     let out = File::create_new(path).unwrap();
     out.set_len(file.len).unwrap();
-    for (sector, bytes) in &file.sectors {
-        out.write_all_at(bytes, sector * 512).unwrap();
+    for (sector, content) in file.sectors(0..u64::MAX) {
+        out.write_all_at(&content.bytes(), sector * 512).unwrap();
     }
 }

@@ -110,7 +110,7 @@ fn run(disk: &mut SimDisk, batch: &MetaBatch, mistake: Mistake, rng: &mut Rng) -
 pub fn effect_of(op: &MetaOp, batch: &MetaBatch) -> Option<Effect> {
     match op {
         MetaOp::Write { offset, bytes } => {
-            Some(Effect::Write { offset: offset.0, bytes: batch.bytes[bytes.clone()].to_vec() })
+            Some(Effect::Write { offset: offset.0, bytes: batch.bytes[bytes.clone()].into() })
         }
         MetaOp::Zero { offset, len } => Some(Effect::Zero { offset: offset.0, len: *len }),
         MetaOp::SetLen { len } => Some(Effect::SetLen(*len)),

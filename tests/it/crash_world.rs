@@ -6,8 +6,8 @@
 use crate::blocking::{Disk, Store, range, write_new};
 use crate::crash_oracle::seven_zip_agrees;
 use crate::crash_recovery::{Recovered, effect_of, recover, unrecorded};
-use crate::sector_history::{History, Promise};
-use crate::sim_disk::{Effect, Rng, SimDisk, SimFile, sector_of};
+use crate::sector_history::{Content, History, Promise};
+use crate::sim_disk::{Effect, Rng, Sector, SimDisk, SimFile, sector_of};
 use crate::sim_journal::{self, Memory, SimJournal};
 use crate::vhdx_files::new_vhdx_chain;
 use goldrush::plan::{
@@ -65,7 +65,7 @@ pub enum Sampling {
 }
 
 /// What a sector counts as that no test wrote: a footer or a bitmap, say.
-const NOBODYS: u64 = u64::MAX;
+pub const NOBODYS: u64 = u64::MAX;
 
 #[derive(Clone, Debug)]
 enum Purpose {
@@ -115,6 +115,8 @@ pub struct World {
     /// A metadata operation of this life has failed; a flush has.
     meta_fault: bool,
     flush_failed: bool,
+    /// The state that was found sound last: an unchanged copy of it is.
+    sound: SimFile,
     pub states: u64,
     pub sampling: Sampling,
     pub read_by_others: u64,
@@ -177,19 +179,19 @@ pub fn fill_parent(files: Vec<SimFile>, rng: &mut Rng, level: u64, unit: u64) ->
 }
 
 /// Everything a chain reads that is not zero.
-pub fn content(disk: &mut Disk<SimFile>) -> BTreeMap<u64, u64> {
-    let mut content = BTreeMap::new();
+pub fn content(disk: &mut Disk<SimFile>) -> Content {
+    let mut content = Content::default();
     let mut at = 0;
     disk.each_extent(range(0, disk.sectors()), |disk, len, source| {
         let sectors = u64::from(len) / 512;
         if let Source::File { file, offset, .. } = source {
             let first = offset.0 / 512;
-            for (sector, bytes) in disk.files[file.0 as usize].sectors.range(first..first + sectors) {
-                let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-                let value = if bytes[8..] == bytes[..504] { value } else { NOBODYS };
-                if value != 0 {
-                    content.insert(at + sector - first, value);
-                }
+            for (sector, found) in disk.files[file.0 as usize].sectors(first..first + sectors) {
+                let value = match found {
+                    Sector::Value(value) => *value,
+                    Sector::Bytes(_) => NOBODYS,
+                };
+                content.push(at + sector - first, value);
             }
         }
         at += sectors;
@@ -232,6 +234,7 @@ impl World {
             unit,
             meta_fault: false,
             flush_failed: false,
+            sound: SimFile::default(),
             states: 0,
             sampling: Sampling::None,
             read_by_others: 0,
@@ -304,10 +307,7 @@ impl World {
             };
             assert_eq!(file.0, 0, "only the leaf is written");
             let effect = match kind {
-                WriteKind::Data => {
-                    let bytes = sector_of(value).repeat(len as usize / 512);
-                    Effect::Write { offset: offset.0, bytes }
-                }
+                WriteKind::Data => Effect::Fill { offset: offset.0, len: u64::from(len), value },
                 WriteKind::Zero => Effect::Zero { offset: offset.0, len: u64::from(len) },
             };
             self.flights.push(Flight { effect: Some(effect), purpose: Purpose::Guest(write) });
@@ -574,8 +574,15 @@ impl World {
     }
 
     /// A crash may leave a log, or one header half written; of a VHD nothing.
-    fn sound(&self, state: &SimDisk) -> Result<(), String> {
-        let file = &state.volatile;
+    fn sound(&mut self, state: &SimDisk) -> Result<(), String> {
+        if !state.volatile.is_same(&self.sound) {
+            self.look_for_damage(&state.volatile)?;
+            self.sound = state.volatile.clone();
+        }
+        Ok(())
+    }
+
+    fn look_for_damage(&self, file: &SimFile) -> Result<(), String> {
         let read = |offset, bytes: &mut [u8]| file.read_at(offset, bytes);
         match self.format {
             Format::Vhd => {
@@ -599,7 +606,7 @@ impl World {
         state: &SimDisk,
         promise: Promise,
         mode: OpenMode,
-    ) -> Result<(Disk<SimFile>, BTreeMap<u64, u64>), String> {
+    ) -> Result<(Disk<SimFile>, Content), String> {
         self.states += 1;
         self.sound(state).map_err(|error| format!("{promise:?}: {error}"))?;
         let mut files = self.disk.files.clone();

@@ -1,6 +1,24 @@
 //! What each sector may read after a crash: the oracle, slow and obvious.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+
+/// What a disk reads: the sectors that are not zero, in order, with their values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content(Vec<(u64, u64)>);
+
+impl Content {
+    /// The next sector in order.
+    pub fn push(&mut self, sector: u64, value: u64) {
+        assert!(self.0.last().is_none_or(|(last, _)| *last < sector), "sectors come in order, once");
+        if value != 0 {
+            self.0.push((sector, value));
+        }
+    }
+
+    pub fn at(&self, sector: u64) -> u64 {
+        self.0.binary_search_by_key(&sector, |(at, _)| *at).map_or(0, |index| self.0[index].1)
+    }
+}
 
 /// One write of one sector. Times are a count of steps.
 struct Record {
@@ -25,7 +43,7 @@ pub enum Promise {
 /// The content of a disk, sector by sector: a base, and writes in the order of their beginnings.
 #[derive(Default)]
 pub struct History {
-    base: BTreeMap<u64, u64>,
+    base: Content,
     records: BTreeMap<u64, Vec<Record>>,
 }
 
@@ -76,43 +94,61 @@ impl History {
     }
 
     /// The disk reads `content` and all of it is stable.
-    pub fn restart(&mut self, content: BTreeMap<u64, u64>) {
+    pub fn restart(&mut self, content: Content) {
         self.base = content;
         self.records.clear();
     }
 
     /// The first sector that reads something it must not, in words.
-    pub fn complaint(&self, content: &BTreeMap<u64, u64>, promise: Promise) -> Option<String> {
-        let touched = self.records.keys();
-        let sectors: BTreeSet<u64> = content.keys().chain(self.base.keys()).chain(touched).copied().collect();
-        sectors
-            .into_iter()
-            .find_map(|sector| self.complaint_at(sector, content.get(&sector).copied().unwrap_or(0), promise))
+    pub fn complaint(&self, content: &Content, promise: Promise) -> Option<String> {
+        let (mut found, mut base) = (content.0.iter().peekable(), self.base.0.iter().peekable());
+        let mut records = self.records.iter().peekable();
+        loop {
+            let heads = [
+                found.peek().map(|(sector, _)| *sector),
+                base.peek().map(|(sector, _)| *sector),
+                records.peek().map(|(sector, _)| **sector),
+            ];
+            let sector = heads.into_iter().flatten().min()?;
+            let here = found.next_if(|(at, _)| *at == sector).map_or(0, |(_, value)| *value);
+            let before = base.next_if(|(at, _)| *at == sector).map_or(0, |(_, value)| *value);
+            let wrong = match records.next_if(|(at, _)| **at == sector) {
+                Some((_, records)) => !is_allowed(records, before, here, promise),
+                None => here != before,
+            };
+            if wrong {
+                return self.complaint_at(sector, here, promise);
+            }
+        }
     }
 
     /// What is wrong with one sector that reads `found`.
     pub fn complaint_at(&self, sector: u64, found: u64, promise: Promise) -> Option<String> {
-        let allowed = self.allowed(sector, promise);
-        let wrong = !allowed.contains(&found);
-        wrong.then(|| format!("sector {sector} reads {found:#x}, allowed are {allowed:#x?}"))
-    }
-
-    /// A value counts unless a promised write began after its own had ended.
-    fn allowed(&self, sector: u64, promise: Promise) -> Vec<u64> {
         let records = self.records.get(&sector).map(Vec::as_slice).unwrap_or_default();
-        let promised = |record: &&Record| match promise {
-            Promise::Acknowledged => record.acknowledged,
-            Promise::Flushed => record.flushed,
-        };
-        let last_promised = records.iter().filter(promised).map(|record| record.began).max();
-        let mut allowed = Vec::new();
-        if last_promised.is_none() {
-            allowed.push(self.base.get(&sector).copied().unwrap_or(0));
-        }
-        let overtaken = |record: &&Record| matches!((record.ended, last_promised), (Some(ended), Some(began)) if ended < began);
-        allowed.extend(records.iter().filter(|record| !overtaken(record)).map(|record| record.value));
-        allowed
+        let base = self.base.at(sector);
+        let wrong = !is_allowed(records, base, found, promise);
+        wrong.then(|| {
+            let allowed = allowed(records, base, promise).collect::<Vec<_>>();
+            format!("sector {sector} reads {found:#x}, allowed are {allowed:#x?}")
+        })
     }
+}
+
+fn is_allowed(records: &[Record], base: u64, found: u64, promise: Promise) -> bool {
+    allowed(records, base, promise).any(|value| value == found)
+}
+
+/// A value counts unless a promised write began after its own had ended.
+fn allowed(records: &[Record], base: u64, promise: Promise) -> impl Iterator<Item = u64> {
+    let promised = move |record: &&Record| match promise {
+        Promise::Acknowledged => record.acknowledged,
+        Promise::Flushed => record.flushed,
+    };
+    let last_promised = records.iter().filter(promised).map(|record| record.began).max();
+    let overtaken = move |record: &&Record| matches!((record.ended, last_promised), (Some(ended), Some(began)) if ended < began);
+    let base = last_promised.is_none().then_some(base);
+    let written = records.iter().filter(move |record| !overtaken(record)).map(|record| record.value);
+    base.into_iter().chain(written)
 }
 
 #[test]
@@ -121,10 +157,18 @@ fn a_flushed_write_overtakes_what_ended_before_it_began() {
     history.began(1, 0..1, 11, 1);
     history.ended(1, 0..1, true, 2);
     history.began(2, 0..1, 12, 3);
-    assert_eq!(history.allowed(0, Promise::Acknowledged), [11, 12]);
-    assert_eq!(history.allowed(0, Promise::Flushed), [0, 11, 12]);
+    let values = |history: &History, promise| allowed(&history.records[&0], 0, promise).collect::<Vec<_>>();
+    assert_eq!(values(&history, Promise::Acknowledged), [11, 12]);
+    assert_eq!(values(&history, Promise::Flushed), [0, 11, 12]);
     history.ended(2, 0..1, true, 4);
     history.flushed(5);
-    assert_eq!(history.allowed(0, Promise::Flushed), [12]);
-    assert!(history.complaint(&[(0, 11)].into(), Promise::Flushed).is_some());
+    assert_eq!(values(&history, Promise::Flushed), [12]);
+    assert!(history.complaint(&Content(vec![(0, 11)]), Promise::Flushed).is_some());
+    assert!(history.complaint(&Content(vec![(0, 12)]), Promise::Flushed).is_none());
+    assert!(history.complaint(&Content(Vec::new()), Promise::Flushed).is_some());
+    // A sector that nobody wrote reads what it did.
+    assert!(history.complaint(&Content(vec![(0, 12), (3, 1)]), Promise::Flushed).is_some());
+    history.restart(Content(vec![(0, 12), (3, 1)]));
+    assert!(history.complaint(&Content(vec![(0, 12), (3, 1)]), Promise::Flushed).is_none());
+    assert!(history.complaint(&Content(vec![(0, 12), (4, 1)]), Promise::Flushed).is_some());
 }

@@ -1,9 +1,14 @@
 //! A file in memory, sector by sector, and effects on it that can be applied in part, as a crash does.
+//!
+//! Knows that most copies of a file are never changed: a copy costs nothing until then, and after it the sectors around
+//! the change.
 
 use crate::blocking::Store;
 use goldrush::units::SECTOR_BYTES;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A small seeded generator (splitmix64).
 pub struct Rng(pub u64);
@@ -40,18 +45,69 @@ pub fn sector_of(value: u64) -> SectorBytes {
     bytes
 }
 
-/// Sectors that were never written, or zeroed, are not there.
+/// What one sector holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sector {
+    /// One number, repeated; 0 also where nothing was ever written.
+    Value(u64),
+    Bytes(Arc<SectorBytes>),
+}
+
+impl Sector {
+    fn of(bytes: &[u8]) -> Self {
+        let (first, rest) = bytes.split_at(8);
+        if *rest == bytes[..bytes.len() - 8] {
+            return Self::Value(u64::from_le_bytes(first.try_into().unwrap()));
+        }
+        let mut content = [0; SECTOR_BYTES as usize];
+        content.copy_from_slice(bytes);
+        Self::Bytes(Arc::new(content))
+    }
+
+    pub fn bytes(&self) -> SectorBytes {
+        match self {
+            Self::Value(value) => sector_of(*value),
+            Self::Bytes(bytes) => **bytes,
+        }
+    }
+
+    fn copy(&self, from: usize, out: &mut [u8]) {
+        match self {
+            Self::Value(0) => out.fill(0),
+            Self::Value(value) => out.copy_from_slice(&sector_of(*value)[from..from + out.len()]),
+            Self::Bytes(bytes) => out.copy_from_slice(&bytes[from..from + out.len()]),
+        }
+    }
+}
+
+/// Sectors that are copied together.
+const RUN: u64 = 64;
+type Run = [Sector; RUN as usize];
+
 #[derive(Clone, Default)]
 pub struct SimFile {
-    pub sectors: BTreeMap<u64, SectorBytes>,
+    /// By the number of the run. Shared with copies, and so is each run.
+    runs: Arc<BTreeMap<u64, Arc<Run>>>,
     pub len: u64,
 }
 
 /// One change of a file, by whole sectors.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    Write { offset: u64, bytes: Vec<u8> },
-    Zero { offset: u64, len: u64 },
+    Write {
+        offset: u64,
+        bytes: Arc<[u8]>,
+    },
+    /// Sectors of this value.
+    Fill {
+        offset: u64,
+        len: u64,
+        value: u64,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+    },
     SetLen(u64),
 }
 
@@ -68,33 +124,60 @@ impl SimFile {
                     offset.is_multiple_of(SECTOR_BYTES) && bytes.len().is_multiple_of(512),
                     "whole sectors"
                 );
-                for (index, chunk) in bytes.chunks_exact(512).enumerate() {
-                    let sector = offset / SECTOR_BYTES + index as u64;
+                for (sector, chunk) in (offset / SECTOR_BYTES..).zip(bytes.chunks_exact(512)) {
                     if survives(sector) {
-                        let mut content = [0; 512];
-                        content.copy_from_slice(chunk);
-                        if content == [0; 512] {
-                            self.sectors.remove(&sector);
-                        } else {
-                            self.sectors.insert(sector, content);
-                        }
+                        self.put(sector, Sector::of(chunk));
+                        self.len = self.len.max((sector + 1) * SECTOR_BYTES);
+                    }
+                }
+            }
+            Effect::Fill { offset, len, value } => {
+                for sector in offset / SECTOR_BYTES..(offset + len) / SECTOR_BYTES {
+                    if survives(sector) {
+                        self.put(sector, Sector::Value(*value));
                         self.len = self.len.max((sector + 1) * SECTOR_BYTES);
                     }
                 }
             }
             Effect::Zero { offset, len } => {
-                let range = offset / SECTOR_BYTES..(offset + len) / SECTOR_BYTES;
-                let there: Vec<u64> = self.sectors.range(range).map(|(sector, _)| *sector).collect();
-                for sector in there.into_iter().filter(|sector| survives(*sector)) {
-                    self.sectors.remove(&sector);
-                }
+                self.clear(offset / SECTOR_BYTES..(offset + len) / SECTOR_BYTES, survives);
             }
             Effect::SetLen(len) => {
                 if survives(0) {
                     self.len = *len;
-                    self.sectors.split_off(&len.div_ceil(SECTOR_BYTES));
+                    self.clear(len.div_ceil(SECTOR_BYTES)..u64::MAX, |_| true);
                 }
             }
+        }
+    }
+
+    /// True when both are copies of one file and neither was changed since.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.len == other.len && Arc::ptr_eq(&self.runs, &other.runs)
+    }
+
+    /// The sectors of a range that are not zero, in order.
+    pub fn sectors(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &Sector)> {
+        let runs = self.runs.range(range.start / RUN..range.end.div_ceil(RUN));
+        runs.flat_map(move |(run, sectors)| {
+            let first = run * RUN;
+            let from = range.start.saturating_sub(first).min(RUN) as usize;
+            let to = range.end.saturating_sub(first).min(RUN) as usize;
+            (first + from as u64..).zip(&sectors[from..to])
+        })
+        .filter(|(_, sector)| **sector != Sector::Value(0))
+    }
+
+    fn put(&mut self, sector: u64, content: Sector) {
+        let runs = Arc::make_mut(&mut self.runs);
+        let new = || Arc::new([const { Sector::Value(0) }; RUN as usize]);
+        Arc::make_mut(runs.entry(sector / RUN).or_insert_with(new))[(sector % RUN) as usize] = content;
+    }
+
+    fn clear(&mut self, range: Range<u64>, mut survives: impl FnMut(u64) -> bool) {
+        let there: Vec<u64> = self.sectors(range).map(|(sector, _)| sector).collect();
+        for sector in there.into_iter().filter(|sector| survives(*sector)) {
+            self.put(sector, Sector::Value(0));
         }
     }
 }
@@ -104,17 +187,17 @@ impl Store for SimFile {
         assert!(offset + bytes.len() as u64 <= self.len, "a read beyond the end of the file");
         bytes.fill(0);
         let end = offset + bytes.len() as u64;
-        for (sector, content) in self.sectors.range(offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES)) {
+        for (sector, content) in self.sectors(offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES)) {
             let start = sector * SECTOR_BYTES;
             let (from, to) = (start.max(offset), (start + SECTOR_BYTES).min(end));
-            bytes[(from - offset) as usize..(to - offset) as usize]
-                .copy_from_slice(&content[(from - start) as usize..(to - start) as usize]);
+            content
+                .copy((from - start) as usize, &mut bytes[(from - offset) as usize..(to - offset) as usize]);
         }
         Ok(())
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.apply(&Effect::Write { offset, bytes: bytes.to_vec() });
+        self.apply(&Effect::Write { offset, bytes: bytes.into() });
         Ok(())
     }
 
@@ -135,6 +218,25 @@ impl Store for SimFile {
     fn len(&self) -> u64 {
         self.len
     }
+}
+
+#[test]
+fn a_copy_keeps_what_it_had_and_a_read_sees_parts_of_sectors() {
+    let mut file = SimFile::default();
+    file.apply(&Effect::Write { offset: 512, bytes: (0..1024).map(|at| at as u8 ^ 5).collect() });
+    file.apply(&Effect::Fill { offset: 512 * 70, len: 1024, value: 9 });
+    let copy = file.clone();
+    assert!(copy.is_same(&file));
+    file.apply(&Effect::Zero { offset: 1024, len: 512 * 69 });
+    assert!(!copy.is_same(&file));
+    let sectors = |file: &SimFile| file.sectors(0..u64::MAX).map(|(sector, _)| sector).collect::<Vec<_>>();
+    assert_eq!((sectors(&copy), sectors(&file)), (vec![1, 2, 70, 71], vec![1, 71]));
+    let mut bytes = [7; 600];
+    copy.read_at(1000, &mut bytes).unwrap();
+    let expected: Vec<u8> = (1000..1600).map(|at| if at < 1536 { (at - 512) as u8 ^ 5 } else { 0 }).collect();
+    assert!(bytes[..] == expected);
+    file.apply(&Effect::SetLen(600));
+    assert_eq!((sectors(&file), sectors(&copy).len(), file.len), (vec![1], 4, 600));
 }
 
 /// A file, what of it is stable, and the completed changes between the two.
@@ -231,8 +333,14 @@ fn parts(effect: &Effect, rng: &mut Rng) -> Vec<Effect> {
             sectors
                 .map(|(index, chunk)| Effect::Write {
                     offset: offset + index as u64 * 512,
-                    bytes: chunk.to_vec(),
+                    bytes: chunk.into(),
                 })
+                .collect()
+        }
+        Effect::Fill { offset, len, value } => {
+            let sectors = (0..len / 512).filter(|_| rng.chance(50));
+            sectors
+                .map(|index| Effect::Fill { offset: offset + index * 512, len: 512, value: *value })
                 .collect()
         }
         Effect::Zero { offset, len } => {

@@ -268,10 +268,10 @@ impl World {
             self.fault_of(file, Kind::Write, true);
             let part = bytes[..len / 1024 * 512].to_vec();
             let done = part.len() as u32;
-            self.files[file.0 as usize].complete(Effect::Write { offset, bytes: part });
+            self.files[file.0 as usize].complete(Effect::Write { offset, bytes: part.into() });
             return Ok(done);
         }
-        self.change(file, Kind::Write, Effect::Write { offset, bytes }).map(|()| len as u32)
+        self.change(file, Kind::Write, Effect::Write { offset, bytes: bytes.into() }).map(|()| len as u32)
     }
 
     fn fault_is_next(&self, file: FileSlot, fault: Fault) -> bool {
