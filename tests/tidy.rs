@@ -99,7 +99,7 @@ const OUTSIDE: &[(&str, &[&str])] = &[
     ("libc::", &["buf", "uring", "control"]),
     ("tokio_uring", &["control"]),
     ("parking_lot", &["control"]),
-    ("crossbeam", &["buf", "cache", "shard", "control"]),
+    ("crossbeam", &["buf", "cache", "uring", "shard", "control"]),
     ("clap", &["control"]),
     ("serde", &["control", "scsi"]),
 ];

@@ -27,7 +27,7 @@ use crate::buf::Pool;
 use crate::limits;
 use crate::shard::RateLimits;
 use crate::uring::host;
-use crate::uring::{UringIo, probe};
+use crate::uring::{FileWrites, UringIo, WrittenBy, probe};
 
 /// What a server would be, in words.
 #[derive(Default)]
@@ -57,6 +57,7 @@ pub(super) fn run(args: &ServeArgs, config: &Config, plane: &DataPlane) -> Resul
     golden_data(&mut page, &args.data_plane, plane, &images);
     sending(&mut page, &args.data_plane, config);
     folders(&mut page, config, plane);
+    file_writes(&mut page, &images);
     durability(&mut page, args, config);
     rates(&mut page, args, config);
     listeners(&mut page, args, config, plane);
@@ -72,6 +73,8 @@ struct Images {
     present: usize,
     files: usize,
     missing: usize,
+    /// Files that are written, by the file system they are on.
+    written: BTreeMap<&'static str, (WrittenBy, usize)>,
     /// Everything that is only read, once each.
     parents: BTreeMap<PathBuf, Parent>,
     errors: Vec<ConfigError>,
@@ -91,6 +94,7 @@ fn look_at_images(config: &Config) -> Images {
     for unit in config.targets.iter().flat_map(|target| &target.units) {
         if !unit.path.exists() && unit.origin == super::config::Origin::CommandLine {
             images.missing += 1;
+            images.note_written(FileWrites::in_folder(unit.path.parent().unwrap_or(Path::new("/"))));
             continue;
         }
         let chain = match opener.open_chain_as(&unit.path, Access::ReadOnly, unit.format) {
@@ -103,6 +107,9 @@ fn look_at_images(config: &Config) -> Images {
         images.present += 1;
         images.files += chain.layers().len();
         let own = usize::from(!unit.readonly);
+        if let Some(leaf) = chain.layers().iter().take(own).next() {
+            images.note_written(FileWrites::of(leaf.file().file()));
+        }
         for layer in chain.layers().iter().skip(own) {
             let identity = layer.file().identity();
             if !seen.contains(&identity) {
@@ -112,6 +119,12 @@ fn look_at_images(config: &Config) -> Images {
         }
     }
     images
+}
+
+impl Images {
+    fn note_written(&mut self, writes: FileWrites) {
+        self.written.entry(writes.on).or_insert((writes.by, 0)).1 += 1;
+    }
 }
 
 fn parent(layer: &OpenedLayer) -> Parent {
@@ -345,6 +358,21 @@ fn folders(page: &mut Page, config: &Config, plane: &DataPlane) {
             "none",
             "the default (--state-dir): APTPL, saved mode pages and WRITE ATOMIC are refused",
         ),
+    }
+}
+
+fn file_writes(page: &mut Page, images: &Images) {
+    for (on, (by, count)) in &images.written {
+        let (who, why) = match by {
+            WrittenBy::Ring => {
+                ("the ring", "writes run on the core's own thread, and wait elsewhere when they must")
+            }
+            WrittenBy::Threads => (
+                "threads",
+                "this file system refuses writes that must not wait: one thread a core does them, others help when it waits",
+            ),
+        };
+        page.say("file writes", format_args!("by {who}, to {count} images on {on}"), why);
     }
 }
 

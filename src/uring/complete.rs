@@ -54,6 +54,14 @@ impl State {
         }
     }
 
+    /// A write ended in a thread; `raw` is what the kernel would have said.
+    pub(super) fn wrote(&mut self, user_data: u64, raw: i32, done: &mut Vec<Completion>) {
+        let answer = Answer { result: count_or_errno(raw), flags: 0, raw };
+        if let Some((token, outcome)) = self.complete_last(user_data, answer) {
+            done.push(Completion { token, outcome });
+        }
+    }
+
     fn complete_multishot(&mut self, user_data: u64, answer: Answer) -> Option<(OpToken, Outcome)> {
         if let Some(Held::Send { zero_copy: Some(send), .. }) = self.inflight.held_mut(user_data) {
             // Queued; its memory is still needed.

@@ -26,8 +26,11 @@ pub struct UringConfig {
     pub files_max: u32,
     /// File operations, cancels, shutdowns and closes in flight; more wait in a queue.
     pub file_ops_max: u32,
-    /// Kernel threads that may run operations which cannot complete at once (buffered writes, syncs).
+    /// Kernel threads that may run operations which cannot complete at once (syncs).
     pub workers_max: u32,
+    /// Threads of the ring's own that write to files whose file system takes no write that must not wait. One writes while
+    /// it gets on; the others are started when it waits for a disk. 0: the ring writes.
+    pub writers_max: u32,
     /// Ask for DEFER_TASKRUN: the kernel then works for this ring only inside `wait`. Where it is refused, or not
     /// asked for, the ring works without.
     pub defer_taskrun: bool,
@@ -53,6 +56,7 @@ impl Default for UringConfig {
             file_ops_max: limits::SHARD_FILE_OPS_MAX as u32,
             // Syncs of many children at once share commits of the file system.
             workers_max: 32,
+            writers_max: 32,
             defer_taskrun: true,
             spin: Duration::ZERO,
             register_buffers: false,
@@ -138,7 +142,8 @@ impl UringConfig {
         in_range("sockets_max", self.sockets_max.into(), 1..=1 << 20, "1 to 1048576")?;
         in_range("files_max", self.files_max.into(), 1..=1 << 20, "1 to 1048576")?;
         in_range("file_ops_max", self.file_ops_max.into(), 8..=1 << 20, "8 to 1048576")?;
-        in_range("workers_max", self.workers_max.into(), 1..=1024, "1 to 1024")
+        in_range("workers_max", self.workers_max.into(), 1..=1024, "1 to 1024")?;
+        in_range("writers_max", self.writers_max.into(), 0..=1024, "0 to 1024")
     }
 }
 

@@ -11,6 +11,9 @@
 //! | `inflight`  | what the kernel still owns: the two contracts of this module              |
 //! | `ring`      | setup, registration, `io_uring_enter`                                     |
 //! | `rx`        | the provided buffers multishot receives fill                              |
+//! | [`file_writes`](FileWrites) | which files are written by the ring, and which by threads  |
+//! | `writers`   | threads that write, seen from the ring: whom to wake, when to start another |
+//! | `writer`    | such a thread, and the queues it shares with the ring                     |
 //! | `fill`      | the iovec lists of reads into several frames                              |
 //! | `send`      | the iovec lists of sends in flight                                        |
 //! | `tables`    | slots of sockets, listeners and files                                     |
@@ -22,6 +25,7 @@
 
 mod complete;
 mod config;
+mod file_writes;
 mod fill;
 pub mod host;
 mod inflight;
@@ -34,12 +38,15 @@ mod start;
 mod tables;
 mod uring_io;
 mod waker;
+mod writer;
+mod writers;
 mod zero_copy;
 
 #[cfg(test)]
 mod tests;
 
 pub use config::{Registered, RingReport, UringConfig, UringError};
+pub use file_writes::{FileWrites, WrittenBy};
 pub use shared_map::SharedMap;
 pub use uring_io::UringIo;
 pub use waker::UringWaker;

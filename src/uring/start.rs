@@ -3,16 +3,19 @@
 //! Knows operations, slots and opcodes. Does not know completions.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use io_uring::opcode;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags};
 
+use super::file_writes::WrittenBy;
 use super::fill::Placed;
 use super::inflight::{Held, ZeroCopySend};
 use super::ring::Ring;
 use super::rx;
 use super::uring_io::State;
+use super::writer::Job;
 use super::zero_copy::REPORT_USAGE;
 use crate::buf::{Fill, RawRange};
 use crate::io::{Completion, Errno, ListenerSlot, Op, OpToken, Outcome, Part, SocketSlot};
@@ -22,7 +25,7 @@ use crate::units::ByteOffset;
 /// What became of an operation that was to be started.
 #[derive(Debug)]
 pub(super) enum Started {
-    /// The kernel (or the waker) has it; a completion follows.
+    /// The kernel (or the waker, or a thread) has it; a completion follows.
     Queued,
     /// It is over already.
     Ended(Outcome),
@@ -171,6 +174,12 @@ impl State {
             return ended(Ok(()));
         }
         let Some(user_data) = self.inflight.find(target) else { return ended(Err(Errno(libc::ENOENT))) };
+        if let Some((_, Held::Write { file, .. })) = self.inflight.get(user_data)
+            && self.files.get(file.0).is_some_and(|open| open.written_by == WrittenBy::Threads)
+        {
+            // As of any write that is under way: it ends by itself.
+            return ended(Err(Errno(libc::EALREADY)));
+        }
         let entry = opcode::AsyncCancel::new(user_data).build();
         self.queue(ring, token, Held::Cancel, entry)
     }
@@ -183,15 +192,45 @@ impl State {
         {
             return ended(self.set_len_now(slot, len));
         }
-        if let Op::Fill { file, offset, fills } = op {
-            return self.start_fill(ring, token, (file, fd, offset.0), fills);
-        }
+        let op = match op {
+            Op::Fill { file, offset, fills } => {
+                return self.start_fill(ring, token, (file, fd, offset.0), fills);
+            }
+            Op::Write { file, offset, part } => match self.start_in_thread(token, file, offset, part) {
+                Ok(started) => return started,
+                Err(part) => Op::Write { file, offset, part },
+            },
+            op => op,
+        };
         let (held, entry) = match file_entry(ring, slot, fd, op) {
             Ok(submission) => submission,
             Err(outcome) => return Started::Ended(outcome),
         };
         self.files.begin(slot.0);
         self.queue(ring, token, held, entry)
+    }
+
+    /// A write by a thread; gives the bytes back where the ring is to write them.
+    fn start_in_thread(
+        &mut self,
+        token: OpToken,
+        slot: FileSlot,
+        offset: ByteOffset,
+        part: Part,
+    ) -> Result<Started, Part> {
+        let open = self.files.get(slot.0).filter(|open| open.written_by == WrittenBy::Threads);
+        let Some(file) = open.map(|open| Arc::clone(&open.file)) else { return Err(part) };
+        let Some(range) = part.buf.raw(part.start, part.len) else {
+            return Ok(Started::Ended(Outcome::Wrote { result: Err(BAD_RANGE), part }));
+        };
+        let Ok(user_data) = self.inflight.insert(token, Held::Write { file: slot, part }) else {
+            unreachable!("room in the slab was checked before")
+        };
+        self.files.begin(slot.0);
+        // SAFETY: `part`, which owns the range and lets nobody change it, is in `inflight` under this user data, and leaves
+        // it only when the job is back.
+        self.writers.push(unsafe { Job::new(user_data, file, slot.0, offset.0, &range) });
+        Ok(Started::Queued)
     }
 
     /// One read: into one range where the frames happen to lie side by side in memory, which they do while a cache fills,
@@ -218,8 +257,8 @@ impl State {
 
     /// Before 6.9: a blocking call, for a rare operation on metadata.
     fn set_len_now(&self, file: FileSlot, len: u64) -> Result<(), Errno> {
-        let file = self.files.get(file.0).ok_or(BAD_SLOT)?;
-        file.set_len(len).map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+        let open = self.files.get(file.0).ok_or(BAD_SLOT)?;
+        open.file.set_len(len).map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
     }
 }
 

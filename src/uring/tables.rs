@@ -10,6 +10,8 @@ use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use super::file_writes::WrittenBy;
+
 #[derive(Debug)]
 enum Place<T> {
     Free,
@@ -33,9 +35,21 @@ pub(super) struct Table<T> {
 }
 
 pub(super) type Sockets = Table<OwnedFd>;
-/// Shared with whoever opened them: tens of thousands of images are one descriptor each.
-pub(super) type Files = Table<Arc<File>>;
+pub(super) type Files = Table<OpenFile>;
 pub(super) type Listeners = Table<TcpListener>;
+
+/// Shared with whoever opened it: tens of thousands of images are one descriptor each.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) file: Arc<File>,
+    pub(super) written_by: WrittenBy,
+}
+
+impl AsRawFd for OpenFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
 
 impl<T: AsRawFd> Table<T> {
     pub(super) fn with_capacity(max: u32) -> Self {
@@ -122,8 +136,8 @@ impl<T: AsRawFd> Table<T> {
 mod tests {
     use super::*;
 
-    fn file() -> Arc<File> {
-        Arc::new(tempfile::tempfile().unwrap())
+    fn file() -> OpenFile {
+        OpenFile { file: Arc::new(tempfile::tempfile().unwrap()), written_by: WrittenBy::Ring }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use io_uring::types::{CancelBuilder, Fd};
 
 use super::complete::configure;
 use super::config::{RingReport, UringConfig, UringError};
+use super::file_writes::{FileWrites, WrittenBy};
 use super::fill::FillLists;
 use super::host;
 use super::inflight::{self, InFlight};
@@ -22,8 +23,9 @@ use super::ring::{Entered, Ring};
 use super::rx::RxBuffers;
 use super::send::SendLists;
 use super::start::{Started, refuse};
-use super::tables::{Files, Listeners, Sockets};
-use super::waker::{UringWaker, WakeReceiver};
+use super::tables::{Files, Listeners, OpenFile, Sockets};
+use super::waker::{Awaited, UringWaker, WakeReceiver};
+use super::writers::Writers;
 use super::zero_copy::{Policy, ZeroCopyCounts};
 use crate::buf::Pool;
 use crate::clock::Instant;
@@ -46,6 +48,7 @@ pub(super) struct State {
     pub(super) files: Files,
     pub(super) sends: SendLists,
     pub(super) fills: FillLists,
+    pub(super) writers: Writers,
     pub(super) rx: RxBuffers,
     /// `AwaitWake` operations; they end together.
     pub(super) wake_tokens: Vec<OpToken>,
@@ -97,6 +100,7 @@ impl UringIo {
             files: Files::with_capacity(config.files_max),
             sends: SendLists::new(config.sockets_max).map_err(resource("send lists"))?,
             fills: FillLists::new(config.file_ops_max).map_err(resource("read lists"))?,
+            writers: Writers::new(config.writers_max, waker.clone()),
             rx,
             wake_tokens: Vec::with_capacity(4),
             wake_polled: false,
@@ -146,7 +150,7 @@ impl UringIo {
 
     /// Moves the backlog into the ring as far as there is room. True when the submission queue stopped it.
     fn admit(&mut self) -> bool {
-        if !self.state.wake_polled && !self.state.wake_tokens.is_empty() {
+        if !self.state.wake_polled && self.awaited().is_any() {
             if self.ring.is_submission_full() {
                 return true;
             }
@@ -159,6 +163,11 @@ impl UringIo {
             }
         }
         false
+    }
+
+    /// What another thread may have to say.
+    fn awaited(&self) -> Awaited {
+        Awaited { wake: !self.state.wake_tokens.is_empty(), written: self.state.writers.is_busy() }
     }
 
     /// Gives the operation back when there is no room.
@@ -198,6 +207,7 @@ impl UringIo {
         for entry in self.ring.completions() {
             self.state.complete(&entry, done);
         }
+        self.reap_writes(done);
         done.extend(self.state.ended.drain(..));
         if !self.state.wake_tokens.is_empty() && self.wake.take() {
             let woken = self.state.wake_tokens.drain(..);
@@ -205,12 +215,34 @@ impl UringIo {
         }
     }
 
+    fn reap_writes(&mut self, done: &mut Vec<Completion>) {
+        if !self.state.writers.is_busy() {
+            return;
+        }
+        self.wake.take_written();
+        while let Some((user_data, result)) = self.state.writers.next_back() {
+            self.state.wrote(user_data, result, done);
+        }
+    }
+
+    /// Wakes a thread for the writes that were submitted, and another one when the first does not get on.
+    fn kick_writers(&mut self) {
+        self.state.writers.kick();
+        if self.state.writers.look_due().is_some() {
+            self.state.writers.look(host::now());
+        }
+    }
+
     /// One `io_uring_enter`; sleeps only when `want`, nothing is to be told, and no wake came first.
     fn enter(&mut self, want: bool, deadline: Option<Instant>) {
+        self.kick_writers();
+        let look = self.state.writers.look_due();
+        let deadline = deadline.into_iter().chain(look).min();
         let timeout = deadline.map(|deadline| deadline.since(host::now()));
         let want = want && timeout != Some(Duration::ZERO);
-        let armed = want && !self.state.wake_tokens.is_empty();
-        let sleep = want && (!armed || (self.state.wake_polled && self.wake.try_sleep()));
+        let awaited = self.awaited();
+        let armed = want && awaited.is_any();
+        let sleep = want && (!armed || (self.state.wake_polled && self.wake.try_sleep(awaited)));
         let entered = self.ring.enter(sleep, timeout);
         if armed {
             self.wake.awake();
@@ -275,7 +307,8 @@ impl Io for UringIo {
             self.reap(done);
         }
         self.reap(done);
-        if !self.spin.is_zero() && done.len() == before {
+        // Threads that write may need this very core.
+        if !self.spin.is_zero() && done.len() == before && !self.state.writers.is_busy() {
             if self.ring.has_submissions() {
                 self.enter(false, None);
                 self.reap(done);
@@ -330,7 +363,9 @@ impl Io for UringIo {
 
     fn adopt_file(&mut self, file: Arc<File>) -> Result<FileSlot, Arc<File>> {
         let fd = file.as_raw_fd();
-        let slot = self.state.files.insert(file)?;
+        let by_threads = FileWrites::of(&file).by == WrittenBy::Threads && self.state.writers.begin();
+        let written_by = if by_threads { WrittenBy::Threads } else { WrittenBy::Ring };
+        let slot = self.state.files.insert(OpenFile { file, written_by }).map_err(|open| open.file)?;
         self.ring.set_fixed_file(slot, fd);
         Ok(FileSlot(slot))
     }
@@ -341,7 +376,7 @@ impl Io for UringIo {
         }
         let released = self.state.files.remove(file.0)?;
         self.ring.set_fixed_file(file.0, -1);
-        Some(released)
+        Some(released.file)
     }
 
     fn adopt_listener(&mut self, listener: TcpListener) -> Result<ListenerSlot, TcpListener> {
@@ -363,14 +398,23 @@ impl UringIo {
         let deadline = host::now().after(DRAIN);
         let mut ended = Vec::new();
         let mut quiet = true;
+        let State { writers, .. } = &mut self.state;
+        let mut cancelled = Vec::new();
+        writers.cancel_waiting(&mut |user_data, result| cancelled.push((user_data, result)));
+        for (user_data, result) in cancelled {
+            self.state.wrote(user_data, result, &mut ended);
+        }
         loop {
             if quiet {
                 let entry = opcode::AsyncCancel2::new(CancelBuilder::any().all()).build();
                 // SAFETY: a cancel names no memory. When the queue is full, a later round pushes it.
                 let _ = unsafe { self.ring.push(&entry.user_data(inflight::CANCEL)) };
             }
-            let entered = self.ring.enter(true, Some(Duration::from_millis(100)));
+            // Threads that write do not end this sleep.
+            let look = if self.state.writers.is_busy() { 1 } else { 100 };
+            let entered = self.ring.enter(true, Some(Duration::from_millis(look)));
             quiet = true;
+            self.reap_writes(&mut ended);
             for entry in self.ring.completions() {
                 quiet = false;
                 self.state.complete(&entry, &mut ended);

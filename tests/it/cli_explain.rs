@@ -31,6 +31,7 @@ fn every_flag_is_named_with_what_it_does_to_this_server() {
         "one a core",
         "3 LUNs persistent, 0 until reset, 0 read only",
         "in turn",
+        "to 3 images on ",
     ] {
         assert!(said.out.contains(part), "{part}: {}", said.out);
     }

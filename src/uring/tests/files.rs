@@ -55,7 +55,7 @@ fn a_write_is_read_back() {
 
 #[test]
 fn registered_buffers_carry_the_same_bytes() {
-    let config = UringConfig { register_buffers: true, ..small_config() };
+    let config = UringConfig { register_buffers: true, writers_max: 0, ..small_config() };
     let Some((mut bench, file)) = with_file(&config) else { return };
     println!("{}", bench.io.report());
     write_and_read_back(&mut bench, &file);
@@ -70,6 +70,43 @@ fn registered_buffers_carry_the_same_bytes() {
     let mut bytes = [0; 100];
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, [7; 100]);
+}
+
+#[test]
+fn the_ring_writes_where_there_are_to_be_no_threads() {
+    let Some((mut bench, file)) = with_file(&UringConfig { writers_max: 0, ..small_config() }) else {
+        return;
+    };
+    write_and_read_back(&mut bench, &file);
+}
+
+/// As often as it takes for the two sides to sleep and to miss each other in every way.
+#[test]
+fn one_write_after_another_is_never_forgotten() {
+    for spin in [Duration::ZERO, Duration::from_micros(20)] {
+        let Some((mut bench, _file)) = with_file(&UringConfig { spin, ..small_config() }) else { return };
+        bench.submit(Op::AwaitWake);
+        let zero = bench.pool.zero_chunk();
+        for n in 0..3000 {
+            let part = Part { buf: zero.clone(), start: 0, len: 512 };
+            let outcome = bench.run(Op::Write { file: FILE, offset: ByteOffset(n * 512), part });
+            assert!(matches!(outcome, Outcome::Wrote { result: Ok(512), .. }));
+        }
+        assert!(bench.done.is_empty(), "nobody was woken who asked for something else");
+    }
+}
+
+#[test]
+fn a_write_that_cannot_be_is_an_error_and_a_pending_one_is_not_cancelled() {
+    let place = tempfile::NamedTempFile::new().unwrap();
+    let files = vec![File::open(place.path()).unwrap()];
+    let Some(mut bench) = bench(&small_config(), files, vec![]) else { return };
+    let part = Part { buf: bench.pool.zero_chunk(), start: 0, len: 512 };
+    let write = bench.submit(Op::Write { file: FILE, offset: ByteOffset(0), part });
+    let cancel = bench.submit(Op::Cancel { token: write });
+    assert!(matches!(bench.next(cancel), Outcome::Done { result: Err(_) }));
+    assert!(matches!(bench.next(write), Outcome::Wrote { result: Err(Errno(libc::EBADF)), .. }));
+    assert_eq!(bench.io.operations_pending(), 0);
 }
 
 #[test]
