@@ -22,6 +22,7 @@ fn device() -> Device {
         read_only: false,
         thin: true,
         removable: false,
+        write_same_to_end: false,
         kept: None,
     };
     let config = DeviceConfig { target_name, portal_group: 1, units: vec![unit] };

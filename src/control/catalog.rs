@@ -48,6 +48,7 @@ pub struct UnitSpec {
     pub lun: u16,
     pub readonly: bool,
     pub removable: bool,
+    pub write_same_to_end: bool,
     pub block_size: BlockSize,
     pub physical_block_size: BlockSize,
     pub durability: DurabilityPolicy,
@@ -136,6 +137,16 @@ fn open_unit(unit: &UnitConfig, opened: &mut Opened) -> Result<UnitSpec, String>
         let small = PhysicalTooSmall { physical: physical_block_size, logical: block_size };
         return Err(format!("{}: {small}", unit.path.display()));
     }
-    let UnitConfig { lun, readonly, removable, durability, reset, .. } = *unit;
-    Ok(UnitSpec { lun, readonly, removable, block_size, physical_block_size, durability, reset, chain })
+    let UnitConfig { lun, readonly, removable, write_same_to_end, durability, reset, .. } = *unit;
+    Ok(UnitSpec {
+        lun,
+        readonly,
+        removable,
+        write_same_to_end,
+        block_size,
+        physical_block_size,
+        durability,
+        reset,
+        chain,
+    })
 }

@@ -160,6 +160,8 @@ pub struct UnitConfig {
     pub readonly: bool,
     /// The initiator may eject the medium: until it is loaded again, the unit is NOT READY.
     pub removable: bool,
+    /// WRITE SAME without a length writes up to the end of the disk, instead of being refused.
+    pub write_same_to_end: bool,
     /// The disk's own when absent.
     pub block_size: Option<BlockSize>,
     /// What the unit says its medium is made of; never smaller than its logical blocks. 4096 when absent.
@@ -307,6 +309,8 @@ struct RawLun {
     readonly: bool,
     #[serde(default)]
     removable: bool,
+    #[serde(default)]
+    write_same_to_end: bool,
     block_size: Option<Spanned<i64>>,
     physical_block_size: Option<Spanned<i64>>,
     initiators: Option<Spanned<Vec<Spanned<String>>>>,
@@ -642,7 +646,6 @@ impl Reader {
         let origin = self.origin(&raw.path);
         match std::fs::metadata(&path) {
             Ok(_) => {
-                let (format, readonly, removable) = (raw.format, raw.readonly, raw.removable);
                 let durability = raw.durability.unwrap_or(defaults.1);
                 if let Some(reset) = raw.reset.as_ref().filter(|_| durability == DurabilityPolicy::Persistent)
                 {
@@ -653,9 +656,10 @@ impl Reader {
                     lun,
                     path,
                     origin,
-                    format,
-                    readonly,
-                    removable,
+                    format: raw.format,
+                    readonly: raw.readonly,
+                    removable: raw.removable,
+                    write_same_to_end: raw.write_same_to_end,
                     block_size,
                     physical_block_size,
                     access,

@@ -228,6 +228,7 @@ pub(super) fn unit_config(
         read_only: !unit.is_writable(),
         thin: true,
         removable: unit.removable,
+        write_same_to_end: unit.write_same_to_end,
         kept,
     })
 }

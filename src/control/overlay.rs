@@ -64,17 +64,17 @@ pub(super) fn prepare(
             created += 1;
         }
         let origin = Origin::CommandLine;
-        let (format, readonly, removable, access) = (Some(format), false, false, Admission::default());
         let unit = UnitConfig {
             lun: 0,
             path,
             origin,
-            format,
-            readonly,
-            removable,
+            format: Some(format),
+            readonly: false,
+            removable: false,
+            write_same_to_end: false,
             block_size: None,
             physical_block_size: None,
-            access,
+            access: Admission::default(),
             durability,
             reset,
         };

@@ -323,8 +323,8 @@ fn compare_units(
 /// The unit that is served is the one that is wanted: the same file, used in the same way.
 fn is_same(former: &UnitConfig, open: &ServedUnit, unit: &UnitConfig) -> bool {
     let settings = |unit: &UnitConfig| {
-        let durability = (unit.durability, unit.reset);
-        (unit.readonly, unit.removable, unit.block_size, unit.physical_block_size, durability)
+        let habits = (unit.readonly, unit.removable, unit.write_same_to_end);
+        (habits, unit.block_size, unit.physical_block_size, unit.durability, unit.reset)
     };
     let identity = identity_of(&unit.path).ok();
     settings(former) == settings(unit)

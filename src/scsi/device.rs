@@ -84,6 +84,8 @@ pub struct UnitConfig {
     pub thin: bool,
     /// The medium can be ejected.
     pub removable: bool,
+    /// WRITE SAME without a length writes up to the last block (WSNZ is zero) instead of being refused.
+    pub write_same_to_end: bool,
     /// What an earlier run kept for it; `None`: there is no place to keep anything in, and APTPL is refused.
     pub kept: Option<KeptUnit>,
 }

@@ -34,6 +34,7 @@ pub(super) fn unit_config(lun: u16) -> UnitConfig {
         read_only: false,
         thin: true,
         removable: false,
+        write_same_to_end: false,
         kept: None,
     }
 }

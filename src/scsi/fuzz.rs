@@ -68,6 +68,7 @@ fn small_device() -> Option<Device> {
             read_only: lun == 2,
             thin: lun < 2,
             removable: lun == 1,
+            write_same_to_end: lun == 1,
             kept: (lun == 0).then(KeptUnit::default),
         })
     };

@@ -25,6 +25,8 @@ pub(super) struct VpdSource<'a> {
     pub(super) geometry: Geometry,
     /// WRITE ATOMIC exists.
     pub(super) atomic: bool,
+    /// WRITE SAME without a length writes up to the end.
+    pub(super) write_same_to_end: bool,
 }
 
 impl VpdSource<'_> {
@@ -84,7 +86,7 @@ impl VpdSource<'_> {
 
     /// | bytes of the page | field                          | bytes  | field                      |
     /// |-------------------|--------------------------------|--------|----------------------------|
-    /// | 4                 | WSNZ: zero                     | 20..24 | MAXIMUM UNMAP LBA COUNT    |
+    /// | 4                 | WSNZ                           | 20..24 | MAXIMUM UNMAP LBA COUNT    |
     /// | 5                 | MAXIMUM COMPARE AND WRITE      | 24..28 | MAXIMUM UNMAP DESCRIPTORS  |
     /// | 6..8              | OPTIMAL TRANSFER GRANULARITY   | 28..32 | OPTIMAL UNMAP GRANULARITY  |
     /// | 8..12             | MAXIMUM TRANSFER LENGTH        | 32..36 | UGAVALID, alignment        |
@@ -95,7 +97,8 @@ impl VpdSource<'_> {
         let mut body = vec![0; 0x3C];
         let mut put = |at: usize, value: u32| body[at - 4..at].copy_from_slice(&value.to_be_bytes());
         let compare_and_write = u32::from(compare_and_write_blocks(geometry));
-        put(4, compare_and_write << 16 | geometry.physical_blocks() & 0xFFFF);
+        let wsnz = u32::from(!self.write_same_to_end);
+        put(4, wsnz << 24 | compare_and_write << 16 | geometry.physical_blocks() & 0xFFFF);
         put(8, geometry.blocks_in(limits::TRANSFER_BYTES_MAX));
         put(12, geometry.blocks_in(limits::TRANSFER_OPTIMAL_BYTES));
         put(16, geometry.blocks_in(limits::TRANSFER_BYTES_MAX));
@@ -209,7 +212,7 @@ mod tests {
             serial: Some("S-1".into()),
         });
         let port = TargetPort::new(target_name, 1);
-        VpdSource { names: &names, port: &port, geometry, atomic: true }.page(code)
+        VpdSource { names: &names, port: &port, geometry, atomic: true, write_same_to_end: false }.page(code)
     }
 
     #[test]
@@ -230,7 +233,7 @@ mod tests {
         let page = page(0xB0, THIN).unwrap();
         let field = |at: usize| u32::from_be_bytes(page[at..at + 4].try_into().unwrap());
         assert_eq!(page.len(), 64);
-        assert_eq!(page[4], 0, "WSNZ: no length means up to the end");
+        assert_eq!(page[4], 1, "WSNZ: no length is refused");
         assert_eq!(page[5], compare_and_write_blocks(THIN));
         assert_eq!(page[6..8], [0, 8]);
         assert_eq!(field(8) as usize, limits::TRANSFER_BYTES_MAX / 512);

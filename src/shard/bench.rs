@@ -191,6 +191,7 @@ fn device(kept: KeptUnit) -> Device {
         read_only: false,
         thin: true,
         removable: false,
+        write_same_to_end: false,
         kept: Some(kept),
     };
     let mut device = Device::new(DeviceConfig { target_name, portal_group: 1, units: vec![unit] }).unwrap();

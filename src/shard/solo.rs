@@ -270,6 +270,7 @@ fn device(units: &[UnitSeed]) -> Result<Device, DeviceError> {
         read_only: !unit.writable,
         thin: true,
         removable: false,
+        write_same_to_end: false,
         kept: None,
     };
     let configs = (0..).zip(units).map(config).collect();

@@ -118,6 +118,7 @@ fn shard(
         read_only: false,
         thin: true,
         removable: false,
+        write_same_to_end: false,
         kept: None,
     };
     let device =

@@ -97,6 +97,7 @@ fn target(plan: &TargetPlan, world: &Shared, table: &mut Table) -> Result<Target
         read_only: false,
         thin: true,
         removable: false,
+        write_same_to_end: false,
         kept: None,
     };
     let config = DeviceConfig { target_name: plan.name.clone(), portal_group: 1, units: vec![unit] };

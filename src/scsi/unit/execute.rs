@@ -174,13 +174,17 @@ impl LogicalUnit {
         Ok(if range.count.0 == 0 { GOOD } else { UnitPlan::WriteAtomic { unit: self.index, range } })
     }
 
-    /// No length means up to the last block (SBC-4, 5.50; WSNZ is zero), which MAXIMUM WRITE SAME LENGTH bounds as well.
+    /// No length means up to the last block where the unit is told to do so (SBC-4, 5.50; WSNZ is zero), which MAXIMUM
+    /// WRITE SAME LENGTH bounds as well. Elsewhere it is refused: a length that a driver cut to 16 bits would wipe what follows.
     fn write_same(&self, extent: Extent, unmap: bool, no_data: bool) -> Result<UnitPlan, Sense> {
         if unmap && !self.geometry.thin {
             return Err(Sense::cdb_field(1, 3));
         }
         let mut range = self.range(extent)?;
         if range.count.0 == 0 {
+            if !self.write_same_to_end {
+                return Err(Sense::cdb_field(u16::from(extent.count_byte), 7));
+            }
             range.count = BlockCount(self.geometry.blocks - range.start.0);
         }
         let most = u64::from(self.geometry.blocks_in(limits::WRITE_SAME_BYTES_MAX));
@@ -218,8 +222,9 @@ impl LogicalUnit {
             None => Ok(inquiry::standard(Peripheral::Disk { removable: self.removable })),
             Some(code) => {
                 let port = around.target_port;
-                VpdSource { names: &self.names, port, geometry: self.geometry, atomic: self.can_keep }
-                    .page(code)
+                let (geometry, atomic, write_same_to_end) =
+                    (self.geometry, self.can_keep, self.write_same_to_end);
+                VpdSource { names: &self.names, port, geometry, atomic, write_same_to_end }.page(code)
             }
         }
     }
@@ -448,8 +453,16 @@ mod tests {
     }
 
     #[test]
-    fn write_same_goes_as_far_as_its_limit_and_to_the_end_without_a_length() {
+    fn write_same_without_a_length_is_refused_unless_it_means_up_to_the_end() {
         let mut bench = Bench::new();
+        assert_eq!(bench.reply(A, &cdb10(0x41, 0x08, 0, 0)).sense, Some(Sense::cdb_field(7, 7)));
+        assert_eq!(bench.reply(A, &cdb16(0x93, 0x01, 0, 0)).sense, Some(Sense::cdb_field(10, 7)));
+        assert_eq!(bench.codes(A, &cdb16(0x93, 0, BLOCKS + 1, 0)), OUT_OF_RANGE);
+    }
+
+    #[test]
+    fn write_same_goes_as_far_as_its_limit_and_to_the_end_where_told_to() {
+        let mut bench = Bench::with(|unit| unit.write_same_to_end = true);
         let most = (limits::WRITE_SAME_BYTES_MAX / 512) as u32;
         let end = BLOCKS as u32;
         let range = range(u64::from(end - 9), 9);

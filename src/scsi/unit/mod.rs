@@ -58,6 +58,7 @@ pub(super) struct LogicalUnit {
     geometry: Geometry,
     read_only: bool,
     removable: bool,
+    write_same_to_end: bool,
     ejected: bool,
     modes: ModeValues,
     /// What MODE SELECT saved: the values after a reset or a restart.
@@ -92,6 +93,7 @@ impl LogicalUnit {
             },
             read_only: config.read_only,
             removable: config.removable,
+            write_same_to_end: config.write_same_to_end,
             ejected: false,
             modes: saved.unwrap_or_default(),
             saved,

@@ -91,6 +91,7 @@ fn device(index: usize, block_size: BlockSize, sectors: u64) -> Device {
         read_only: false,
         thin: true,
         removable: false,
+        write_same_to_end: false,
         kept: None,
     };
     Device::new(DeviceConfig { target_name: name(index), portal_group: 1, units: vec![unit] }).unwrap()
