@@ -4,6 +4,8 @@
 //! Knows the shape of that memory and which values it may have. Does not know where it is kept, nor in which
 //! encoding: whoever keeps it gets plain values, and gives back values that are checked like any other input.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::device::InitiatorPort;
@@ -34,29 +36,57 @@ pub struct KeptUnit {
 #[serde(deny_unknown_fields)]
 pub struct KeptAtomic {
     lba: u64,
-    /// Hexadecimal.
-    data: String,
+    #[serde(with = "hexadecimal")]
+    data: Arc<[u8]>,
 }
 
 impl KeptAtomic {
     pub fn new(lba: Lba, data: &[u8]) -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |value: u8| char::from(DIGITS[usize::from(value & 0x0F)]);
-        Self { lba: lba.0, data: data.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect() }
+        Self { lba: lba.0, data: data.into() }
     }
 
     pub fn lba(&self) -> Lba {
         Lba(self.lba)
     }
 
-    /// `None`: what was written down is no data.
-    pub fn data(&self) -> Option<Vec<u8>> {
-        let digit = |byte: u8| char::from(byte).to_digit(16).map(|value| value as u8);
-        let (pairs, rest) = self.data.as_bytes().as_chunks::<2>();
-        if !rest.is_empty() || pairs.len() > limits::ATOMIC_BYTES_MAX {
-            return None;
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// The data of an atomic write, two digits a byte: written down by who keeps it, not by the shard.
+mod hexadecimal {
+    use std::sync::Arc;
+
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    use crate::limits;
+
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+    pub(super) fn serialize<S: Serializer>(data: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(2 * data.len());
+        for byte in data.iter() {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 0x0F)]));
         }
-        pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
+        serializer.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digit = |byte: u8| char::from(byte).to_digit(16).map(|value| value as u8);
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let data: Option<Arc<[u8]>> =
+            pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect();
+        match data {
+            Some(data) if rest.is_empty() && data.len() <= limits::ATOMIC_BYTES_MAX => Ok(data),
+            _ => Err(D::Error::custom(format!(
+                "the data of an atomic write is at most {} bytes of two digits each",
+                limits::ATOMIC_BYTES_MAX
+            ))),
+        }
     }
 }
 
@@ -212,8 +242,11 @@ mod tests {
         let text = serde_json::to_string(&kept).unwrap();
         assert_eq!(read(&text), Ok(kept));
         assert_eq!(read("{}"), Ok(KeptUnit::default()));
-        assert_eq!(KeptAtomic::new(Lba(7), &[0xA5, 0x0F]).data(), Some(vec![0xA5, 0x0F]));
-        assert_eq!(KeptAtomic { lba: 7, data: "a5g0".into() }.data(), None);
+        assert_eq!(KeptAtomic::new(Lba(7), &[0xA5, 0x0F]).data(), [0xA5, 0x0F]);
+        for data in ["a5g0", "a5f", &"0".repeat(2 * limits::ATOMIC_BYTES_MAX + 2)] {
+            let error = read(&format!(r#"{{"atomic":{{"lba":7,"data":"{data}"}}}}"#)).unwrap_err();
+            assert!(error.contains("two digits each"), "{error}");
+        }
     }
 
     #[test]
