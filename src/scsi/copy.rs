@@ -1,6 +1,6 @@
 //! Third-party copy (SPC-4, 5.17 and 6.4): EXTENDED COPY(LID1) lists, and what RECEIVE COPY RESULTS tells of them.
 //!
-//! Knows CSCD descriptors of type E4h, segment descriptors of type 02h and the answers' layouts. Does not know which
+//! Knows CSCD descriptors of type E4h, segment descriptors of types 02h and 0Ah and the answers' layouts. Does not know which
 //! unit a designator names, nor how blocks move (`shard`).
 
 use super::capacity::Geometry;
@@ -9,7 +9,7 @@ use super::identity::UnitNames;
 use super::rod;
 use super::sense::{Sense, SenseFormat};
 use crate::limits;
-use crate::units::{BlockCount, Lba};
+use crate::units::{BlockCount, Lba, SECTOR_BYTES, SectorCount};
 
 const HEADER_BYTES: usize = 16;
 /// Identification descriptor CSCD descriptor.
@@ -18,6 +18,9 @@ const CSCD_BYTES: usize = 32;
 /// Copy from block device to block device.
 const BLOCK_TO_BLOCK: u8 = 0x02;
 const BLOCK_TO_BLOCK_BYTES: usize = 28;
+/// The same with a number of bytes, and offsets within the first blocks.
+const BLOCK_TO_BLOCK_OFFSET: u8 = 0x0A;
+const BLOCK_TO_BLOCK_OFFSET_BYTES: usize = 32;
 
 /// A unit, as a CSCD descriptor names it: designator of VPD page 83h and the size of its blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,11 +52,21 @@ impl CopyDevice {
 pub struct CopySegment {
     pub from: usize,
     pub to: usize,
-    /// Of the source, or with `counts_destination` of the destination.
-    pub count: BlockCount,
-    pub counts_destination: bool,
+    pub len: CopyLen,
     pub source: Lba,
     pub destination: Lba,
+    /// Where in these blocks it begins.
+    pub source_offset: SectorCount,
+    pub destination_offset: SectorCount,
+}
+
+/// How much a segment copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyLen {
+    SourceBlocks(BlockCount),
+    DestinationBlocks(BlockCount),
+    /// In any blocks: it may begin and end within one.
+    Sectors(SectorCount),
 }
 
 /// An EXTENDED COPY whose list is well-formed.
@@ -138,37 +151,60 @@ fn parse_devices(list: &[u8]) -> Result<Vec<CopyDevice>, Sense> {
     Ok(devices)
 }
 
-/// | bytes of a descriptor | field                         | bytes  | field                        |
-/// |-----------------------|-------------------------------|--------|------------------------------|
-/// | 0                     | 02h                           | 6..8   | destination descriptor index |
-/// | 1                     | DC (bit 1), CAT (bit 0)       | 10..12 | NUMBER OF BLOCKS             |
-/// | 2..4                  | DESCRIPTOR LENGTH: 24         | 12..20 | source LBA                   |
-/// | 4..6                  | source descriptor index       | 20..28 | destination LBA              |
 fn parse_segments(mut list: &[u8], mut start: usize) -> Result<Vec<CopySegment>, Sense> {
     let mut segments = Vec::new();
     while !list.is_empty() {
-        if list[0] != BLOCK_TO_BLOCK {
-            return Err(Sense { field: at(start).field, ..Sense::UNSUPPORTED_SEGMENT_DESCRIPTOR });
-        }
+        let bytes = match list[0] {
+            BLOCK_TO_BLOCK => BLOCK_TO_BLOCK_BYTES,
+            BLOCK_TO_BLOCK_OFFSET => BLOCK_TO_BLOCK_OFFSET_BYTES,
+            _ => return Err(Sense { field: at(start).field, ..Sense::UNSUPPORTED_SEGMENT_DESCRIPTOR }),
+        };
         if segments.len() == limits::COPY_SEGMENTS_MAX {
             return Err(Sense::TOO_MANY_SEGMENT_DESCRIPTORS);
         }
-        let Some((segment, rest)) = list.split_at_checked(BLOCK_TO_BLOCK_BYTES) else { return Err(at(8)) };
-        if number(&segment[2..4]) as usize != BLOCK_TO_BLOCK_BYTES - 4 {
+        let Some((segment, rest)) = list.split_at_checked(bytes) else { return Err(at(8)) };
+        if number(&segment[2..4]) as usize != bytes - 4 {
             return Err(at(start + 2));
         }
-        segments.push(CopySegment {
-            from: number(&segment[4..6]) as usize,
-            to: number(&segment[6..8]) as usize,
-            count: BlockCount(number(&segment[10..12])),
-            counts_destination: segment[1] & 0x02 != 0,
-            source: Lba(number(&segment[12..20])),
-            destination: Lba(number(&segment[20..28])),
-        });
+        segments.push(parse_segment(segment, start)?);
         list = rest;
-        start += BLOCK_TO_BLOCK_BYTES;
+        start += bytes;
     }
     Ok(segments)
+}
+
+/// | bytes of a descriptor | field                         | bytes  | field                                |
+/// |-----------------------|-------------------------------|--------|--------------------------------------|
+/// | 0                     | 02h, 0Ah                      | 8..12  | 0Ah: NUMBER OF BYTES                 |
+/// | 1                     | DC (bit 1), CAT (bit 0)       | 12..20 | source LBA                           |
+/// | 2..4                  | DESCRIPTOR LENGTH: 24, 28     | 20..28 | destination LBA                      |
+/// | 4..6, 6..8            | source, destination index     | 28..30 | 0Ah: byte offset in the source block |
+/// | 10..12                | 02h: NUMBER OF BLOCKS         | 30..32 | 0Ah: in the destination block        |
+fn parse_segment(segment: &[u8], start: usize) -> Result<CopySegment, Sense> {
+    let sectors = |from: usize, to: usize| {
+        let bytes = number(&segment[from..to]);
+        // Data segments are whole sectors (DATA SEGMENT GRANULARITY).
+        let whole = bytes.is_multiple_of(SECTOR_BYTES) && bytes <= u64::from(limits::COPY_SEGMENT_BYTES_MAX);
+        if whole { Ok(SectorCount(bytes / SECTOR_BYTES)) } else { Err(at(start + from)) }
+    };
+    let blocks = BlockCount(number(&segment[10..12]));
+    let none = SectorCount(0);
+    let (len, source_offset, destination_offset) = if segment[0] == BLOCK_TO_BLOCK_OFFSET {
+        (CopyLen::Sectors(sectors(8, 12)?), sectors(28, 30)?, sectors(30, 32)?)
+    } else if segment[1] & 0x02 != 0 {
+        (CopyLen::DestinationBlocks(blocks), none, none)
+    } else {
+        (CopyLen::SourceBlocks(blocks), none, none)
+    };
+    Ok(CopySegment {
+        from: number(&segment[4..6]) as usize,
+        to: number(&segment[6..8]) as usize,
+        len,
+        source: Lba(number(&segment[12..20])),
+        destination: Lba(number(&segment[20..28])),
+        source_offset,
+        destination_offset,
+    })
 }
 
 /// How a copy ended.
@@ -271,8 +307,8 @@ pub(super) fn operating_parameters() -> Vec<u8> {
     data[36] = limits::COPY_RECORDS_MAX as u8;
     // Data segments are whole sectors.
     data[37] = 9;
-    data[43] = 2;
-    data.extend([BLOCK_TO_BLOCK, IDENTIFICATION]);
+    data[43] = 3;
+    data.extend([BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION]);
     let available = (data.len() - 4) as u32;
     data[..4].copy_from_slice(&available.to_be_bytes());
     data
@@ -297,7 +333,7 @@ pub(super) fn vital_page(geometry: Geometry) -> Vec<u8> {
     parameters[6..8].copy_from_slice(&(limits::COPY_SEGMENTS_MAX as u16).to_be_bytes());
     parameters[8..12].copy_from_slice(&(limits::COPY_DESCRIPTOR_BYTES_MAX as u32).to_be_bytes());
     push(0x0004, parameters);
-    push(0x0008, vec![2, BLOCK_TO_BLOCK, IDENTIFICATION]);
+    push(0x0008, vec![3, BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION]);
     push(features_code, features);
     push(types_code, types);
     let mut general = vec![0; 0x20];
@@ -347,12 +383,32 @@ mod tests {
         let expected = CopySegment {
             from: 0,
             to: 1,
-            count: BlockCount(256),
-            counts_destination: true,
+            len: CopyLen::DestinationBlocks(BlockCount(256)),
             source: Lba(5),
             destination: Lba(9),
+            source_offset: SectorCount(0),
+            destination_offset: SectorCount(0),
         };
         assert_eq!(copy.segments, [expected]);
+    }
+
+    #[test]
+    fn a_segment_may_count_bytes_in_whole_sectors() {
+        let mut bytes = list(1, 0);
+        bytes[11] = BLOCK_TO_BLOCK_OFFSET_BYTES as u8;
+        let start = bytes.len();
+        bytes.extend([BLOCK_TO_BLOCK_OFFSET, 0, 0, 28, 0, 0, 0, 0, 0, 0, 6, 0]);
+        bytes.extend(5u64.to_be_bytes());
+        bytes.extend(9u64.to_be_bytes());
+        bytes.extend([2, 0, 4, 0]);
+        let segment = parse(&bytes).unwrap().segments[0];
+        assert_eq!(segment.len, CopyLen::Sectors(SectorCount(3)));
+        assert_eq!((segment.source_offset, segment.destination_offset), (SectorCount(1), SectorCount(2)));
+        for (place, field) in [(11, 8), (29, 28), (31, 30)] {
+            let mut odd = bytes.clone();
+            odd[start + place] = 1;
+            assert_eq!(parse(&odd), Err(at(start + field)), "no whole sectors");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod reservation_model;
 
 pub mod fuzz;
 
-pub use copy::{Copy, CopyDevice, CopyEnd, CopySegment};
+pub use copy::{Copy, CopyDevice, CopyEnd, CopyLen, CopySegment};
 pub use device::{Device, DeviceConfig, DeviceError, InitiatorPort, Nexus, UnitConfig};
 pub use identity::{SERIAL_BYTES_MAX, UnitIdentity};
 pub use kept::{KeptAtomic, KeptReservations, KeptUnit};

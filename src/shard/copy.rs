@@ -16,8 +16,8 @@ use std::collections::VecDeque;
 
 use crate::limits;
 use crate::plan::WriteKind;
-use crate::scsi::{Copy, CopyDevice, CopyEnd, CopySegment, Nexus, Sense, UnitIndex};
-use crate::units::{BlockCount, BlockRange, SECTOR_BYTES, Sector, SectorCount, SectorRange};
+use crate::scsi::{Copy, CopyDevice, CopyEnd, CopyLen, CopySegment, Nexus, Sense, UnitIndex};
+use crate::units::{BlockCount, BlockRange, Lba, SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
 use super::executor::{Core, TaskKey};
 use super::rods::TokenUse;
@@ -158,28 +158,37 @@ impl Core {
         let (from, to) = (unit(segment.from)?, unit(segment.to)?);
         let lun = |end: Reached| self.targets[end.target].lun(end.unit);
         let per_block = |end: Reached| self.luns[lun(end) as usize].block_size.sectors();
-        let counted = if segment.counts_destination { to } else { from };
-        let sectors = segment.count.0.saturating_mul(per_block(counted));
-        let range = |end: Reached, start| {
+        let (sectors, may_split) = match segment.len {
+            CopyLen::SourceBlocks(blocks) => (blocks.0.saturating_mul(per_block(from)), false),
+            CopyLen::DestinationBlocks(blocks) => (blocks.0.saturating_mul(per_block(to)), false),
+            CopyLen::Sectors(sectors) => (sectors.0, true),
+        };
+        // The blocks it touches.
+        let range = |end: Reached, lba: Lba, offset: SectorCount| {
             let per_block = per_block(end);
-            if !sectors.is_multiple_of(per_block) {
+            if !may_split && !sectors.is_multiple_of(per_block) {
                 return Err(Sense::COPY_INEXACT);
             }
-            Ok(BlockRange { start, count: BlockCount(sectors / per_block) })
+            let start = Lba(lba.0.saturating_add(offset.0 / per_block));
+            let count = if sectors == 0 { 0 } else { (offset.0 % per_block + sectors).div_ceil(per_block) };
+            Ok(BlockRange { start, count: BlockCount(count) })
         };
-        let (source, destination) = (range(from, segment.source)?, range(to, segment.destination)?);
+        let source = range(from, segment.source, segment.source_offset)?;
+        let destination = range(to, segment.destination, segment.destination_offset)?;
         self.targets[from.target].device.may_copy(from.nexus, from.unit, source, false)?;
         let device = &self.targets[to.target].device;
         device.may_copy(to.nexus, to.unit, destination, true)?;
         if device.writes_through(to.unit) {
             work.flush_at_the_end(lun(to));
         }
-        let first = |end: Reached, range: BlockRange| Sector(range.start.0.saturating_mul(per_block(end)));
+        let first = |end: Reached, range: BlockRange, offset: SectorCount| {
+            Sector(range.start.0.saturating_mul(per_block(end)).saturating_add(offset.0 % per_block(end)))
+        };
         Ok(CopyMove {
             from: lun(from),
-            source: first(from, source),
+            source: first(from, source, segment.source_offset),
             to: lun(to),
-            destination: first(to, destination),
+            destination: first(to, destination, segment.destination_offset),
             count: SectorCount(sectors),
         })
     }
@@ -347,6 +356,26 @@ mod tests {
         assert_eq!(bench.disk[200 * 512..202 * 512], before[..2 * 512], "what the first segment wrote");
         let status = bench.begin(&[0x84, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0], &[], 64);
         assert_eq!(bench.reply(status).unwrap().data, [0, 0, 0, 8, 1, 0, 2, 1, 0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn a_segment_of_bytes_begins_within_its_blocks() {
+        let mut bench = Bench::new();
+        let before = numbered(&mut bench);
+        let mut list = list(&mut bench, &[]);
+        list[11] = 32;
+        list.extend([0x0A, 0, 0, 28, 0, 0, 0, 0]);
+        list.extend(1536u32.to_be_bytes());
+        list.extend(4u64.to_be_bytes());
+        list.extend(100u64.to_be_bytes());
+        list.extend([2, 0, 4, 0]);
+        let cdb = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0, 0];
+        let task = bench.begin(&cdb, &list, 0);
+        bench.settle();
+        let ended = bench.reply(task).unwrap();
+        assert_eq!((ended.status, ended.sense), (0, None));
+        assert_eq!(bench.disk[102 * 512..105 * 512], before[5 * 512..8 * 512]);
+        assert_eq!(bench.disk[105 * 512..], before[105 * 512..]);
     }
 
     #[test]
