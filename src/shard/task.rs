@@ -312,13 +312,17 @@ impl Task {
     pub(super) fn or_into_out(&mut self) {
         for segment in &self.segments {
             let Some(source) = &segment.buf else { continue };
-            let bytes = &source.as_slice()[segment.start as usize..(segment.start + segment.len) as usize];
-            for (at, byte) in (segment.at as usize..).zip(bytes) {
-                if let Some(buf) = self.out_filling.get_mut(at / limits::CHUNK_BYTES)
-                    && let Some(target) = buf.as_mut_slice().get_mut(at % limits::CHUNK_BYTES)
-                {
-                    *target |= byte;
+            let mut bytes =
+                &source.as_slice()[segment.start as usize..(segment.start + segment.len) as usize];
+            let mut at = segment.at as usize;
+            while let Some(buf) = self.out_filling.get_mut(at / limits::CHUNK_BYTES) {
+                let target = buf.as_mut_slice().get_mut(at % limits::CHUNK_BYTES..).unwrap_or_default();
+                let (here, rest) = bytes.split_at(bytes.len().min(target.len()));
+                target.iter_mut().zip(here).for_each(|(target, byte)| *target |= byte);
+                if here.is_empty() {
+                    break;
                 }
+                (bytes, at) = (rest, at + here.len());
             }
         }
     }
