@@ -41,7 +41,7 @@ fn request(current: Stage, next: Stage) -> LoginRequest {
 
 /// The whole of a login; what it settled.
 fn log_in(out: &mut Vec<u8>) -> Option<NegotiatedParams> {
-    let mut machine = LoginMachine::new([7; 32]);
+    let mut machine = LoginMachine::new([7; 32], goldrush::limits::COMMAND_WINDOW_DEFAULT);
     machine.handle_pdu(
         &request(Stage::SecurityNegotiation, Stage::OperationalNegotiation).encode(NAMES.len() as u32),
         NAMES,

@@ -23,6 +23,7 @@ fn session() -> Session {
     Session::new(SessionStart {
         kind: SessionKind::Normal,
         exp_cmd_sn: CmdSn(1),
+        queue_depth: goldrush::limits::COMMAND_WINDOW_DEFAULT,
         connection: ConnectionStart {
             cid: Cid(0),
             params: NegotiatedParams::default(),

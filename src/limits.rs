@@ -89,16 +89,20 @@ pub const FIRST_BURST_BYTES_MAX: u32 = 256 * 1024;
 pub const SEND_SEGMENT_BYTES_MAX: u32 = 256 * 1024;
 /// R2Ts one task may have outstanding (13.17).
 pub const OUTSTANDING_R2T_MAX: u32 = 1;
-/// Commands the CmdSN window of one session holds.
-pub const COMMAND_WINDOW: u32 = 128;
+/// Commands the CmdSN window of one session holds at most, and unless told otherwise.
+pub const COMMAND_WINDOW_MAX: u32 = 512;
+pub const COMMAND_WINDOW_DEFAULT: u32 = 128;
 /// Immediate commands one session may have beside the window (TMF, NOP-Out, immediate SCSI commands).
 pub const IMMEDIATE_TASKS_MAX: usize = 16;
 /// Connections one session may have, whatever is negotiated (13.2).
 pub const SESSION_CONNECTIONS_MAX: usize = 8;
 /// Connections a session is granted unless told otherwise.
 pub const SESSION_CONNECTIONS_DEFAULT: u32 = 4;
-/// Tasks of one session.
-pub const SESSION_TASKS_MAX: usize = COMMAND_WINDOW as usize + IMMEDIATE_TASKS_MAX;
+/// Tasks of one session whose window holds so many commands.
+pub const fn session_tasks(window: u32) -> usize {
+    window as usize + IMMEDIATE_TASKS_MAX
+}
+pub const SESSION_TASKS_MAX: usize = session_tasks(COMMAND_WINDOW_MAX);
 
 /// Control data of requests that came ahead of their turn, per session; beyond it they count as not received.
 pub const HELD_BYTES_MAX: usize = 64 * 1024;
@@ -234,6 +238,7 @@ const _: () = assert!(TEXT_BYTES_MAX >= LOGIN_SEGMENT_BYTES_MAX as usize);
 const _: () = assert!(RECV_SEGMENT_BYTES_MAX >= 8192 && SEND_SEGMENT_BYTES_MAX >= 512);
 const _: () = assert!(CONNECTION_SEND_BYTES_MAX >= 2 * TRANSFER_BYTES_MAX);
 const _: () = assert!(SESSION_TASKS_MAX <= SHARD_TASKS_MAX);
+const _: () = assert!(0 < COMMAND_WINDOW_DEFAULT && COMMAND_WINDOW_DEFAULT <= COMMAND_WINDOW_MAX);
 const _: () = assert!(SESSION_CONNECTIONS_DEFAULT as usize <= SESSION_CONNECTIONS_MAX);
 const _: () = assert!(SESSION_CONNECTIONS_MAX <= u8::MAX as usize);
 // One function and one other immediate request for each connection (RFC 7143, 4.2.2.1).

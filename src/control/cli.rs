@@ -307,6 +307,9 @@ pub struct DataPlaneArgs {
     /// The most bytes one send gathers for a connection (16K to 8M)
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = send_batch)]
     pub send_batch: Size,
+    /// Commands an initiator may have under way in a session (1 to 512): what it is told as MaxCmdSN
+    #[arg(long, value_name = "N", default_value_t = crate::limits::COMMAND_WINDOW_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(crate::limits::COMMAND_WINDOW_MAX)))]
+    pub queue_depth: u32,
     /// The most connections one session may have (1 to 8); 1: none may join [default: the configuration's, else 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=crate::limits::SESSION_CONNECTIONS_MAX as i64))]
     pub max_connections: Option<u32>,

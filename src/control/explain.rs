@@ -61,7 +61,7 @@ pub(super) fn run(args: &ServeArgs, config: &Config, plane: &DataPlane) -> Resul
     durability(&mut page, args, config);
     rates(&mut page, args, config);
     listeners(&mut page, args, config, plane);
-    bounds(&mut page, open_files, &images);
+    bounds(&mut page, open_files, &images, &args.data_plane);
     print(|out| out.write_all(page.0.as_bytes()))?;
     if images.errors.is_empty() { Ok(()) } else { Err(Error::Config(images.errors)) }
 }
@@ -463,7 +463,7 @@ fn registrations(page: &mut Page, config: &Config, plane: &DataPlane) {
     );
 }
 
-fn bounds(page: &mut Page, open_files: std::io::Result<u64>, images: &Images) {
+fn bounds(page: &mut Page, open_files: std::io::Result<u64>, images: &Images, args: &DataPlaneArgs) {
     let need = images.files + images.parents.len() + images.missing;
     let open_files = match open_files {
         Ok(u64::MAX) => "any number of open files".to_owned(),
@@ -486,9 +486,12 @@ fn bounds(page: &mut Page, open_files: std::io::Result<u64>, images: &Images) {
         "a session",
         format_args!(
             "{} commands at once, {} a command",
-            limits::COMMAND_WINDOW,
+            args.queue_depth,
             human(limits::TRANSFER_BYTES_MAX as u64)
         ),
-        "fixed; initiators are told",
+        format_args!(
+            "the number {} (--queue-depth), their size fixed; initiators are told both",
+            origin(args.queue_depth == limits::COMMAND_WINDOW_DEFAULT)
+        ),
     );
 }

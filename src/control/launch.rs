@@ -50,6 +50,8 @@ pub struct DataPlane {
     pub spin_us: u32,
     /// The most bytes one send gathers.
     pub send_batch_bytes: usize,
+    /// Commands of a session that may be under way.
+    pub queue_depth: u32,
     /// What the command line says of connections of a session.
     pub max_connections: Option<u32>,
     /// Golden data kept in memory, over all cores.
@@ -160,6 +162,7 @@ pub(super) fn seeds(
         getrandom::fill(&mut seed).map_err(|error| failed("asking the kernel for random bytes", &error))?;
         let mut shard_config = ShardConfig::new(ShardId(index as u16), seed);
         let shard_golden = golden_files.of_shard(&table);
+        shard_config.queue_depth = plane.queue_depth;
         shard_config.send_batch_bytes = plane.send_batch_bytes;
         shard_config.read_ahead_bytes = plane.read_ahead_bytes;
         shard_config.max_connections = max_connections(plane.max_connections, config);

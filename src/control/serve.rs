@@ -102,6 +102,7 @@ fn data_plane(args: &DataPlaneArgs, config: &Config) -> DataPlane {
         cores: args.cores.as_ref().map(|list| list.0.clone()),
         spin_us: args.spin,
         // The command line admits a few MiB at most.
+        queue_depth: args.queue_depth,
         max_connections: args.max_connections,
         send_batch_bytes: usize::try_from(args.send_batch.0).unwrap_or(usize::MAX),
         register_buffers: args.register_buffers,

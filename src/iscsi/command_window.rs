@@ -43,6 +43,8 @@ pub enum Place {
 #[derive(Debug)]
 pub struct CommandWindow<T> {
     exp_cmd_sn: CmdSn,
+    /// Commands it holds.
+    depth: u32,
     ordered: u32,
     immediate: usize,
     /// Ahead of ExpCmdSN; `None` for a number that only counts as received. Allocated at the first gap.
@@ -50,12 +52,14 @@ pub struct CommandWindow<T> {
 }
 
 impl<T> CommandWindow<T> {
-    pub fn new(exp_cmd_sn: CmdSn) -> Self {
-        Self { exp_cmd_sn, ordered: 0, immediate: 0, held: Vec::new() }
+    /// Of `depth` commands, one at least.
+    pub fn new(exp_cmd_sn: CmdSn, depth: u32) -> Self {
+        let depth = depth.clamp(1, limits::COMMAND_WINDOW_MAX);
+        Self { exp_cmd_sn, depth, ordered: 0, immediate: 0, held: Vec::new() }
     }
 
     pub fn snapshot(&self) -> WindowSnapshot {
-        let free = limits::COMMAND_WINDOW.saturating_sub(self.ordered);
+        let free = self.depth.saturating_sub(self.ordered);
         WindowSnapshot {
             exp_cmd_sn: self.exp_cmd_sn,
             max_cmd_sn: CmdSn(self.exp_cmd_sn.0.wrapping_add(free).wrapping_sub(1)),
@@ -64,7 +68,7 @@ impl<T> CommandWindow<T> {
 
     /// True between ExpCmdSN and MaxCmdSN, both included.
     pub fn contains(&self, cmd_sn: CmdSn) -> bool {
-        let free = limits::COMMAND_WINDOW.saturating_sub(self.ordered);
+        let free = self.depth.saturating_sub(self.ordered);
         cmd_sn.distance_from(self.exp_cmd_sn) < free
     }
 
@@ -190,16 +194,18 @@ impl<T> CommandWindow<T> {
 mod tests {
     use super::*;
 
+    const DEPTH: u32 = limits::COMMAND_WINDOW_DEFAULT;
+
     fn window(at: u32) -> CommandWindow<&'static str> {
-        CommandWindow::new(CmdSn(at))
+        CommandWindow::new(CmdSn(at), DEPTH)
     }
 
     #[test]
     fn max_cmd_sn_stands_while_commands_come_and_moves_when_they_finish() {
         let mut window = window(u32::MAX - 1);
         let max = window.snapshot().max_cmd_sn;
-        assert_eq!(max.distance_from(CmdSn(u32::MAX - 1)), limits::COMMAND_WINDOW - 1);
-        let places: Vec<Place> = (0..limits::COMMAND_WINDOW).map(|_| window.begin(false)).collect();
+        assert_eq!(max.distance_from(CmdSn(u32::MAX - 1)), DEPTH - 1);
+        let places: Vec<Place> = (0..DEPTH).map(|_| window.begin(false)).collect();
         assert_eq!(window.snapshot().max_cmd_sn, max);
         assert_eq!(
             window.arrival(false, window.snapshot().exp_cmd_sn),
@@ -221,8 +227,8 @@ mod tests {
             ("ExpCmdSN", AT),
             ("ahead, not yet here", AT + 2),
             ("ahead, held", AT + 1),
-            ("MaxCmdSN", AT + limits::COMMAND_WINDOW - 1),
-            ("beyond MaxCmdSN", AT + limits::COMMAND_WINDOW),
+            ("MaxCmdSN", AT + DEPTH - 1),
+            ("beyond MaxCmdSN", AT + DEPTH),
             ("any, places taken", AT),
         ];
         let made = table(
@@ -232,7 +238,7 @@ mod tests {
             |(name, number), immediate| {
                 let mut window = window(AT);
                 if name.ends_with("taken") {
-                    (0..limits::COMMAND_WINDOW).for_each(|_| {
+                    (0..DEPTH).for_each(|_| {
                         window.begin(false);
                     });
                     (0..limits::IMMEDIATE_TASKS_MAX).for_each(|_| {
@@ -253,8 +259,8 @@ mod tests {
         let window = window(10);
         assert_eq!(window.arrival(false, CmdSn(9)), Arrival::Ignore);
         assert_eq!(window.arrival(false, CmdSn(10)), Arrival::Now);
-        assert_eq!(window.arrival(false, CmdSn(10 + limits::COMMAND_WINDOW - 1)), Arrival::Ahead);
-        assert_eq!(window.arrival(false, CmdSn(10 + limits::COMMAND_WINDOW)), Arrival::Ignore);
+        assert_eq!(window.arrival(false, CmdSn(10 + DEPTH - 1)), Arrival::Ahead);
+        assert_eq!(window.arrival(false, CmdSn(10 + DEPTH)), Arrival::Ignore);
     }
 
     #[test]
@@ -307,5 +313,17 @@ mod tests {
         assert_eq!(window.arrival(true, CmdSn(5)), Arrival::TooManyImmediate);
         assert_eq!(window.arrival(false, CmdSn(5)), Arrival::Now);
         assert_eq!(window.snapshot().exp_cmd_sn, CmdSn(5));
+    }
+
+    #[test]
+    fn the_window_is_as_deep_as_it_was_made_and_one_at_least() {
+        for (asked, depth) in [(0, 1), (1, 1), (5, 5), (u32::MAX, limits::COMMAND_WINDOW_MAX)] {
+            let mut window = CommandWindow::<()>::new(CmdSn(7), asked);
+            assert_eq!(window.snapshot().max_cmd_sn, CmdSn(7 + depth - 1));
+            (0..depth).for_each(|_| assert_eq!(window.begin(false), Place::Ordered));
+            assert_eq!(window.arrival(false, CmdSn(7 + depth)), Arrival::Ignore);
+            window.finish(Place::Ordered);
+            assert_eq!(window.arrival(false, CmdSn(7 + depth)), Arrival::Now);
+        }
     }
 }

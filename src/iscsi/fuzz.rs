@@ -248,7 +248,7 @@ impl Login {
             },
         };
         Self {
-            machine: LoginMachine::new([choice; 32]),
+            machine: LoginMachine::new([choice; 32], 1 + u32::from(choice)),
             request: LoginRequest {
                 immediate: true,
                 transit: false,

@@ -65,6 +65,8 @@ pub struct Established {
     pub next_stat_sn: StatSn,
     /// Of the first command after login that is not immediate.
     pub exp_cmd_sn: CmdSn,
+    /// Of the window the initiator was told, where the session begins here.
+    pub queue_depth: u32,
 }
 
 /// What the shard says about the target that was named.
@@ -118,6 +120,8 @@ pub enum TargetAnswer {
 pub struct LoginMachine {
     state: State,
     random: [u8; 32],
+    /// Commands the window of a new session holds.
+    queue_depth: u32,
     pdus: u32,
     stat_sn: StatSn,
     /// Text of the initiator that goes on (C bit).
@@ -183,10 +187,12 @@ struct Conversation {
 
 impl LoginMachine {
     /// `random`: fresh and unpredictable for every connection; CHAP challenges are made of it.
-    pub fn new(random: [u8; 32]) -> Self {
+    /// A session that begins here has a window of `queue_depth` commands, one at least.
+    pub fn new(random: [u8; 32], queue_depth: u32) -> Self {
         Self {
             state: State::Silent,
             random,
+            queue_depth: queue_depth.clamp(1, limits::COMMAND_WINDOW_MAX),
             pdus: 0,
             stat_sn: StatSn(0),
             text: TextCollector::default(),
@@ -194,6 +200,12 @@ impl LoginMachine {
             events: VecDeque::new(),
             out: Vec::new(),
         }
+    }
+
+    /// The window of a new session. Login Requests are immediate: none of them moves it (4.2.2.1). It is told from the first
+    /// response on, because a MaxCmdSN that went back would be ignored.
+    fn window_from(&self, cmd_sn: CmdSn) -> WindowSnapshot {
+        WindowSnapshot { exp_cmd_sn: cmd_sn, max_cmd_sn: cmd_sn.plus(self.queue_depth - 1) }
     }
 
     /// Takes one complete PDU, its data segment without padding. After the end of the login it does nothing.
@@ -317,7 +329,7 @@ impl LoginMachine {
                 portal_group,
                 alias: target_alias,
                 tsih,
-                window: window_from(first.cmd_sn),
+                window: self.window_from(first.cmd_sn),
                 max_connections,
                 session: None,
             },
@@ -411,6 +423,7 @@ impl LoginMachine {
             params: negotiator.finish(),
             next_stat_sn: self.stat_sn,
             exp_cmd_sn: first.cmd_sn,
+            queue_depth: self.queue_depth,
         })));
     }
 
@@ -445,8 +458,10 @@ impl LoginMachine {
         let (tsih, window) = match &self.state {
             State::Negotiating(it) if next == Some(Stage::FullFeature) => (it.tsih, it.window),
             State::Negotiating(it) => (it.first.tsih, it.window),
-            State::Opening { first } | State::Asking { first, .. } => (first.tsih, window_from(first.cmd_sn)),
-            State::Silent | State::Over => (request.tsih, window_from(request.cmd_sn)),
+            State::Opening { first } | State::Asking { first, .. } => {
+                (first.tsih, self.window_from(first.cmd_sn))
+            }
+            State::Silent | State::Over => (request.tsih, self.window_from(request.cmd_sn)),
         };
         let data_len = text.len() as u32;
         let response = LoginResponse {
@@ -468,11 +483,6 @@ impl LoginMachine {
         self.out.extend_from_slice(text);
         self.out.extend_from_slice(&[0; 3][..pad_len(data_len) as usize]);
     }
-}
-
-/// The window of a new session. Login Requests are immediate: none of them moves it (4.2.2.1).
-fn window_from(cmd_sn: CmdSn) -> WindowSnapshot {
-    WindowSnapshot { exp_cmd_sn: cmd_sn, max_cmd_sn: cmd_sn.plus(limits::COMMAND_WINDOW - 1) }
 }
 
 impl Names {

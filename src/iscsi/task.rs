@@ -157,6 +157,7 @@ pub(super) struct TaskTable {
     /// The tag in each slot; RESERVED where it is free. Apart from the tasks, so that a search reads few lines.
     tags: Vec<InitiatorTaskTag>,
     free: Vec<u16>,
+    most: usize,
 }
 
 impl TaskTable {
@@ -167,7 +168,13 @@ impl TaskTable {
             slots: Vec::with_capacity(capacity),
             tags: Vec::with_capacity(capacity),
             free: Vec::with_capacity(capacity),
+            most: capacity,
         }
+    }
+
+    /// Every index is below this.
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
     /// `None` when the table is full.
@@ -175,7 +182,7 @@ impl TaskTable {
         let tag = task.task_tag;
         let index = match self.free.pop() {
             Some(index) => index,
-            None if self.slots.len() < self.slots.capacity().min(limits::SESSION_TASKS_MAX) => {
+            None if self.slots.len() < self.most => {
                 self.slots.push(Slot::default());
                 self.tags.push(InitiatorTaskTag::RESERVED);
                 (self.slots.len() - 1) as u16

@@ -35,7 +35,7 @@ pub(super) fn new_login(config: &ShardConfig, count: &mut u64) -> Box<LoginMachi
         hash.update([half as u8]);
         out.copy_from_slice(&hash.finalize());
     }
-    Box::new(LoginMachine::new(challenge))
+    Box::new(LoginMachine::new(challenge, config.queue_depth))
 }
 
 impl<I: Io> Shard<I> {
@@ -291,6 +291,7 @@ impl<I: Io> Shard<I> {
         let machine = Session::new(SessionStart {
             kind: if discovery { SessionKind::Discovery } else { SessionKind::Normal },
             exp_cmd_sn: established.exp_cmd_sn,
+            queue_depth: established.queue_depth,
             connection: start,
         });
         let now = self.core.now;

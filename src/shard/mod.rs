@@ -133,6 +133,9 @@ pub struct ShardConfig {
     pub send_timeout: Duration,
     /// An idle session is pinged after so long, and closed when it does not answer for as long again.
     pub ping_interval: Duration,
+    /// Commands an initiator may have under way in a session (MaxCmdSN): 1 to `COMMAND_WINDOW_MAX`. The same for all shards
+    /// of a server.
+    pub queue_depth: u32,
     /// The most connections a session is granted (RFC 7143, 13.2): 1 to `SESSION_CONNECTIONS_MAX`.
     pub max_connections: u32,
     /// The most a unit that is read in order may be ahead of its reads, in bytes; 0: not at all.
@@ -154,6 +157,7 @@ impl ShardConfig {
             login_timeout: Duration::from_secs(15),
             send_timeout: Duration::from_secs(60),
             ping_interval: Duration::from_secs(30),
+            queue_depth: limits::COMMAND_WINDOW_DEFAULT,
             max_connections: limits::SESSION_CONNECTIONS_DEFAULT,
             read_ahead_bytes: limits::READ_AHEAD_BYTES_DEFAULT,
             express: true,

@@ -66,6 +66,7 @@ impl ServedSession {
         peer: SocketAddr,
         visit: Visit,
     ) -> Self {
+        let tasks = machine.tasks_max();
         let mut connections = [None; limits::SESSION_CONNECTIONS_MAX];
         connections[ConnectionId::LEADING.index()] = Some(leading);
         Self {
@@ -79,7 +80,7 @@ impl ServedSession {
             running: 0,
             passed_at: None,
             connections,
-            tasks: vec![None; limits::SESSION_TASKS_MAX].into_boxed_slice(),
+            tasks: vec![None; tasks].into_boxed_slice(),
             stalled: VecDeque::new(),
             in_bytes: [0; limits::SESSION_CONNECTIONS_MAX],
             awaits_drain: false,

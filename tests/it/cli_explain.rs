@@ -64,14 +64,18 @@ fn nothing_is_bound_made_locked_or_emptied() {
     // Also beside a server that runs, and of children that would be emptied.
     let Some(server) = start_nodes(&desk, 2, "") else { return };
     let before = std::fs::read(desk.path("nodes/node-001.vhd")).unwrap();
-    let said =
-        explain(&desk, &format!("{NODES} --durability until-reset --golden-cache 1M --spin 5")).unwrap();
+    let said = explain(
+        &desk,
+        &format!("{NODES} --durability until-reset --golden-cache 1M --spin 5 --queue-depth 7"),
+    )
+    .unwrap();
     assert_eq!(said.code, 0, "{said:?}");
     for part in [
         "2 images are there, 1 would be created",
         "3 until reset",
         "as --golden-cache asks",
         "5 us",
+        "7 commands at once",
         "control-PID.sock",
     ] {
         assert!(said.out.contains(part), "{part}: {}", said.out);

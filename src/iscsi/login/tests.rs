@@ -62,7 +62,12 @@ impl Initiator {
             cmd_sn: CmdSn(0xFFFF_FFFE),
             exp_stat_sn: StatSn(5),
         };
-        Self { machine: LoginMachine::new([0x5A; 32]), request, expected_stat_sn: None, window: None }
+        Self {
+            machine: LoginMachine::new([0x5A; 32], limits::COMMAND_WINDOW_DEFAULT),
+            request,
+            expected_stat_sn: None,
+            window: None,
+        }
     }
 
     fn put(&mut self, from: Stage, to: Option<Stage>, text: &[u8]) {
@@ -91,7 +96,7 @@ impl Initiator {
             assert_eq!((header.isid, header.task_tag), (self.request.isid, self.request.task_tag));
             let own = WindowSnapshot {
                 exp_cmd_sn: self.request.cmd_sn,
-                max_cmd_sn: self.request.cmd_sn.plus(limits::COMMAND_WINDOW - 1),
+                max_cmd_sn: self.request.cmd_sn.plus(limits::COMMAND_WINDOW_DEFAULT - 1),
             };
             assert_eq!(header.window, self.window.unwrap_or(own));
             assert!(self.expected_stat_sn.is_none_or(|expected| expected == header.stat_sn));
@@ -639,7 +644,7 @@ fn identifiers_may_not_change_during_login() {
 
 #[test]
 fn a_first_pdu_that_is_no_login_gets_no_answer() {
-    let mut machine = LoginMachine::new([0; 32]);
+    let mut machine = LoginMachine::new([0; 32], limits::COMMAND_WINDOW_DEFAULT);
     machine.handle_pdu(&Bhs::default(), &[]);
     assert!(!machine.poll_output(&mut Vec::new()));
     assert!(matches!(machine.poll_event(), Some(LoginEvent::Failed(LoginFailure::NotLogin(0)))));

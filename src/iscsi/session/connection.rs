@@ -216,7 +216,7 @@ impl Session {
         if !self.has_room() {
             return None;
         }
-        let capacity = limits::SESSION_TASKS_MAX + 8;
+        let capacity = self.tasks_max() + 8;
         self.connections.insert(Connection::new(start, capacity))
     }
 

@@ -137,6 +137,7 @@ fn start(choice: u8) -> SessionStart {
     SessionStart {
         kind: if choice & 0x0F == 0x0F { SessionKind::Discovery } else { SessionKind::Normal },
         exp_cmd_sn: CmdSn(1),
+        queue_depth: limits::COMMAND_WINDOW_DEFAULT,
         connection: ConnectionStart {
             cid: Cid(0),
             params: NegotiatedParams {

@@ -59,6 +59,8 @@ pub struct SessionStart {
     pub kind: SessionKind,
     /// The CmdSN of the first command: that of the login requests.
     pub exp_cmd_sn: CmdSn,
+    /// Commands the initiator may have under way, as its login was told: 1 to `COMMAND_WINDOW_MAX`.
+    pub queue_depth: u32,
     pub connection: ConnectionStart,
 }
 
@@ -254,12 +256,12 @@ impl Session {
     /// The session begins with its leading connection, [`ConnectionId::LEADING`].
     pub fn new(start: SessionStart) -> Self {
         let tasks = match start.kind {
-            SessionKind::Normal => limits::SESSION_TASKS_MAX,
+            SessionKind::Normal => limits::session_tasks(start.queue_depth.min(limits::COMMAND_WINDOW_MAX)),
             SessionKind::Discovery => 0,
         };
         Self {
             kind: start.kind,
-            window: CommandWindow::new(start.exp_cmd_sn),
+            window: CommandWindow::new(start.exp_cmd_sn, start.queue_depth),
             held_bytes: 0,
             tasks: TaskTable::new(tasks),
             management: Vec::new(),
@@ -268,6 +270,11 @@ impl Session {
             events: VecDeque::with_capacity(8),
             next_transfer_tag: 0,
         }
+    }
+
+    /// The index of every task is below this.
+    pub fn tasks_max(&self) -> usize {
+        self.tasks.most()
     }
 
     /// A PDU header is complete. Queues events; after they are drained, ask `sink`.

@@ -19,7 +19,11 @@ fn a_read_ends_with_status_on_its_last_data_in() {
     assert_eq!(pdu.data, OutData::Task { task, offset: 0, len: 4096 });
     assert_eq!(pdu.finished, Some(task));
     assert_eq!(data_in.window.exp_cmd_sn, CmdSn(0));
-    assert_eq!(data_in.window.max_cmd_sn, CmdSn(limits::COMMAND_WINDOW - 1), "its place is free again");
+    assert_eq!(
+        data_in.window.max_cmd_sn,
+        CmdSn(limits::COMMAND_WINDOW_DEFAULT - 1),
+        "its place is free again"
+    );
     initiator.silent();
     assert!(initiator.session.is_idle());
 }

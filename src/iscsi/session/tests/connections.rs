@@ -68,7 +68,7 @@ fn commands_begin_in_order_over_all_connections_and_are_answered_where_they_came
 #[test]
 fn a_response_frees_the_window_for_every_connection() {
     let (mut initiator, second) = pair();
-    let tasks: Vec<TaskId> = (0..limits::COMMAND_WINDOW).map(|tag| initiator.read(tag, 0)).collect();
+    let tasks: Vec<TaskId> = (0..limits::COMMAND_WINDOW_DEFAULT).map(|tag| initiator.read(tag, 0)).collect();
     let beyond = initiator.command(1000, Transfer::None);
     initiator.on(second).send(&beyond.encode());
     initiator.silent();

@@ -34,7 +34,12 @@ struct Initiator {
 }
 
 fn start(params: NegotiatedParams) -> SessionStart {
-    SessionStart { kind: SessionKind::Normal, exp_cmd_sn: CmdSn(u32::MAX), connection: connection(3, params) }
+    SessionStart {
+        kind: SessionKind::Normal,
+        exp_cmd_sn: CmdSn(u32::MAX),
+        queue_depth: limits::COMMAND_WINDOW_DEFAULT,
+        connection: connection(3, params),
+    }
 }
 
 fn connection(cid: u16, params: NegotiatedParams) -> ConnectionStart {

@@ -32,7 +32,7 @@ fn commands_outside_the_window_are_ignored() {
     initiator.session.complete(task, TaskReply::good(0));
     initiator.response();
     let expected = initiator.cmd_sn;
-    for wrong in [first, CmdSn(expected.0.wrapping_sub(1)), expected.plus(limits::COMMAND_WINDOW)] {
+    for wrong in [first, CmdSn(expected.0.wrapping_sub(1)), expected.plus(limits::COMMAND_WINDOW_DEFAULT)] {
         let command = ScsiCommand { cmd_sn: wrong, ..initiator.command(2, Transfer::None) };
         initiator.send(&command.encode());
         initiator.silent();
@@ -44,7 +44,7 @@ fn commands_outside_the_window_are_ignored() {
 #[test]
 fn the_window_shuts_when_all_places_are_taken() {
     let mut initiator = Initiator::new();
-    let tasks: Vec<TaskId> = (0..limits::COMMAND_WINDOW).map(|tag| initiator.read(tag, 0)).collect();
+    let tasks: Vec<TaskId> = (0..limits::COMMAND_WINDOW_DEFAULT).map(|tag| initiator.read(tag, 0)).collect();
     let beyond = initiator.command(1000, Transfer::None);
     initiator.send(&beyond.encode());
     initiator.silent();
