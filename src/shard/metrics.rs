@@ -97,20 +97,27 @@ pub struct SessionCounts {
     pub written_bytes: u64,
 }
 
+/// What one shard counts. A server's shards own theirs; `benches/metrics.rs` measures what a request pays for it.
 #[derive(Debug)]
-pub(super) struct Metrics {
-    pub(super) counts: Counts,
-    pub(super) reads: Latencies,
-    pub(super) writes: Latencies,
+pub struct Metrics {
+    pub counts: Counts,
+    pub reads: Latencies,
+    pub writes: Latencies,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self { counts: Counts::default(), reads: Latencies::new(), writes: Latencies::new() }
     }
 
     /// An operation has ended.
-    pub(super) fn completed(&mut self, outcome: &Outcome) {
+    pub fn completed(&mut self, outcome: &Outcome) {
         let counts = &mut self.counts;
         match outcome {
             Outcome::Sent { .. } => counts.sends += 1,
@@ -121,13 +128,7 @@ impl Metrics {
     }
 
     /// A command's answer is on its way.
-    pub(super) fn answered(
-        &mut self,
-        kind: CommandKind,
-        bytes: u64,
-        good: bool,
-        session: &mut SessionCounts,
-    ) {
+    pub fn answered(&mut self, kind: CommandKind, bytes: u64, good: bool, session: &mut SessionCounts) {
         let counts = &mut self.counts;
         session.commands += 1;
         counts.failed += u64::from(!good);
@@ -169,20 +170,21 @@ struct Unsent {
 
 /// The answers a connection is sending: they are taken in the order in which they were queued.
 #[derive(Debug, Default)]
-pub(super) struct Timing {
+pub struct Timing {
     sent: u64,
     unsent: VecDeque<Unsent>,
 }
 
 impl Timing {
     /// An answer ends with the last of the `queued` bytes that are not sent.
-    pub(super) fn queued(&mut self, kind: CommandKind, since: Instant, queued: usize) {
+    pub fn queued(&mut self, kind: CommandKind, since: Instant, queued: usize) {
         if matches!(kind, CommandKind::Read | CommandKind::Write) {
             self.unsent.push_back(Unsent { end: self.sent + queued as u64, kind, since });
         }
     }
 
-    pub(super) fn sent(&mut self, now: Instant, bytes: u32, metrics: &mut Metrics) {
+    /// The kernel has taken `bytes` more.
+    pub fn sent(&mut self, now: Instant, bytes: u32, metrics: &mut Metrics) {
         self.sent += u64::from(bytes);
         metrics.counts.sent_bytes += u64::from(bytes);
         while let Some(answer) = self.unsent.front().filter(|answer| answer.end <= self.sent) {

@@ -104,7 +104,7 @@ pub use directory::{Directory, DirectoryEntry, Redirect};
 pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
-pub use metrics::{CommandKind, Counts, Latencies, SessionCounts};
+pub use metrics::{CommandKind, Counts, Latencies, Metrics, SessionCounts, Timing};
 pub use rate::RateLimits;
 pub use records::{Durability, ResetAt};
 pub use report::{PHASES, ReportAsked, SessionReport, ShardReport, TargetReport, TargetsAsked};
