@@ -17,6 +17,7 @@ mod cli_foreign;
 mod cli_image;
 mod cli_in_use;
 mod cli_masking;
+mod cli_phases;
 mod cli_reload;
 mod cli_repair;
 mod cli_reservations;
