@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::ahead::{AheadBatch, Place};
 use super::shared::{Chunk, Golden, GoldenFile};
 use super::touches::{Boot, Touch};
 use crate::buf::{BufRef, FRAME_BYTES, Fill, FrameHold, FrameView, Need, PageSet};
@@ -102,8 +103,9 @@ pub struct GoldenCache {
     /// Their memory, while nobody waits.
     spare: Vec<Vec<Waiting>>,
     claims: Vec<Claim>,
-    /// Claims made so far.
+    /// Claims made so far, and their bytes.
     claimed: u64,
+    claimed_bytes: u64,
     pub counts: CacheCounts,
 }
 
@@ -112,6 +114,9 @@ const SPARE_LISTS: usize = 64;
 const SPARE_WAITERS: usize = 16;
 /// How often a lookup begins again because a frame changed hands meanwhile.
 const RETRIES: u32 = 16;
+/// Of all frames, the share that boot traces leave to what nodes ask for, as a divisor; and the most frames of one place.
+const SPARE_SHARE: u32 = 16;
+const PLACE_FRAMES: u32 = 5;
 
 impl GoldenCache {
     pub fn new(golden: Arc<Golden>, shard: u32) -> Self {
@@ -137,6 +142,7 @@ impl GoldenCache {
             spare: (0..SPARE_LISTS).map(|_| Vec::with_capacity(SPARE_WAITERS)).collect(),
             claims: Vec::new(),
             claimed: 0,
+            claimed_bytes: 0,
             counts: CacheCounts::default(),
         }
     }
@@ -273,6 +279,27 @@ impl GoldenCache {
     /// for some of them, or none that could be had without giving up what is kept.
     pub fn prefetch(&mut self, file: FileSlot, offset: ByteOffset, len: u32) -> bool {
         let Some(Some(golden)) = self.numbers.get(file.0 as usize).copied() else { return false };
+        self.prefetch_in(golden, offset, len)
+    }
+
+    /// As [`Self::prefetch`], but of frames that never were used, and as long as there are more than a few.
+    pub fn prefetch_unused(&mut self, file: GoldenFile, Place { offset, len }: Place) -> bool {
+        let frames = self.golden.frames();
+        frames.unused() >= frames.count() / SPARE_SHARE + PLACE_FRAMES && self.prefetch_in(file, offset, len)
+    }
+
+    /// Begins to read a batch, unless another shard has taken it, or this one does not have the file.
+    pub fn read_along(&mut self, batch: &AheadBatch) {
+        let known = self.sources.get(batch.file.number()).is_some_and(Option::is_some);
+        if !known || !batch.take() {
+            return;
+        }
+        let before = self.claimed_bytes;
+        let all = batch.places.iter().all(|place| self.prefetch_unused(batch.file, *place));
+        batch.begun(self.claimed_bytes - before, all);
+    }
+
+    fn prefetch_in(&mut self, golden: GoldenFile, offset: ByteOffset, len: u32) -> bool {
         let (mut at, end) = (offset.0, offset.0 + u64::from(len));
         while at < end {
             let start = at % FRAME_BYTES as u64;
@@ -320,8 +347,12 @@ impl GoldenCache {
         let before = self.claimed;
         while let Some(fill) = hold.claim(pages, need) {
             let offset = ByteOffset(chunk.offset().0 + u64::from(fill.start()));
-            self.claims.push(Claim { file, offset, fill });
             self.claimed += 1;
+            self.claimed_bytes += u64::from(fill.left());
+            if fill.is_ahead() {
+                self.golden.ahead_began(fill.pages());
+            }
+            self.claims.push(Claim { file, offset, fill });
         }
         self.claimed > before
     }
@@ -368,7 +399,8 @@ impl GoldenCache {
         claims.append(&mut self.claims);
     }
 
-    /// What is left of a claim after a short read; `Err` when it is complete, the end of the file included.
+    /// What is left of a claim after a short read; `Err` when it is whole, the end of the file included, or when the file is
+    /// gone from this shard.
     pub fn go_on(&self, fill: Fill) -> Result<Claim, Fill> {
         let place = self.golden.stands_for(fill.frame()).and_then(|chunk| {
             let file = (*self.sources.get(chunk.file.number())?)?;
@@ -381,6 +413,14 @@ impl GoldenCache {
         }
     }
 
+    /// Nothing is left to read: all pages have come, or all that the file has.
+    pub fn is_whole(&self, fill: &Fill) -> bool {
+        let chunk = self.golden.stands_for(fill.frame());
+        let at_end =
+            |chunk: Chunk| chunk.offset().0 + u64::from(fill.start()) >= self.golden.len_of(chunk.file);
+        fill.left() == 0 || chunk.is_some_and(at_end)
+    }
+
     /// A claimed run was read, or could not be. Own waiters go to `told`; returned are the other shards that wait for
     /// this frame, as bits: each is to call [`Self::look_again`]. New claims may have come.
     pub fn fill_ended(&mut self, fill: Fill, read: bool, told: &mut Vec<Told>) -> u64 {
@@ -389,6 +429,9 @@ impl GoldenCache {
         self.counts.filled_bytes += done;
         if fill.is_ahead() {
             self.counts.ahead_bytes += done;
+            if let Some(chunk) = self.golden.stands_for(frame) {
+                self.golden.ahead_ended(chunk.file, pages, read);
+            }
         }
         self.golden.note_read(done, fill.is_ahead());
         let failed = if read { PageSet::NONE } else { pages };

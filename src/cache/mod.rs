@@ -16,13 +16,16 @@
 //!   used again meanwhile, or comes back soon, is kept longer. One pass over an image, in however small steps, is no
 //!   second use: it pushes out its own frames only (`buf::eviction`).
 //! * Whoever wants to know what booting nodes read gets it from a queue (`touches`).
-//! * What is read before anybody asks for it never takes the frame of something kept.
+//! * What is read before anybody asks for it never takes the frame of something kept. Who wants it along a boot trace offers
+//!   places to the shards (`ahead`) and claims nothing.
 
+mod ahead;
 mod golden_cache;
 mod read_run;
 mod shared;
 mod touches;
 
+pub use ahead::{AheadBatch, AheadState, Place};
 pub use golden_cache::{CacheCounts, Claim, GoldenCache, Lookup, Told, Waiter};
 pub use read_run::ReadRun;
 pub use shared::{Chunk, Golden, GoldenCounts, GoldenFile};

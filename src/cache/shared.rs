@@ -72,13 +72,19 @@ struct Entry {
 struct Table {
     /// Bytes of the file: reads end here.
     len: u64,
+    /// Runs of pages that nobody had asked for and that could not be read.
+    ahead_failures: AtomicU32,
     leaves: Box<[OnceLock<Box<[Entry]>>]>,
 }
 
 impl Table {
     fn new(len: u64) -> Self {
         let leaves = len.div_ceil(FRAME_BYTES as u64).div_ceil(LEAF_CHUNKS as u64);
-        Self { len, leaves: (0..leaves).map(|_| OnceLock::new()).collect() }
+        Self {
+            len,
+            ahead_failures: AtomicU32::new(0),
+            leaves: (0..leaves).map(|_| OnceLock::new()).collect(),
+        }
     }
 
     /// `None` beyond the end the file had when it was opened.
@@ -105,6 +111,8 @@ pub struct Golden {
     asked_pages: AtomicU64,
     read_bytes: AtomicU64,
     ahead_bytes: AtomicU64,
+    /// Bytes of pages being read that nobody had asked for.
+    ahead_in_flight: AtomicU64,
     touches: TouchLog,
 }
 
@@ -139,6 +147,7 @@ impl Golden {
             asked_pages: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
             ahead_bytes: AtomicU64::new(0),
+            ahead_in_flight: AtomicU64::new(0),
             touches: TouchLog::closed(),
         })
     }
@@ -197,6 +206,28 @@ impl Golden {
         self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
         if ahead {
             self.ahead_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes being read that nobody had asked for when their read began.
+    pub fn ahead_in_flight(&self) -> u64 {
+        self.ahead_in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How often pages of a file could not be read that nobody had asked for.
+    pub fn ahead_failures(&self, file: GoldenFile) -> u32 {
+        let table = self.tables.get(file.number()).and_then(OnceLock::get);
+        table.map_or(0, |table| table.ahead_failures.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn ahead_began(&self, pages: PageSet) {
+        self.ahead_in_flight.fetch_add(pages.bytes(), Ordering::Relaxed);
+    }
+
+    pub(super) fn ahead_ended(&self, file: GoldenFile, pages: PageSet, read: bool) {
+        self.ahead_in_flight.fetch_sub(pages.bytes(), Ordering::Relaxed);
+        if let Some(table) = self.tables.get(file.number()).and_then(OnceLock::get).filter(|_| !read) {
+            table.ahead_failures.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -105,6 +105,13 @@ impl TouchLog {
         self.open.store(false, Ordering::Relaxed);
     }
 
+    /// Boots are wanted again. A log that was made without room stays closed.
+    pub fn reopen(&self) {
+        if self.queue.capacity() == TOUCHES_MAX {
+            self.open.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Reads that found no room.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
@@ -136,7 +143,12 @@ mod tests {
         assert_eq!(offsets, [7, 8, 10, 11]);
         log.end(next);
         log.close();
-        assert_eq!((log.begin(), TouchLog::closed().begin()), (None, None));
+        assert_eq!(log.begin(), None);
+        log.reopen();
+        assert!(log.begin().is_some());
+        let none = TouchLog::closed();
+        none.reopen();
+        assert_eq!(none.begin(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The boot traces of a running server: loaded at the start, recorded while nodes boot, written by a thread of their own.
 //!
 //! Knows the golden files of a catalog, and when a boot begins and ends. Does not know the format (`boot_trace`), nor
-//! how a trace is followed (`prefetch`).
+//! how a trace is followed (`follow`).
 //!
 //! A boot begins when the first sector of a unit is read (`shard`), and has ended when it has read no new page for half a
 //! minute, which is longer than a loader takes to hand over to its system; or after ten minutes, whatever it does.
@@ -10,10 +10,10 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::catalog::Catalog;
+use super::catalog::TargetSpec;
 use super::file::{FileIdentity, OpenedFile};
 use super::golden::GoldenFiles;
 use super::open_image::OpenedLayer;
@@ -49,17 +49,22 @@ impl GoldenImage {
     }
 }
 
-/// The golden files of a catalog, each once, with the traces that are there. What is wrong with a trace is told once, and
-/// the server serves without.
-pub(super) fn load(catalog: &Catalog, store: &TraceStore) -> Vec<GoldenImage> {
+/// The golden files of some targets, each once, with the traces that are there. What is wrong with a trace is told once,
+/// and the server serves without. Those of `known` are left out: they have been loaded before.
+pub(super) fn load(
+    targets: &[TargetSpec],
+    known: impl Fn(FileIdentity) -> bool,
+    store: &TraceStore,
+) -> Vec<GoldenImage> {
     let mut images = Vec::new();
     if !store.is_on() {
         return images;
     }
-    let mut known = HashSet::new();
-    let units = catalog.targets.iter().flat_map(|target| &target.units);
+    let mut seen = HashSet::new();
+    let units = targets.iter().flat_map(|target| &target.units);
     for layer in units.flat_map(|unit| unit.chain.layers()).filter(|layer| !layer.file().is_writable()) {
-        if !known.insert(layer.file().identity()) {
+        let identity = layer.file().identity();
+        if known(identity) || !seen.insert(identity) {
             continue;
         }
         let path = layer.file().path();
@@ -113,9 +118,27 @@ struct Recorded {
     files: HashMap<GoldenFile, Recording>,
 }
 
+/// What the recorder is told meanwhile.
+#[derive(Debug)]
+pub(super) enum RecordNews {
+    Add(Vec<(GoldenFile, Kept)>),
+    Forget(GoldenFile),
+}
+
+impl RecordNews {
+    pub(super) fn add(traced: &[Traced]) -> Self {
+        Self::Add(traced.iter().map(kept).collect())
+    }
+}
+
+fn kept(traced: &Traced) -> (GoldenFile, Kept) {
+    let GoldenImage { file, version, trace, .. } = &traced.image;
+    (traced.number, Kept { path: file.path().to_owned(), version: *version, trace: trace.clone() })
+}
+
 /// The image of a trace as the recorder keeps it.
 #[derive(Debug)]
-struct Kept {
+pub(super) struct Kept {
     path: PathBuf,
     version: GoldenVersion,
     trace: Option<BootTrace>,
@@ -132,33 +155,56 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub(super) fn new(golden: Arc<Golden>, store: TraceStore, traced: &[Traced]) -> Self {
-        let kept = |traced: &Traced| {
-            let GoldenImage { file, version, trace, .. } = &traced.image;
-            let path = file.path().to_owned();
-            (traced.number, Kept { path, version: *version, trace: trace.clone() })
-        };
         Self { golden, store, kept: traced.iter().map(kept).collect(), boots: HashMap::new() }
     }
 
-    /// Records until all traces are settled, or until `stop`.
-    pub(super) fn run(mut self, stop: &AtomicBool) {
-        while !stop.load(Ordering::Relaxed) {
-            if !self.is_wanted() {
-                self.golden.touches().close();
-                return;
+    /// Records until nobody can send news any more; while all traces are settled it sleeps, and the shards begin no
+    /// recording.
+    pub(super) fn run(mut self, news: &Receiver<RecordNews>) {
+        loop {
+            let told = if self.is_wanted() {
+                news.recv_timeout(LOOK)
+            } else {
+                self.pause();
+                news.recv().map_err(RecvTimeoutError::from)
+            };
+            match told {
+                Ok(told) => self.hear(told),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            std::thread::sleep(LOOK);
             let now = Instant::now();
             self.look(now);
             self.end_those_over(now);
         }
         self.look(Instant::now());
-        for boot in self.boots.keys().copied().collect::<Vec<_>>() {
-            self.end(boot);
-        }
+        self.end_all();
         let lost = self.golden.touches().lost();
         if lost > 0 {
             tracing::info!(lost, "boot traces: some reads came faster than they were recorded");
+        }
+    }
+
+    fn hear(&mut self, news: RecordNews) {
+        match news {
+            RecordNews::Add(more) => self.kept.extend(more),
+            RecordNews::Forget(golden) => drop(self.kept.remove(&golden)),
+        }
+        if self.is_wanted() {
+            self.golden.touches().reopen();
+        }
+    }
+
+    /// No more boots are wanted; those under way are not recorded to their end.
+    fn pause(&mut self) {
+        self.golden.touches().close();
+        self.look(Instant::now());
+        self.end_all();
+    }
+
+    fn end_all(&mut self) {
+        for boot in self.boots.keys().copied().collect::<Vec<_>>() {
+            self.end(boot);
         }
     }
 
@@ -209,6 +255,8 @@ impl Recorder {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::*;
     use crate::cache::GoldenCache;
     use crate::control::trace_store::TracePlace;
@@ -272,9 +320,38 @@ mod tests {
             assert_eq!((trace_of(&recorder).unwrap().boots, recorder.boots.len()), (round + 1, 0));
         }
         assert!(!recorder.is_wanted());
-        // Its thread ends at once, and the shards begin no more.
+        // Its thread sleeps, and the shards begin no more.
+        let first = *recorder.kept.keys().next().unwrap();
         let golden = Arc::clone(&recorder.golden);
-        recorder.run(&AtomicBool::new(false));
-        assert!(golden.touches().take().is_none() && cache.begin_boot(SLOT, ByteOffset(0), 1).is_none());
+        let (tell, news) = channel();
+        let thread = std::thread::spawn(move || recorder.run(&news));
+        until(|| cache.begin_boot(SLOT, ByteOffset(0), 1).is_none());
+        assert!(golden.touches().take().is_none());
+        // Another golden image is served meanwhile: its boots are wanted.
+        let number = golden.register(1 << 30).unwrap();
+        let version = GoldenVersion { unique_id: [4; 16], len: 1 << 30, modified_ns: 1, seal: None };
+        let new = Kept { path: folder.path().join("new.vhd"), version, trace: None };
+        tell.send(RecordNews::Add(vec![(number, new)])).unwrap();
+        let mut cache = GoldenCache::new(Arc::clone(&golden), 0);
+        cache.set_file(SLOT, number, SLOT);
+        let mut boot = None;
+        until(|| {
+            boot = boot.or_else(|| cache.begin_boot(SLOT, ByteOffset(0), 65_536));
+            boot.is_some()
+        });
+        tell.send(RecordNews::Forget(first)).unwrap();
+        drop(tell);
+        thread.join().unwrap();
+        let store = TraceStore::new(TracePlace::Beside, None);
+        let (_, trace) = store.load(&folder.path().join("new.vhd"), &version).unwrap().unwrap();
+        assert_eq!((trace.boots, trace.pages()), (1, 16));
+    }
+
+    fn until(mut happens: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !happens() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it did not happen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }

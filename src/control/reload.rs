@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 
+use super::boot_traces::{self, GoldenImage};
 use super::catalog::{Opened, TargetSpec, open_target};
 use super::config::{Config, ConfigError, Origin, TargetConfig, UnitConfig};
 use super::file::identity_of;
@@ -16,6 +17,7 @@ use super::launch::unit_config;
 use super::moving::Moving;
 use super::open_image::Format;
 use super::roster::{Roster, ServedUnit};
+use super::trace_store::TraceStore;
 use crate::limits::TARGETS_MAX;
 use crate::scsi::{Device, DeviceConfig, KeptUnit, Lun};
 use crate::shard::{NewLayer, NewUnit, PORTAL_GROUP};
@@ -115,6 +117,8 @@ pub(super) struct Prepared {
     owners: HashMap<String, usize>,
     moving: Vec<Moving>,
     opened: Opened,
+    /// Golden images that are new to the server, with their boot traces.
+    pub(super) images: Vec<GoldenImage>,
     /// New addresses as they are written, bound.
     pub(super) listeners: Vec<(SocketAddr, TcpListener)>,
     /// Places of addresses that go.
@@ -128,6 +132,8 @@ pub(super) struct Present<'a> {
     pub(super) roster: &'a Roster,
     pub(super) opened: &'a Opened,
     pub(super) state: Option<&'a StateFolder>,
+    pub(super) golden: &'a GoldenFiles,
+    pub(super) traces: &'a TraceStore,
     /// By the shard's places.
     pub(super) listening: &'a [Option<SocketAddr>],
     /// Slots of each ring.
@@ -165,6 +171,8 @@ pub(super) fn prepare(present: &Present<'_>, new: &Config) -> Result<Prepared, V
     opened.opener.confine(&new.image_roots, new.strict).map_err(|error| wrong(&place, error.to_string()))?;
     let (specs, mut kept) = open(present, new, &difference, &mut opened)?;
     check_room(present, new, &difference, &specs)?;
+    let is_known = |file| present.golden.number_of(file).is_some();
+    let images = boot_traces::load(&specs, is_known, present.traces);
     let luns_added = specs.iter().map(|spec| spec.units.len()).sum();
     let owners = present.roster.owners_for(&difference.new_targets);
     let mut moving: Vec<Moving> = present.slots_max.iter().map(|_| Moving::default()).collect();
@@ -195,7 +203,7 @@ pub(super) fn prepare(present: &Present<'_>, new: &Config) -> Result<Prepared, V
         addresses_removed: end_listeners.len(),
         rules_changed: rules_differ(present.config, new),
     };
-    Ok(Prepared { difference, owners, moving, opened, listeners, end_listeners, summary })
+    Ok(Prepared { difference, owners, moving, opened, images, listeners, end_listeners, summary })
 }
 
 /// Keys that are read at the start only.

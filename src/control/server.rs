@@ -72,6 +72,7 @@ struct Server {
     slots_max: Vec<u32>,
     journaled: bool,
     leases: LeaseWatch,
+    traces: TraceThreads,
     news: (NewsQueue, Receiver<(ShardId, News)>),
     /// Changes each shard has not applied yet.
     unapplied: Vec<u32>,
@@ -104,7 +105,7 @@ pub(super) fn run(
     let addresses: Vec<SocketAddr> = places.iter().flatten().map(|(_, bound)| *bound).collect();
     let state = plane.state_dir.as_deref().map(StateFolder::open).transpose()?;
     let traces = TraceStore::new(plane.boot_trace.clone(), plane.state_dir.clone());
-    let images = boot_traces::load(&catalog, &traces);
+    let images = boot_traces::load(&catalog.targets, |_| false, &traces);
     let Catalog { targets, opened } = catalog;
     let cache = golden::cache(plane.golden_cache_bytes, traces.is_on());
     let mut golden = GoldenFiles::new(Arc::clone(&cache), plane.direct_reads);
@@ -123,7 +124,7 @@ pub(super) fn run(
         keeper::start(folder.clone(), requests, peers.clone()).map_err(no_thread)?;
     }
     let directory = Arc::new(rules::directory(&config, &addresses, |name| roster.owner(name)));
-    let trace_threads = TraceThreads::start(&cache, &traces, &traced, &peers).map_err(no_thread)?;
+    let traces = TraceThreads::start(&cache, (traces, plane.warm), &traced, &peers).map_err(no_thread)?;
     let leases = LeaseWatch::start(peers, config.leases.clone(), config.hosts.clone()).map_err(no_thread)?;
     let ((tell, news), (orders, ordered), (tell_facts, facts)) = (channel(), channel(), channel());
     let desk = Desk::new(peers_of(&shards), cores.clone(), (cache, plane.golden_cache_bytes), facts, orders);
@@ -143,6 +144,7 @@ pub(super) fn run(
         slots_max,
         journaled: !journals.is_empty(),
         leases,
+        traces,
         news: (NewsQueue(tell), news),
         suspended: None,
         isns: Isns::new(plane, &addresses),
@@ -153,7 +155,6 @@ pub(super) fn run(
     tracing::info!(cores = ?cores, "serving");
     listening(&addresses, metrics_address);
     let watched = server.watch(&signals);
-    trace_threads.end();
     server.end(watched, journals)
 }
 
@@ -247,6 +248,7 @@ impl Server {
     /// Also when a shard has ended by itself: the others still close their images.
     fn end(&mut self, watched: Result<(), Error>, journals: Vec<JournalFile>) -> Result<(), Error> {
         self.isns.begin_end();
+        self.traces.end();
         let stopped = stop(core::mem::take(&mut self.shards));
         self.isns.end();
         golden::tell_counts(self.golden.golden());
@@ -350,6 +352,8 @@ impl Server {
             roster: &self.roster,
             opened: &self.opened,
             state: self.state.as_ref(),
+            golden: &self.golden,
+            traces: self.traces.store(),
             listening,
             slots_max: &self.slots_max,
             journaled: self.journaled,
@@ -367,7 +371,9 @@ impl Server {
         for index in &end_listeners {
             self.listening[*index as usize] = None;
         }
+        let images = core::mem::take(&mut prepared.images);
         let (changes, opened) = prepared.apply(&mut self.roster, &mut self.golden);
+        let traced = boot_traces::traced(images, &self.golden);
         self.opened = opened;
         self.config = new;
         let portals: Vec<SocketAddr> = self.listening.iter().flatten().map(|(_, bound)| *bound).collect();
@@ -388,6 +394,7 @@ impl Server {
                 }
             }
         }
+        self.traces.add(&traced);
         self.hear();
         self.announce();
         summary
@@ -456,7 +463,11 @@ impl Server {
     fn forget(&mut self, files: impl IntoIterator<Item = FileIdentity>) {
         for file in files {
             self.opened.forget(file);
+            let number = self.golden.number_of(file).map(|(number, _)| number);
             self.golden.forget(file);
+            if let Some(number) = number {
+                self.traces.forget(number);
+            }
         }
     }
 

@@ -1,10 +1,9 @@
 //! `goldrush trace`: what a boot trace says, how long reading along it takes, and its end.
 //!
 //! Knows what to say. Does not know the format (`boot_trace`), names of files (`trace_store`), nor how a trace is
-//! followed (`prefetch`).
+//! followed (`follow`, `warm`).
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -15,9 +14,9 @@ use super::error::{Error, print};
 use super::file::{Access, Locking};
 use super::golden::{self, GoldenFiles};
 use super::open_image::{LayerTable, OpenedLayer, Opener};
-use super::prefetch::{PrefetchPlan, Prefetched, Prefetcher};
 use super::size::Size;
 use super::trace_store::{self, ENDING, TracePlace, TraceStore};
+use super::warm::{self, Warmed};
 use crate::boot_trace::BootTrace;
 use crate::buf::FRAME_BYTES;
 
@@ -145,10 +144,9 @@ fn replay(args: &ReplayArgs) -> Result<(), Error> {
     let mut files = GoldenFiles::new(cache, true);
     files.of_shard(&table);
     let golden = files.golden();
-    let plan = PrefetchPlan::of(&traced(vec![image], &files)).ok_or_else(|| no_trace(&args.golden))?;
     let begun = Instant::now();
-    let prefetcher = Prefetcher::new(std::sync::Arc::clone(golden), plan, Vec::new());
-    let Prefetched { bytes, reads, full } = prefetcher.warm(&AtomicBool::new(false));
+    let warmed = warm::warm(golden, &traced(vec![image], &files)).ok_or_else(|| no_trace(&args.golden))?;
+    let Warmed { bytes, reads, full } = warmed;
     let seconds = begun.elapsed().as_secs_f64();
     if full {
         return Err(Error::Failed(format!("there is no memory to read along {}", path.display())));

@@ -402,12 +402,16 @@ impl<I: Io> Shard<I> {
         };
         let file = self.core.layers[layer.0 as usize].file();
         let loads = self.core.bitmaps.iter().any(|(_, load)| load.layer() == layer);
-        if loads || !ending.forgotten && self.core.cache.is_awaited(file) {
+        let source = self.core.cache.source(file);
+        let reads = |op: &Op| matches!(op, Op::Fill { file, .. } if Some(*file) == source);
+        // What this turn reads ahead has not reached the ring yet.
+        let begins = self.core.ops.iter().any(|(_, op)| reads(op));
+        if loads || begins || !ending.forgotten && self.core.cache.is_awaited(file) {
             return false;
         }
         if !ending.forgotten {
             // A read under way goes on from its source when it comes back short: first that must be over.
-            match self.core.cache.source(file).filter(|source| *source != file) {
+            match source.filter(|source| *source != file) {
                 Some(source) if self.io.release_file(source).is_none() => return false,
                 Some(_) => self.core.cache.forget_file(file),
                 None => {}

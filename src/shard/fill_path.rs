@@ -78,7 +78,10 @@ impl Core {
             fill.advance(moved);
             left -= moved;
             match self.cache.go_on(fill) {
-                Err(complete) => self.fill_ended(complete, true, &mut told),
+                Err(ended) => {
+                    let whole = self.cache.is_whole(&ended);
+                    self.fill_ended(ended, whole, &mut told);
+                }
                 Ok(claim) if came.is_none() => self.fill_failed(claim, token.part, result, &mut told),
                 Ok(claim) => match &mut rest {
                     Some(rest) => rest.push(claim),
@@ -139,7 +142,7 @@ impl Core {
         }
     }
 
-    /// Another shard, or the prefetcher, has read pages of a frame.
+    /// Another shard has read pages of a frame.
     pub(super) fn golden_filled(&mut self, frame: u32) {
         let mut told = core::mem::take(&mut self.told);
         self.cache.look_again(frame, &mut told);

@@ -421,6 +421,7 @@ impl<I: Io> Shard<I> {
             match message {
                 Message::Handoff(handoff) => self.take_over(*handoff),
                 Message::Golden { frame } => self.core.golden_filled(frame),
+                Message::Ahead(batch) => self.core.cache.read_along(&batch),
                 Message::Kept { ticket, stable } => self.kept(ticket, stable),
                 Message::Report { asked, reply } => {
                     let _ = reply.try_send(self.report(asked));

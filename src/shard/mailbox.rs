@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crossbeam::channel::Sender;
 use crossbeam::queue::ArrayQueue;
 
+use crate::cache::AheadBatch;
 use crate::io::{Io, Waker};
 use crate::iscsi::framer::Framer;
 use crate::iscsi::login::LoginMachine;
@@ -50,6 +51,8 @@ pub enum Message<I: Io> {
     Golden {
         frame: u32,
     },
+    /// Golden data that booting nodes will want, for one of the shards to read.
+    Ahead(Arc<AheadBatch>),
     /// A [`super::KeepRequest`] has ended; `stable`: it is safe.
     Kept {
         ticket: u64,

@@ -16,7 +16,7 @@ const SECTORS: u32 = 16 * 1024;
 const BOOT: [u32; 12] = [0, 2048, 2080, 9000, 8, 15000, 4096, 4128, 4160, 12000, 1000, 16000];
 
 /// A golden image in which every sector tells its number.
-fn desk() -> Desk {
+pub(crate) fn desk() -> Desk {
     let desk = Desk::new();
     let content: Vec<u8> = (0..SECTORS).flat_map(sector).collect();
     desk.write("disk.raw", content);
@@ -28,16 +28,16 @@ fn sector(number: u32) -> impl Iterator<Item = u8> {
     (0..128).flat_map(move |word: u32| (number ^ word << 16).wrapping_mul(2_654_435_761).to_le_bytes())
 }
 
-fn boot(node: &mut RawInitiator) {
+pub(crate) fn boot(node: &mut RawInitiator) {
     for lba in BOOT {
         let expected: Vec<u8> = (lba..lba + 32).flat_map(sector).collect();
         assert!(node.read(lba, 32) == expected, "sectors from {lba}");
     }
 }
 
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    port: u16,
+    pub(crate) port: u16,
 }
 
 /// `None`, loudly, where the kernel gives no ring.
@@ -46,6 +46,11 @@ fn start(desk: &Desk, more: &str) -> Option<Server> {
         "serve --golden golden.vhd --overlays nodes --nodes 2 --listen 127.0.0.1:0 --register-buffers false \
          --log-format json {more}"
     );
+    serve(desk, &line)
+}
+
+/// The same with any command line.
+pub(crate) fn serve(desk: &Desk, line: &str) -> Option<Server> {
     let arguments: Vec<&str> = line.split_whitespace().collect();
     let mut child = desk.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -54,15 +59,19 @@ fn start(desk: &Desk, more: &str) -> Option<Server> {
         }
     }
     let said = said(child.wait_with_output().unwrap());
-    assert!(said.err.contains("io_uring"), "{more}: {said:?}");
+    assert!(said.err.contains("io_uring"), "{line}: {said:?}");
     eprintln!("SKIPPED: the kernel gives no ring: {}", said.err);
     None
 }
 
 impl Server {
-    fn stop(self) -> Said {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    pub(crate) fn stop(self) -> Said {
+        self.signal(rustix::process::Signal::TERM);
         let said = said(self.child.wait_with_output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
         said
@@ -71,7 +80,7 @@ impl Server {
 
 /// A field of the last log line that has it.
 #[track_caller]
-fn field(said: &Said, message: &str, name: &str) -> u64 {
+pub(crate) fn field(said: &Said, message: &str, name: &str) -> u64 {
     let line = said.err.lines().rfind(|line| line.contains(message));
     let event: serde_json::Value =
         serde_json::from_str(line.unwrap_or_else(|| panic!("{message}: {}", said.err))).unwrap();
@@ -79,7 +88,7 @@ fn field(said: &Said, message: &str, name: &str) -> u64 {
     found.and_then(serde_json::Value::as_u64).unwrap_or_else(|| panic!("{name}: {event}"))
 }
 
-const READ: &str = "golden cache: bytes read from disk";
+pub(crate) const READ: &str = "golden cache: bytes read from disk";
 
 #[test]
 fn a_boot_is_recorded_and_the_next_start_reads_along_it() {

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use goldrush::buf::PAGE_BYTES;
-use goldrush::cache::{CHUNK_BYTES, Claim, Golden, GoldenCache, GoldenFile, Lookup, Told, Waiter};
+use goldrush::cache::{
+    AheadBatch, CHUNK_BYTES, Claim, Golden, GoldenCache, GoldenFile, Lookup, Place, Told, Waiter,
+};
 use goldrush::plan::FileSlot;
 use goldrush::units::ByteOffset;
 
@@ -39,6 +41,8 @@ struct Shard {
     waiting: HashMap<u64, (u64, u32)>,
     /// Claims are filled some lookups later, so that others meet them.
     claims: Vec<Claim>,
+    /// All of the file, to be read before anybody asks, or while others do: as along a boot trace.
+    batches: Arc<Vec<AheadBatch>>,
     pages_read: Arc<Vec<AtomicU64>>,
     random: u64,
 }
@@ -56,12 +60,19 @@ impl Shard {
                 }
                 Lookup::NoFrame => {}
             }
+            let batch = random(&mut self.random) as usize % self.batches.len();
+            if task.is_multiple_of(16) {
+                self.cache.read_along(&self.batches[batch]);
+            }
             self.cache.take_claims(&mut self.claims);
             if random(&mut self.random).is_multiple_of(4) {
                 self.fill_some();
             }
             self.read_news();
         }
+        let batches = Arc::clone(&self.batches);
+        batches.iter().for_each(|batch| self.cache.read_along(batch));
+        self.cache.take_claims(&mut self.claims);
         while !self.waiting.is_empty() || !self.claims.is_empty() {
             self.fill_some();
             self.read_news();
@@ -117,35 +128,6 @@ impl Shard {
     }
 }
 
-/// Reads all of the file before anybody asks, or while others do, as along a boot trace.
-fn prefetch(golden: Arc<Golden>, number: GoldenFile, peers: &[Sender<u32>], pages_read: &[AtomicU64]) {
-    let mut cache = GoldenCache::outside(golden);
-    cache.set_file(FILE, number, FILE);
-    let mut claims = Vec::new();
-    for chunk in 0..CHUNKS {
-        cache.prefetch(FILE, ByteOffset(chunk * CHUNK_BYTES as u64), CHUNK_BYTES as u32);
-        cache.take_claims(&mut claims);
-        for Claim { offset, mut fill, .. } in claims.drain(..) {
-            // Others meet it while it is being read.
-            std::thread::yield_now();
-            let len = fill.left();
-            for (at, target) in (offset.0..).zip(fill.rest_mut()) {
-                *target = byte(at);
-            }
-            fill.advance(len);
-            let first = offset.0 / PAGE_BYTES as u64;
-            for page in first..first + u64::from(len) / PAGE_BYTES as u64 {
-                pages_read[page as usize].fetch_add(1, Ordering::Relaxed);
-            }
-            let frame = fill.frame();
-            let waiting = cache.fill_ended(fill, true, &mut Vec::new());
-            for (_, news) in peers.iter().enumerate().filter(|(peer, _)| waiting & 1 << peer != 0) {
-                let _ = news.send(frame);
-            }
-        }
-    }
-}
-
 #[track_caller]
 fn check(at: u64, bytes: &[u8]) {
     let wrong = (at..).zip(bytes).find(|(at, found)| byte(*at) != **found);
@@ -159,16 +141,19 @@ fn run(frames: u32) -> Vec<u64> {
     let pages = CHUNKS * (CHUNK_BYTES / PAGE_BYTES) as u64;
     let pages_read: Arc<Vec<_>> = Arc::new((0..pages).map(|_| AtomicU64::new(0)).collect());
     let (peers, news): (Vec<_>, Vec<_>) = (0..SHARDS).map(|_| channel()).unzip();
+    let place = |chunk| Place { offset: ByteOffset(chunk * CHUNK_BYTES as u64), len: CHUNK_BYTES as u32 };
+    let batch = |first| AheadBatch::new(number, (first..first + 4).map(place));
+    let batches: Arc<Vec<_>> = Arc::new((0..CHUNKS).step_by(4).map(batch).collect());
     std::thread::scope(|scope| {
-        let (ahead, told, counted) = (Arc::clone(&golden), peers.clone(), Arc::clone(&pages_read));
-        scope.spawn(move || prefetch(ahead, number, &told, &counted));
         for (shard, news) in news.into_iter().enumerate() {
             let (golden, peers, pages_read) = (Arc::clone(&golden), peers.clone(), Arc::clone(&pages_read));
+            let batches = Arc::clone(&batches);
             scope.spawn(move || {
                 let mut cache = GoldenCache::new(golden, shard as u32);
                 cache.set_file(FILE, number, FILE);
                 let (waiting, claims, random) = (HashMap::new(), Vec::new(), shard as u64);
-                Shard { cache, number: shard, news, peers, waiting, claims, pages_read, random }.run()
+                Shard { cache, number: shard, news, peers, waiting, claims, batches, pages_read, random }
+                    .run()
             });
         }
     });
@@ -177,7 +162,8 @@ fn run(frames: u32) -> Vec<u64> {
 
 #[test]
 fn with_room_for_everything_each_page_is_read_once() {
-    let reads = run(CHUNKS as u32);
+    // Reading ahead leaves some frames unused.
+    let reads = run(CHUNKS as u32 + 16);
     assert!(reads.iter().all(|count| *count == 1), "{reads:?}");
 }
 

@@ -28,6 +28,7 @@ mod cli_seal;
 mod cli_serve;
 mod cli_status;
 mod cli_trace;
+mod cli_trace_reload;
 mod conformance;
 mod crash;
 mod crash_oracle;
