@@ -217,28 +217,28 @@ impl GoldenCache {
         let chunk = Chunk::containing(golden, offset);
         let start = (offset.0 % FRAME_BYTES as u64) as u32;
         let first = len.min(FRAME_BYTES as u32 - start);
-        let hold = self.found(chunk, start, first)?;
+        let hold = self.found(chunk)?;
         if first == len {
             let bytes = self.bytes(chunk, hold, start, len).ok()?;
             self.counts.hits += 1;
             return Some((bytes, None));
         }
         let (next, rest) = (Chunk { number: chunk.number + 1, ..chunk }, len - first);
-        let next_hold = self.found(next, 0, rest)?;
-        let bytes = self.bytes(chunk, hold, start, first).ok()?;
+        let next_hold = self.found(next)?;
+        // Both or none of them are used.
+        if !hold.has(PageSet::touched(start, first)) {
+            return None;
+        }
         let more = self.bytes(next, next_hold, 0, rest).ok()?;
+        let bytes = self.bytes(chunk, hold, start, first).ok()?;
         self.counts.hits += 2;
         Some((bytes, Some(more)))
     }
 
-    /// The frame of a chunk that has these bytes, held.
-    fn found(&self, chunk: Chunk, start: u32, len: u32) -> Option<FrameHold> {
-        let inside = (start + len) as usize <= FRAME_BYTES;
+    /// The frame of a chunk, held, where it has one.
+    fn found(&self, chunk: Chunk) -> Option<FrameHold> {
         let hold = self.view.hold(self.golden.find(chunk)?)?;
-        let is_there = inside
-            && self.golden.stands_for(hold.frame()) == Some(chunk)
-            && hold.has(PageSet::touched(start, len));
-        is_there.then_some(hold)
+        (self.golden.stands_for(hold.frame()) == Some(chunk)).then_some(hold)
     }
 
     /// The bytes of a held frame, if they are there.

@@ -218,7 +218,7 @@ impl TaskTable {
     }
 
     pub(super) fn find(&self, tag: InitiatorTaskTag) -> Option<TaskId> {
-        if tag == InitiatorTaskTag::RESERVED {
+        if tag == InitiatorTaskTag::RESERVED || self.free.len() == self.slots.len() {
             return None;
         }
         let index = self.tags.iter().position(|held| *held == tag)?;

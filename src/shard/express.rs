@@ -52,7 +52,7 @@ impl Connection {
             self.framer.pass_bare(input);
             turn.spend(&mut self.share, false, &bhs);
             let answer = session.machine.pass(on, &read, core.now);
-            self.tx.stage_parts(&answer, core::iter::once(first).chain(more), read.expected);
+            self.tx.stage_whole(&answer, first, more);
             session.passed(core, target, read.expected, &mut self.timing, self.tx.queued_bytes());
             self.last_progress = core.now;
         }

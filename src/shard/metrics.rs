@@ -82,10 +82,10 @@ impl Latencies {
         Self { sum_us: 0, histogram: histogram.expect("the bounds are constants that fit") }
     }
 
-    fn record(&mut self, latency: Duration) {
+    fn record(&mut self, latency: Duration, answers: u64) {
         let us = latency.as_micros() as u64;
-        self.sum_us += us;
-        self.histogram.saturating_record(us);
+        self.sum_us += us * answers;
+        self.histogram.saturating_record_n(us, answers);
     }
 }
 
@@ -149,11 +149,11 @@ impl Metrics {
         }
     }
 
-    /// A command's answer is sent.
-    pub(super) fn took(&mut self, kind: CommandKind, latency: Duration) {
+    /// The answers of so many commands that came together are sent.
+    fn took(&mut self, kind: CommandKind, latency: Duration, answers: u64) {
         match kind {
-            CommandKind::Read => self.reads.record(latency),
-            CommandKind::Write => self.writes.record(latency),
+            CommandKind::Read => self.reads.record(latency, answers),
+            CommandKind::Write => self.writes.record(latency, answers),
             CommandKind::Flush | CommandKind::Unmap | CommandKind::Other => {}
         }
     }
@@ -187,9 +187,20 @@ impl Timing {
     pub fn sent(&mut self, now: Instant, bytes: u32, metrics: &mut Metrics) {
         self.sent += u64::from(bytes);
         metrics.counts.sent_bytes += u64::from(bytes);
-        while let Some(answer) = self.unsent.front().filter(|answer| answer.end <= self.sent) {
-            metrics.took(answer.kind, now.since(answer.since));
-            self.unsent.pop_front();
+        while let Some(first) = self.unsent.front().copied() {
+            // Most of what is sent together came together.
+            let mut answers = 0;
+            while let Some(answer) = self.unsent.front()
+                && answer.end <= self.sent
+                && (answer.kind, answer.since) == (first.kind, first.since)
+            {
+                answers += 1;
+                self.unsent.pop_front();
+            }
+            if answers == 0 {
+                return;
+            }
+            metrics.took(first.kind, now.since(first.since), answers);
         }
     }
 }
@@ -207,7 +218,7 @@ mod tests {
             latencies.histogram.distinct_values()
         );
         for us in [0, 1, 99, 12_345, 3_600_000_000] {
-            latencies.record(Duration::from_micros(us));
+            latencies.record(Duration::from_micros(us), 1);
         }
         assert_eq!(latencies.histogram.len(), 5);
         assert!((12_222..=12_468).contains(&latencies.histogram.value_at_quantile(0.8)));

@@ -28,6 +28,16 @@ enum Staged {
     Data(Part),
 }
 
+impl Staged {
+    /// As a part, with the buffer of what was staged beside it.
+    fn sealed(self, control: &BufRef) -> Part {
+        match self {
+            Self::Control { start, len } => Part { buf: control.clone(), start, len },
+            Self::Data(part) => part,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct TxQueue {
     queue: VecDeque<Part>,
@@ -134,6 +144,28 @@ impl TxQueue {
         staged
     }
 
+    /// As [`Self::stage_parts`], of one part or two.
+    pub(super) fn stage_whole(&mut self, bhs: &Bhs, first: Part, more: Option<Part>) {
+        let len = first.len + more.as_ref().map_or(0, |part| part.len);
+        let plain = self.header_digest == DigestKind::None && self.data_digest == DigestKind::None;
+        let place = self.staging.as_mut().filter(|_| plain && pad_len(len) == 0);
+        let Some((buf, used)) = place else {
+            return self.stage_parts(bhs, core::iter::once(first).chain(more), len);
+        };
+        let Some(header) = buf.as_mut_slice().get_mut(*used..).and_then(|rest| rest.first_chunk_mut()) else {
+            return;
+        };
+        *header = bhs.0;
+        // Nearly always data lies between this header and what was staged before: no use to look.
+        self.staged.push(Staged::Control { start: *used as u32, len: BHS_BYTES as u32 });
+        *used += BHS_BYTES;
+        self.queued_bytes += BHS_BYTES + len as usize;
+        self.staged.push(Staged::Data(first));
+        if let Some(part) = more {
+            self.staged.push(Staged::Data(part));
+        }
+    }
+
     fn stage_header(&mut self, bhs: &Bhs) {
         self.put_control(&bhs.0);
         if self.header_digest == DigestKind::Crc32c {
@@ -186,11 +218,23 @@ impl TxQueue {
     fn seal(&mut self) {
         let Some((buf, _)) = self.staging.take() else { return };
         let shared: BufRef = buf.share();
+        self.queue.extend(self.staged.drain(..).map(|staged| staged.sealed(&shared)));
+    }
+
+    /// Seals into `parts` what goes out with them, and the rest into the queue, which is empty. `bytes` are in `parts`.
+    fn seal_into(&mut self, parts: &mut Vec<Part>, mut bytes: usize, max_bytes: usize) {
+        let Some((buf, _)) = self.staging.take() else { return };
+        let shared: BufRef = buf.share();
+        let mut fits = true;
         for staged in self.staged.drain(..) {
-            self.queue.push_back(match staged {
-                Staged::Control { start, len } => Part { buf: shared.clone(), start, len },
-                Staged::Data(part) => part,
-            });
+            let part = staged.sealed(&shared);
+            bytes += part.len as usize;
+            fits &= parts.len() < limits::SEND_PARTS_MAX && (parts.is_empty() || bytes <= max_bytes);
+            if fits {
+                parts.push(part);
+            } else {
+                self.queue.push_back(part);
+            }
         }
     }
 
@@ -199,7 +243,6 @@ impl TxQueue {
         if self.in_flight {
             return false;
         }
-        self.seal();
         let mut bytes = 0;
         while parts.len() < limits::SEND_PARTS_MAX
             && let Some(part) = self.queue.front()
@@ -209,6 +252,9 @@ impl TxQueue {
             }
             bytes += part.len as usize;
             parts.extend(self.queue.pop_front());
+        }
+        if self.queue.is_empty() {
+            self.seal_into(parts, bytes, max_bytes);
         }
         self.in_flight = !parts.is_empty();
         self.in_flight
@@ -340,5 +386,68 @@ mod tests {
         queue.stage_inline(&pool, &bhs, &data);
         assert_eq!(drain(&mut queue, 1000)[48..], data);
         assert_eq!(pool.chunks_free(), 8, "every buffer is back");
+    }
+
+    /// `len` bytes of a chunk that all are `byte`.
+    fn part(pool: &Pool, byte: u8, len: u32) -> Part {
+        let mut chunk = pool.take_chunk().unwrap();
+        chunk.as_mut_slice().fill(byte);
+        Part { buf: chunk.share(), start: 3, len }
+    }
+
+    #[test]
+    fn one_part_or_two_are_staged_as_any_number_is() {
+        use DigestKind::{Crc32c, None as Plain};
+        let pool = Pool::new(PoolConfig { chunks: 16, smalls: 8, huge_pages: false }).unwrap();
+        for (header, data) in [(Plain, Plain), (Crc32c, Plain), (Plain, Crc32c), (Crc32c, Crc32c)] {
+            for (len, more) in [(512, None), (7, None), (500, Some(12)), (500, Some(13))] {
+                let stage = |whole: bool| {
+                    let mut queue = TxQueue::new();
+                    queue.set_digests(header, data);
+                    for tag in 0..3 {
+                        assert!(queue.can_stage(&pool));
+                        let bhs = Bhs([tag; BHS_BYTES]);
+                        let (first, more) = (part(&pool, 1, len), more.map(|len| part(&pool, 2, len)));
+                        let total = first.len + more.as_ref().map_or(0, |part| part.len);
+                        if whole {
+                            queue.stage_whole(&bhs, first, more);
+                        } else {
+                            queue.stage_parts(&bhs, core::iter::once(first).chain(more), total);
+                        }
+                        assert!(queue.can_stage(&pool));
+                        queue.stage_inline(&pool, &bhs, b"");
+                    }
+                    (queue.queued_bytes(), drain(&mut queue, usize::MAX))
+                };
+                assert_eq!(stage(true), stage(false));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_staged_while_a_send_is_under_way_goes_out_behind_it() {
+        let pool = pool();
+        for max_bytes in [1, 47, 48, 100, 560, 2000, 1 << 20] {
+            let mut queue = TxQueue::new();
+            let (mut expected, mut out, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+            for tag in 0..20 {
+                assert!(queue.can_stage(&pool));
+                queue.stage_whole(&Bhs([tag; BHS_BYTES]), part(&pool, tag + 100, 512), None);
+                expected.extend([tag; BHS_BYTES]);
+                expected.extend([tag + 100; 512]);
+                if queue.next_send(max_bytes, &mut parts) {
+                    let bytes: Vec<u8> = parts.iter().flat_map(|part| slice_of(part).to_vec()).collect();
+                    let taken = bytes.len() - usize::from(tag) % 3 * (bytes.len() / 4);
+                    out.extend_from_slice(&bytes[..taken]);
+                    queue.sent(taken, &mut parts);
+                }
+                if queue.queued_bytes() > 1024 {
+                    out.extend(drain(&mut queue, usize::MAX));
+                }
+            }
+            out.extend(drain(&mut queue, usize::MAX));
+            assert!(out == expected, "at most {max_bytes} in a send");
+            assert!(queue.is_empty());
+        }
     }
 }
