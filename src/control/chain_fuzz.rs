@@ -5,6 +5,8 @@
 //! is changed any more, and the locks are gone. Power cuts are the crash tests' (`tests/it`) and `vhd::relink`'s.
 
 use std::cell::Cell;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -210,13 +212,13 @@ impl World {
         assert!(differs.is_none(), "image {index} differs at sector {differs:?}: {self:?}");
     }
 
-    /// Runs a command until it is stopped after `changes` changes, then once more to its end.
+    /// Runs a command until it is stopped after `changes` changes, then once more to its end. True where it was stopped.
     fn twice(
         &self,
         changes: u8,
         mut command: impl FnMut(&dyn Watch) -> Result<(), Error>,
         between: impl Fn(&Self),
-    ) {
+    ) -> bool {
         let watch = StopAfter::new(u64::from(changes));
         let first = command(&watch);
         assert!(first.is_ok() || watch.stopped.get(), "{first:?}");
@@ -225,39 +227,42 @@ impl World {
             let again = command(&StopAfter::new(u64::MAX));
             assert!(again.is_ok(), "{again:?}");
         }
+        first.is_err()
     }
 
     fn run(&mut self, op: &[u8]) {
         let place = u64::from(u16::from_be_bytes([op[1], op[2]]));
+        // Some commands make hundreds of changes, others two.
+        let changes = op[5] >> (op[5] % 8);
         match op[0] % 8 {
             0 | 1 => self.write(place, u64::from(op[3]) * 3 + 1, op[4]),
-            2 => self.merge(op[5]),
-            3 => self.flatten(op[5]),
-            4 => self.rebase(usize::from(op[3]), op[5]),
-            5 if self.images.len() < IMAGES_MAX => self.snapshot(op[3].is_multiple_of(2), op[5]),
-            6 if self.images.len() < IMAGES_MAX => self.merge_into(op[5]),
-            7 if !self.has_children(self.leaf) => self.compact(op[5]),
+            2 => drop(self.merge(changes)),
+            3 => drop(self.flatten(changes)),
+            4 => drop(self.rebase(usize::from(op[3]), changes)),
+            5 if self.images.len() < IMAGES_MAX => drop(self.snapshot(op[3].is_multiple_of(2), changes)),
+            6 if self.images.len() < IMAGES_MAX => drop(self.merge_into(changes)),
+            7 if !self.has_children(self.leaf) => drop(self.compact(changes)),
             _ => self.compare(self.leaf),
         }
     }
 
-    /// The leaf into its parent, when that has no other child.
-    fn merge(&mut self, changes: u8) {
+    /// The leaf into its parent, when that has no other child. As all that follow: true where it was stopped.
+    fn merge(&mut self, changes: u8) -> bool {
         let child = self.images[self.leaf].clone();
-        let Some(parent) = child.parent else { return };
+        let Some(parent) = child.parent else { return false };
         if self.images.iter().filter(|image| image.parent == Some(parent)).count() > 1 {
-            return;
+            return false;
         }
         let parent_path = self.images[parent].path.clone();
         // A snapshot may have frozen it, which binds all but the superuser.
-        let writable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        let writable = Permissions::from_mode(0o644);
         std::fs::set_permissions(&parent_path, writable).expect("the parent is ours");
         let before = self.images[parent].content.clone();
         let command = |watch: &dyn Watch| {
             merge(&child.path, &parent_path, watch)?;
             renew(&child.path, &parent_path, watch)
         };
-        self.twice(changes, command, |world| {
+        let stopped = self.twice(changes, command, |world| {
             world.compare(world.leaf);
             let now = world.read(parent);
             let known = now.iter().enumerate();
@@ -266,30 +271,33 @@ impl World {
         });
         self.images[parent].content = child.content;
         self.compare_all();
+        stopped
     }
 
-    fn flatten(&mut self, changes: u8) {
+    fn flatten(&mut self, changes: u8) -> bool {
         let path = self.images[self.leaf].path.clone();
         let command = |watch: &dyn Watch| {
             let chain = Opener::anywhere(Locking::Hold).open_chain(&path, Access::Writable)?;
             if chain.layers().len() > 1 { flatten(chain, watch) } else { Ok(()) }
         };
-        self.twice(changes, command, Self::compare_all);
+        let stopped = self.twice(changes, command, Self::compare_all);
         self.images[self.leaf].parent = None;
         self.compare_all();
+        stopped
     }
 
     /// The leaf onto any image that is no child of it.
-    fn rebase(&mut self, target: usize, changes: u8) {
+    fn rebase(&mut self, target: usize, changes: u8) -> bool {
         let target = target % self.images.len();
         let (leaf, new) = (self.images[self.leaf].clone(), self.images[target].path.clone());
         if target == self.leaf || leaf.parent.is_none() || self.descends(target, self.leaf) {
-            return;
+            return false;
         }
         let command = |watch: &dyn Watch| rebase(&leaf.path, &new, true, watch).map(|_| ());
-        self.twice(changes, command, Self::compare_all);
+        let stopped = self.twice(changes, command, Self::compare_all);
         self.images[self.leaf].parent = Some(target);
         self.compare_all();
+        stopped
     }
 
     fn has_children(&self, image: usize) -> bool {
@@ -297,10 +305,11 @@ impl World {
     }
 
     /// The leaf, which nobody is a child of.
-    fn compact(&mut self, changes: u8) {
+    fn compact(&mut self, changes: u8) -> bool {
         let path = self.images[self.leaf].path.clone();
-        self.twice(changes, |watch| compact(&path, watch), Self::compare_all);
+        let stopped = self.twice(changes, |watch| compact(&path, watch), Self::compare_all);
         self.compare_all();
+        stopped
     }
 
     fn descends(&self, mut image: usize, from: usize) -> bool {
@@ -313,27 +322,26 @@ impl World {
         false
     }
 
-    fn snapshot(&mut self, renames: bool, changes: u8) {
+    /// Under whatever name, the state that was is complete after each change, and so is the child once it has a name.
+    fn snapshot(&mut self, renames: bool, changes: u8) -> bool {
         let (path, fresh) = (self.images[self.leaf].path.clone(), self.fresh());
-        let watch = StopAfter::new(u64::from(changes));
-        let run = |watch: &dyn Watch| match renames {
+        let command = |watch: &dyn Watch| match renames {
             true => freeze_as(&path, &fresh, watch).map(|_| ()),
             false => continue_in(&path, &fresh, watch).map(|_| ()),
         };
-        let has_children = self.has_children(self.leaf);
-        let first = run(&watch);
-        self.compare_all();
-        if renames && has_children {
-            assert!(first.is_err());
-            return;
+        if renames && self.has_children(self.leaf) {
+            assert!(command(&StopAfter::new(u64::from(changes))).is_err());
+            self.compare_all();
+            return false;
         }
-        assert!(first.is_ok() || watch.stopped.get(), "{first:?}");
-        // A child that has its name already is not made twice: only the write permission is missing.
-        let made = fresh.exists() && !(renames && Self::is_one_file(&path, &fresh));
-        if first.is_err() && !made {
-            let again = run(&StopAfter::new(u64::MAX));
-            assert!(again.is_ok(), "{again:?}");
-        }
+        let content = self.images[self.leaf].content.clone();
+        let stopped = self.twice(changes, command, |world| {
+            world.compare_all();
+            assert!(!fresh.exists() || world.read_path(&fresh) == content, "half an image has a name");
+        });
+        let frozen = if renames { &fresh } else { &path };
+        let mode = std::fs::metadata(frozen).map(|metadata| metadata.permissions().mode());
+        assert_eq!(mode.map_or(0o222, |mode| mode & 0o222), 0, "the frozen image could be written");
         let old = self.images[self.leaf].clone();
         if renames {
             // The leaf's name is the child's now, and the frozen image is the new one of the two.
@@ -344,27 +352,25 @@ impl World {
             self.leaf = self.images.len() - 1;
         }
         self.compare_all();
+        stopped
     }
 
-    fn is_one_file(a: &Path, b: &Path) -> bool {
-        super::file::identity_of(a).ok() == super::file::identity_of(b).ok()
-    }
-
-    fn merge_into(&mut self, changes: u8) {
+    fn merge_into(&mut self, changes: u8) -> bool {
         let leaf = self.images[self.leaf].clone();
-        let Some(parent) = leaf.parent else { return };
+        let Some(parent) = leaf.parent else { return false };
         let fresh = self.fresh();
         let command = |watch: &dyn Watch| {
             let chain = Opener::anywhere(Locking::Hold).open_chain(&leaf.path, Access::ReadOnly)?;
             merge_into_new(chain, &fresh, watch).map(|_| ())
         };
-        self.twice(changes, command, |world| {
+        let stopped = self.twice(changes, command, |world| {
             world.compare_all();
             assert!(!fresh.exists() || world.read_path(&fresh) == leaf.content, "half an image has a name");
         });
         let grandparent = self.images[parent].parent;
         self.images.push(Image { path: fresh, parent: grandparent, content: leaf.content });
         self.compare_all();
+        stopped
     }
 
     fn read_path(&self, path: &Path) -> Vec<u8> {
@@ -394,6 +400,45 @@ mod tests {
             // Every kind of base in every format.
             data[0] = round % 9;
             fuzz_chain_commands(&data);
+        }
+    }
+
+    /// A chain of three whose leaf has something of its own, and a block that is its parent's and compacting gives back.
+    fn chain(shape: u8) -> World {
+        let mut world = World::new(shape).unwrap();
+        for (depth, value) in [(0, 10), (1, 11)] {
+            world.add_child(world.kind.block_bytes);
+            world.write(70 * depth, 600, value);
+            world.write(2050, 40, 30);
+        }
+        world.write(1500, 30, 0);
+        world
+    }
+
+    /// One of the commands that change chains, by name, stopped after so many changes.
+    type Command = (&'static str, u8, fn(&mut World, u8) -> bool);
+
+    /// With the fewest changes each has.
+    const COMMANDS: [Command; 7] = [
+        ("merge", 2, |world, changes| world.merge(changes)),
+        ("merge --into", 1, |world, changes| world.merge_into(changes)),
+        ("flatten", 1, |world, changes| world.flatten(changes)),
+        ("rebase", 2, |world, changes| world.rebase(0, changes)),
+        ("compact", 1, |world, changes| world.compact(changes)),
+        ("snapshot --name", 3, |world, changes| world.snapshot(true, changes)),
+        ("snapshot --child", 2, |world, changes| world.snapshot(false, changes)),
+    ];
+
+    #[test]
+    fn each_command_stopped_before_each_of_its_changes_is_gone_on_with_by_the_next() {
+        for shape in [1, 4, 7] {
+            for (name, least, command) in COMMANDS {
+                let mut changes = 0;
+                while command(&mut chain(shape), changes) {
+                    changes += 1;
+                }
+                assert!(changes >= least, "{name} has only {changes} changes with shape {shape}");
+            }
         }
     }
 

@@ -135,6 +135,13 @@ Exit codes:
   3  an image is in use by another process";
 
 pub(super) const SNAPSHOT: &str = "\
+What happens:
+  With --name the file of the image gets the name FROZEN, a new child of it takes the name of the image in one step, and the
+  frozen file loses write permission. With --child the image keeps its name and is frozen, and NEW goes on.
+
+After a crash:
+  The old chain or the new one is there, complete. Running the command again finishes it.
+
 Examples:
   goldrush image snapshot node-001.vhd --name node-001-monday.vhd
   goldrush image snapshot node-001.vhd --child node-001-b.vhd --seal

@@ -9,11 +9,12 @@
 //! 3  the frozen file loses write permission (and is sealed, with --seal)
 //! ```
 //!
-//! A kill between 1 and 2 leaves the image as it was, with a second name; run again, the command goes on from there. The
-//! image must not be in use: its server could not follow.
+//! A kill between 1 and 2 leaves the image as it was, with a second name; one between 2 and 3 leaves a frozen image that
+//! could still be written. Run again, the command goes on from there. The image must not be in use: its server could not
+//! follow.
 
 use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use serde::Serialize;
@@ -21,7 +22,7 @@ use serde::Serialize;
 use super::children::{children_near, some_of};
 use super::cli_chain::SnapshotArgs;
 use super::error::{Error, print};
-use super::file::{Access, Locking, folder_of, identity_of};
+use super::file::{Access, FileIdentity, Locking, folder_of, identity_of};
 use super::image_seal::seal_layer;
 use super::new_image::NewDisk;
 use super::open_image::{OpenedChain, Opener};
@@ -66,7 +67,12 @@ pub(super) fn run(args: &SnapshotArgs) -> Result<(), Error> {
 
 /// `path` is frozen and `child` goes on. The chain of the frozen image, which nobody else has open.
 pub(super) fn continue_in(path: &Path, child: &Path, watch: &dyn Watch) -> Result<OpenedChain, Error> {
+    let made = child.exists() && is_left_to_freeze(child, path)?;
     let chain = Opener::anywhere(Locking::Hold).open_chain(path, Access::Writable)?;
+    if made {
+        freeze(&chain, watch)?;
+        return Ok(chain);
+    }
     let staged = StagedFile::create(child)?;
     NewDisk::child_of(child, chain.leaf(), None)?.create()?.write(&staged)?;
     watch.before_change()?;
@@ -86,6 +92,11 @@ pub(super) fn freeze_as(path: &Path, frozen: &Path, watch: &dyn Watch) -> Result
             frozen.display(),
             path.display()
         )));
+    }
+    if frozen.exists() && is_left_to_freeze(path, frozen)? {
+        let chain = Opener::anywhere(Locking::Hold).open_chain(frozen, Access::Writable)?;
+        freeze(&chain, watch)?;
+        return Ok(chain);
     }
     let chain = Opener::anywhere(Locking::Hold).open_chain(path, Access::Writable)?;
     let identity = chain.leaf().file().identity();
@@ -116,6 +127,25 @@ pub(super) fn freeze_as(path: &Path, frozen: &Path, watch: &dyn Watch) -> Result
     staged.publish(true)?;
     freeze(&chain, watch)?;
     Ok(chain)
+}
+
+/// True where a snapshot was killed before its last step: `child` is the child of `frozen`, which may still be written.
+fn is_left_to_freeze(child: &Path, frozen: &Path) -> Result<bool, Error> {
+    let chain = Opener::anywhere(Locking::Hold).open_chain(child, Access::ReadOnly)?;
+    let Some(parent) = chain.layers().get(1).map(|parent| parent.file()) else { return Ok(false) };
+    let looking = Error::io(frozen, "looking at it");
+    let metadata = std::fs::metadata(frozen).map_err(looking)?;
+    if (FileIdentity { device: metadata.dev(), inode: metadata.ino() }) != parent.identity() {
+        return Ok(false);
+    }
+    if metadata.permissions().mode() & 0o222 == 0 {
+        return Err(Error::Failed(format!(
+            "{} exists already, as the frozen parent of {}: choose another name",
+            frozen.display(),
+            child.display()
+        )));
+    }
+    Ok(true)
 }
 
 /// Takes write permission away.
