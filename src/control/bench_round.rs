@@ -109,8 +109,14 @@ impl<'a> Bench<'a> {
         self.runtime.is_some()
     }
 
-    /// One round. `found` gets every pair of slices.
-    pub(super) fn round(&self, progress: &Progress, found: &mut dyn FnMut(Pair)) -> Result<(), Error> {
+    /// One round, or less of it: `is_over` is asked before each turn of all cases but a round's first. `found` gets every
+    /// pair of slices.
+    pub(super) fn round(
+        &self,
+        progress: &Progress,
+        found: &mut dyn FnMut(Pair),
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
         let fresh = self.files()?;
         let mut table = LayerTable::default();
         let mut units = Vec::new();
@@ -142,7 +148,9 @@ impl<'a> Bench<'a> {
             (Side::Unit(index as u8, blocks[index]), Side::Plain(FileSlot(plain_at + index as u32)))
         };
         let mut driver = Driver { solo: &mut solo, data: &self.data, depth: self.depth };
-        let ran = self.run(&mut driver, &sides, fresh, progress, found);
+        let ran = self
+            .prepare(&mut driver, &sides, fresh)
+            .and_then(|()| self.turns(&mut driver, &sides, progress, found, is_over));
         drop(solo);
         if let Some(journal) = journal {
             journal.discard();
@@ -151,13 +159,12 @@ impl<'a> Bench<'a> {
         ran.map_err(|fault| Error::Failed(format!("{}: {fault}", self.scratch.path("").display())))
     }
 
-    fn run(
+    /// Writes what is to be there; brings every bitmap of the first disk into memory.
+    fn prepare(
         &self,
         driver: &mut Driver<'_>,
         sides: &dyn Fn(Disk) -> (Side, Side),
         fresh: bool,
-        progress: &Progress,
-        found: &mut dyn FnMut(Pair),
     ) -> Result<(), SoloFault> {
         let shape = self.shape;
         for side in [sides(Disk::Full).0, sides(Disk::Full).1] {
@@ -170,7 +177,6 @@ impl<'a> Bench<'a> {
                 )?;
                 driver.flush(side)?;
             }
-            // Every bitmap into memory.
             let count = (shape.size / shape.block_bytes).max(1);
             driver.writes(side, &mut Places::in_a_row(count, shape.block_bytes), count as u32, PAGE)?;
         }
@@ -181,8 +187,24 @@ impl<'a> Bench<'a> {
                 driver.flush(side)?;
             }
         }
+        Ok(())
+    }
+
+    /// All cases in turn, until there is nothing left that was never written.
+    fn turns(
+        &self,
+        driver: &mut Driver<'_>,
+        sides: &dyn Fn(Disk) -> (Side, Side),
+        progress: &Progress,
+        found: &mut dyn FnMut(Pair),
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<(), SoloFault> {
+        let shape = self.shape;
         let mut places = Case::ALL.map(|case| shape.places(case));
         for rotation in 0..shape.rotations() {
+            if is_over() && rotation > 0 {
+                break;
+            }
             for (index, case) in Case::ALL.into_iter().enumerate() {
                 // The flushes of first writes go on where the first writes are.
                 let at = if case == Case::FlushFirst { Case::FirstWrite as usize } else { index };

@@ -19,7 +19,7 @@ pub struct BenchArgs {
     /// Commands begun and not answered at any moment
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=128))]
     pub queue_depth: u32,
-    /// How long to measure; 0 makes one round
+    /// How long to measure once the files are there; every case has its turn at least once
     #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub seconds: u32,
     /// The format of the scratch child in a folder, vhd or vhdx [default: vhd]; a child of an image has its format

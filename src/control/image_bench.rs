@@ -2,6 +2,7 @@
 //!
 //! Knows the scratch files and the report. Does not know how operations are run (`bench_round`).
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -91,16 +92,21 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Error> {
 }
 
 fn measure(args: &BenchArgs, bench: &Bench<'_>) -> Result<Vec<Pair>, Error> {
-    let (begun, limit) = (Instant::now(), Duration::from_secs(u64::from(args.seconds)));
+    let limit = Duration::from_secs(u64::from(args.seconds));
+    // The first round makes the files that all of them use, which does not count.
+    let begun: Cell<Option<Instant>> = Cell::new(None);
+    let is_over = |begun: Option<Instant>| begun.is_some_and(|begun| begun.elapsed() >= limit);
     let mut pairs = Vec::new();
-    loop {
+    while !is_over(begun.get()) {
         let progress = Progress::new("measuring", &args.path, u64::from(bench.shape.rotations()));
-        bench.round(&progress, &mut |pair| pairs.push(pair))?;
+        bench.round(&progress, &mut |pair| pairs.push(pair), &|| {
+            let since = begun.get().unwrap_or_else(Instant::now);
+            begun.set(Some(since));
+            is_over(Some(since))
+        })?;
         progress.finish();
-        if begun.elapsed() >= limit {
-            return Ok(pairs);
-        }
     }
+    Ok(pairs)
 }
 
 fn parent(path: &Path) -> Result<OpenedChain, Error> {
