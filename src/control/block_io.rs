@@ -58,19 +58,9 @@ impl ChainReader {
         loop {
             match self.table.images.resolve_read(&self.chain, range, &mut self.plan) {
                 ReadStep::Ready { covered } => return Ok(covered),
-                ReadStep::NeedBitmap(wanted) => self.load_bitmap(wanted)?,
+                ReadStep::NeedBitmap(wanted) => self.table.load_bitmap(wanted, &mut self.bitmap)?,
             }
         }
-    }
-
-    fn load_bitmap(&mut self, wanted: BitmapRead) -> Result<(), OpenError> {
-        let bytes = &mut self.bitmap[..wanted.len as usize];
-        let file = &self.table.files[wanted.file.0 as usize];
-        let (offset, len) = (wanted.offset.0, bytes.len());
-        let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
-        file.read_at(offset, bytes).map_err(failed)?;
-        self.table.images.bitmap_loaded(wanted, Ok(bytes));
-        Ok(())
     }
 
     /// Fills `bytes`, whole sectors, with the disk's content from `sector` on; zeros beyond its end.
@@ -207,6 +197,19 @@ pub(super) fn nonzero_runs(bytes: &[u8], grain: usize) -> Vec<(usize, usize)> {
         }
     }
     runs
+}
+
+impl LayerTable {
+    /// Reads a bitmap that a layer wants, through `buffer`, and gives it to the layer.
+    pub(super) fn load_bitmap(&mut self, wanted: BitmapRead, buffer: &mut [u8]) -> Result<(), OpenError> {
+        let bytes = &mut buffer[..wanted.len as usize];
+        let file = &self.files[wanted.file.0 as usize];
+        let (offset, len) = (wanted.offset.0, bytes.len());
+        let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
+        file.read_at(offset, bytes).map_err(failed)?;
+        self.images.bitmap_loaded(wanted, Ok(bytes));
+        Ok(())
+    }
 }
 
 /// Runs the operations of a metadata batch one after the other, which is one of the orders it allows.

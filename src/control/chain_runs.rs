@@ -12,7 +12,7 @@ use super::file::OpenedFile;
 use super::open_image::{LayerTable, OpenError, OpenedChain, OpenedLayer};
 use crate::image::LayerRun;
 use crate::limits::BITMAP_BYTES_MAX;
-use crate::plan::{BitmapRead, LayerId};
+use crate::plan::LayerId;
 use crate::units::SECTOR_BYTES;
 
 /// Sectors looked at in one step: bounds the time between two signs of progress.
@@ -201,20 +201,10 @@ impl ChainRuns {
     fn layer_run(&mut self, id: LayerId, sector: u64, max: u64) -> Result<LayerRun, OpenError> {
         loop {
             match self.table.images.layer_run(id, sector, max) {
-                LayerRun::NeedBitmap(wanted) => self.load_bitmap(wanted)?,
+                LayerRun::NeedBitmap(wanted) => self.table.load_bitmap(wanted, &mut self.bitmap)?,
                 run => return Ok(run),
             }
         }
-    }
-
-    fn load_bitmap(&mut self, wanted: BitmapRead) -> Result<(), OpenError> {
-        let bytes = &mut self.bitmap[..wanted.len as usize];
-        let file = &self.table.files[wanted.file.0 as usize];
-        let (offset, len) = (wanted.offset.0, bytes.len());
-        let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
-        file.read_at(offset, bytes).map_err(failed)?;
-        self.table.images.bitmap_loaded(wanted, Ok(bytes));
-        Ok(())
     }
 
     /// Takes a run in, what is a hole of its file apart from what is not.

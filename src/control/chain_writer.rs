@@ -14,9 +14,7 @@ use super::open_image::{LayerTable, OpenError, OpenedChain};
 use super::watch::Watch;
 use crate::image::Chain;
 use crate::limits::BITMAP_BYTES_MAX;
-use crate::plan::{
-    BatchEnd, BitmapRead, IoFault, MetaBatch, NoRecords, WriteExtent, WriteKind, WritePlan, WriteStep,
-};
+use crate::plan::{BatchEnd, IoFault, MetaBatch, NoRecords, WriteExtent, WriteKind, WritePlan, WriteStep};
 use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
 /// Bytes moved at once.
@@ -81,7 +79,7 @@ impl<'a> ChainWriter<'a> {
         let kind = if bytes.is_some() { WriteKind::Data } else { WriteKind::Zero };
         while !left.is_empty() {
             match self.table.images.resolve_write(&self.chain, left, kind, &mut self.plan) {
-                Ok(WriteStep::NeedBitmap(wanted)) => self.load_bitmap(wanted)?,
+                Ok(WriteStep::NeedBitmap(wanted)) => self.table.load_bitmap(wanted, &mut self.bitmap)?,
                 Ok(WriteStep::NeedSpace(_)) => self.commit()?,
                 Ok(WriteStep::Ready { covered, commit }) => {
                     let skip = (left.start().0 * SECTOR_BYTES - at) as usize;
@@ -121,16 +119,6 @@ impl<'a> ChainWriter<'a> {
             }
             done += len;
         }
-        Ok(())
-    }
-
-    fn load_bitmap(&mut self, wanted: BitmapRead) -> Result<(), Error> {
-        let bytes = &mut self.bitmap[..wanted.len as usize];
-        let file = &self.table.files[wanted.file.0 as usize];
-        let (offset, len) = (wanted.offset.0, bytes.len());
-        let failed = |source| OpenError::Read { path: file.path().to_owned(), offset, len, source };
-        file.read_at(offset, bytes).map_err(failed)?;
-        self.table.images.bitmap_loaded(wanted, Ok(bytes));
         Ok(())
     }
 

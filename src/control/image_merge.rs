@@ -156,6 +156,13 @@ pub(super) fn merge(child: &Path, parent: &Path, watch: &dyn Watch) -> Result<u6
     let leaf = opener.open_leaf(child, Access::ReadOnly)?;
     let mut runs = ChainRuns::alone(leaf)?;
     let mut writer = ChainWriter::new(target, watch)?;
+    let bytes = copy(&mut runs, &mut writer, watch)?;
+    writer.close()?;
+    Ok(bytes)
+}
+
+/// Writes what the runs hold; the bytes that were.
+fn copy(runs: &mut ChainRuns, writer: &mut ChainWriter<'_>, watch: &dyn Watch) -> Result<u64, Error> {
     let mut bytes = 0;
     while let Some(run) = runs.next()? {
         if run.depth().is_some() {
@@ -164,7 +171,6 @@ pub(super) fn merge(child: &Path, parent: &Path, watch: &dyn Watch) -> Result<u6
         }
         watch.at(run.end());
     }
-    writer.close()?;
     Ok(bytes)
 }
 
@@ -216,14 +222,7 @@ pub(super) fn merge_into_new(chain: OpenedChain, new: &Path, watch: &dyn Watch) 
     let target = opener.open_chain_as(staged.temporary(), Access::Writable, format)?;
     let mut writer = ChainWriter::new(target, watch)?;
     let mut runs = ChainRuns::of_depths(chain, 0..2)?;
-    let mut bytes = 0;
-    while let Some(run) = runs.next()? {
-        if run.depth().is_some() {
-            writer.copy(&run)?;
-            bytes += run.len;
-        }
-        watch.at(run.end());
-    }
+    let bytes = copy(&mut runs, &mut writer, watch)?;
     writer.close()?;
     watch.before_change()?;
     staged.publish(false)?;
