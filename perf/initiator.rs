@@ -13,6 +13,8 @@ mod stream;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::wire::{Window, serial_le};
+
 pub(crate) use handshake::{Handshake, Step};
 pub(crate) use login::{discover, open};
 pub(crate) use session::{Command, Session};
@@ -84,6 +86,30 @@ pub(crate) struct Numbers {
     pub(crate) cmd_sn: u32,
     pub(crate) exp_stat_sn: u32,
     pub(crate) max_cmd_sn: u32,
+}
+
+impl Numbers {
+    /// Another command may be sent.
+    pub(crate) fn window_is_open(&self) -> bool {
+        serial_le(self.cmd_sn, self.max_cmd_sn)
+    }
+
+    /// A reply says how far the window goes; an older one says nothing new.
+    pub(crate) fn widen(&mut self, window: Window) {
+        if serial_le(self.max_cmd_sn, window.max_cmd_sn) {
+            self.max_cmd_sn = window.max_cmd_sn;
+        }
+    }
+
+    /// A status came; their numbers follow each other without a gap. The error says what is wrong with this one.
+    pub(crate) fn count(&mut self, stat_sn: u32) -> std::result::Result<(), String> {
+        let due = self.exp_stat_sn;
+        if stat_sn != due {
+            return Err(format!("StatSN {stat_sn} where {due} was due"));
+        }
+        self.exp_stat_sn = due.wrapping_add(1);
+        Ok(())
+    }
 }
 
 /// The target to log in to.

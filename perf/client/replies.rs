@@ -7,9 +7,7 @@ use crate::fail::{Result, failure};
 use crate::initiator::Step;
 use crate::ring::Port;
 use crate::scsi::Sense;
-use crate::wire::{
-    BHS, DataIn, Header, NO_TAG, R2t, Reply, Window, ahs_length, data_length, opcode, padded, serial_le,
-};
+use crate::wire::{BHS, DataIn, Header, NO_TAG, R2t, Reply, ahs_length, data_length, opcode, padded};
 
 /// No answer to login and no sense data is longer.
 const TEXT_MAX: usize = 64 << 10;
@@ -108,19 +106,9 @@ impl Session {
         }
     }
 
-    fn window(&mut self, window: Window) {
-        if serial_le(self.numbers.max_cmd_sn, window.max_cmd_sn) {
-            self.numbers.max_cmd_sn = window.max_cmd_sn;
-        }
-    }
-
     fn count(&mut self, stat_sn: u32) -> Result<()> {
-        let due = self.numbers.exp_stat_sn;
-        if stat_sn != due {
-            return Err(failure!("{} sent StatSN {stat_sn} where {due} was due: look at its log", self.peer));
-        }
-        self.numbers.exp_stat_sn = due.wrapping_add(1);
-        Ok(())
+        let peer = &self.peer;
+        self.numbers.count(stat_sn).map_err(|wrong| failure!("{peer} sent {wrong}: look at its log"))
     }
 
     fn start_payload(
@@ -129,7 +117,7 @@ impl Session {
         content: &mut impl Content,
         told: &mut Vec<Told>,
     ) -> Result<()> {
-        self.window(data.window);
+        self.numbers.widen(data.window);
         let slot = self.slot(data.tag)?;
         let Some(task) = &mut self.tasks[slot] else { return Ok(()) };
         let end = u64::from(data.offset) + u64::from(data.data_len);
@@ -183,7 +171,7 @@ impl Session {
                 reply.response
             )),
             Reply::Scsi(reply) => {
-                self.window(reply.window);
+                self.numbers.widen(reply.window);
                 self.count(reply.stat_sn)?;
                 let slot = self.slot(reply.tag)?;
                 self.end(slot, reply.status, sense, told);
@@ -191,7 +179,7 @@ impl Session {
             }
             Reply::R2t(r2t) => self.r2t(&r2t),
             Reply::NopIn(nop) => {
-                self.window(nop.window);
+                self.numbers.widen(nop.window);
                 if nop.transfer_tag != NO_TAG {
                     self.outgoing.push_back(Outgoing::Pong { lun: nop.lun, transfer_tag: nop.transfer_tag });
                 }
@@ -217,7 +205,7 @@ impl Session {
     }
 
     fn r2t(&mut self, r2t: &R2t) -> Result<()> {
-        self.window(r2t.window);
+        self.numbers.widen(r2t.window);
         let slot = self.slot(r2t.tag)?;
         let len =
             self.tasks[slot].filter(|task| task.command.way == super::Way::Out).map_or(0, |t| t.command.len);

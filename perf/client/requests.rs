@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Command, Content, Outgoing, PIECE_BYTES, SLOT_BITS, Session, State, Task, Way};
 use crate::ring::Port;
-use crate::wire::{BHS, DataOut, Logout, NO_TAG, NopOut, ScsiCommand, padded, serial_le};
+use crate::wire::{BHS, DataOut, Logout, NO_TAG, NopOut, ScsiCommand, padded};
 
 impl Session {
     /// Puts everything that is owed into the port's send; false when some is left for want of room.
@@ -65,7 +65,7 @@ impl Session {
         matches!(self.state, State::Full)
             && self.outgoing.is_empty()
             && !self.free.is_empty()
-            && serial_le(self.numbers.cmd_sn, self.numbers.max_cmd_sn)
+            && self.numbers.window_is_open()
             && port.tx.has_room(BHS + immediate, 0)
     }
 

@@ -11,9 +11,7 @@ use super::stream::{Pdu, Stream};
 use super::{Negotiated, Numbers};
 use crate::fail::{Result, failure};
 use crate::scsi::{self, Cdb, Sense};
-use crate::wire::{
-    DataIn, DataOut, Logout, NO_TAG, NopIn, NopOut, R2t, Reply, ScsiCommand, Window, serial_le,
-};
+use crate::wire::{DataIn, DataOut, Logout, NO_TAG, NopIn, NopOut, R2t, Reply, ScsiCommand, Window};
 
 /// A command and the direction of its data.
 #[derive(Debug, Clone)]
@@ -76,7 +74,7 @@ impl Session {
 
     /// Sends a command with its unsolicited data; returns the tag that its end will carry.
     pub(crate) fn start(&mut self, command: Command) -> Result<u32> {
-        while !serial_le(self.numbers.cmd_sn, self.numbers.max_cmd_sn) {
+        while !self.numbers.window_is_open() {
             if self.tasks.is_empty() {
                 return Err(failure!(
                     "{} keeps its command window closed: look at its log",
@@ -223,28 +221,14 @@ impl Session {
         }
     }
 
-    fn window(&mut self, window: Window) {
-        if serial_le(self.numbers.max_cmd_sn, window.max_cmd_sn) {
-            self.numbers.max_cmd_sn = window.max_cmd_sn;
-        }
-    }
-
-    /// Status numbers must follow each other without a gap.
     fn count(&mut self, stat_sn: u32, window: Window) -> Result<()> {
-        self.window(window);
-        if stat_sn != self.numbers.exp_stat_sn {
-            return Err(failure!(
-                "{} sent StatSN {stat_sn} where {} was due: its numbering is wrong",
-                self.stream.peer(),
-                self.numbers.exp_stat_sn
-            ));
-        }
-        self.numbers.exp_stat_sn = stat_sn.wrapping_add(1);
-        Ok(())
+        self.numbers.widen(window);
+        let peer = self.stream.peer();
+        self.numbers.count(stat_sn).map_err(|wrong| failure!("{peer} sent {wrong}: its numbering is wrong"))
     }
 
     fn data_in(&mut self, pdu: &DataIn, data: &[u8]) -> Result<()> {
-        self.window(pdu.window);
+        self.numbers.widen(pdu.window);
         let peer = self.stream.peer();
         let limit = self.agreed.max_recv_segment as usize;
         let task = self.tasks.get_mut(&pdu.tag);
@@ -293,7 +277,7 @@ impl Session {
     }
 
     fn r2t(&mut self, r2t: &R2t) -> Result<()> {
-        self.window(r2t.window);
+        self.numbers.widen(r2t.window);
         let peer = self.stream.peer();
         let task = self.tasks.get_mut(&r2t.tag);
         let task = task.ok_or_else(|| {
@@ -340,7 +324,7 @@ impl Session {
 
     /// A target's ping wants its own bytes back.
     fn ping(&mut self, nop: &NopIn, data: &[u8]) -> Result<()> {
-        self.window(nop.window);
+        self.numbers.widen(nop.window);
         if nop.transfer_tag == NO_TAG {
             return Ok(());
         }

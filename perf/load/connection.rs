@@ -13,9 +13,7 @@ use crate::fail::{Failure, failure};
 use crate::initiator::{Negotiated, Numbers};
 use crate::ring::Port;
 use crate::scsi::{self, SECTOR, Sense};
-use crate::wire::{
-    BHS, DataIn, Header, NO_TAG, R2t, Reply, Window, ahs_length, data_length, opcode, padded, serial_le,
-};
+use crate::wire::{BHS, DataIn, Header, NO_TAG, R2t, Reply, ahs_length, data_length, opcode, padded};
 
 /// A payload of at least this is discarded by the kernel instead of being copied.
 const DISCARD_LEAST: usize = 16 << 10;
@@ -311,23 +309,13 @@ impl Connection {
         })
     }
 
-    fn window(&mut self, window: Window) {
-        if serial_le(self.numbers.max_cmd_sn, window.max_cmd_sn) {
-            self.numbers.max_cmd_sn = window.max_cmd_sn;
-        }
-    }
-
     fn count(&mut self, stat_sn: u32) -> Result<(), Trouble> {
-        let due = self.numbers.exp_stat_sn;
-        if stat_sn != due {
-            return Err(fatal(failure!("StatSN {stat_sn} came where {due} was due: look at the target")));
-        }
-        self.numbers.exp_stat_sn = due.wrapping_add(1);
-        Ok(())
+        let counted = self.numbers.count(stat_sn);
+        counted.map_err(|wrong| fatal(failure!("{wrong} came from the target: look at its log")))
     }
 
     fn start_payload(&mut self, data: &DataIn, turn: &mut Turn<'_>) -> Result<(), Trouble> {
-        self.window(data.window);
+        self.numbers.widen(data.window);
         let slot = self.known(data.tag)?;
         let size = self.workload.size;
         let Some(task) = &mut self.tasks[slot] else { return Ok(()) };
@@ -379,7 +367,7 @@ impl Connection {
     fn other(&mut self, header: &Header, sense: Sense, turn: &mut Turn<'_>) -> Result<(), Trouble> {
         match Reply::decode(header) {
             Reply::Scsi(reply) => {
-                self.window(reply.window);
+                self.numbers.widen(reply.window);
                 self.count(reply.stat_sn)?;
                 let slot = self.known(reply.tag)?;
                 if reply.response != 0 {
@@ -391,7 +379,7 @@ impl Connection {
             }
             Reply::R2t(r2t) => self.r2t(&r2t),
             Reply::NopIn(nop) => {
-                self.window(nop.window);
+                self.numbers.widen(nop.window);
                 if nop.transfer_tag != NO_TAG {
                     self.outgoing.push_back(Outgoing::Pong { lun: nop.lun, transfer_tag: nop.transfer_tag });
                 }
@@ -413,7 +401,7 @@ impl Connection {
     }
 
     fn r2t(&mut self, r2t: &R2t) -> Result<(), Trouble> {
-        self.window(r2t.window);
+        self.numbers.widen(r2t.window);
         let slot = self.known(r2t.tag)?;
         let end = u64::from(r2t.offset) + u64::from(r2t.len);
         if end > u64::from(self.workload.size) || r2t.len == 0 || r2t.len > self.agreed.max_burst {

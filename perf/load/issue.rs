@@ -6,7 +6,7 @@ use super::connection::{Again, Connection, Outgoing, SLOT_BITS, Turn};
 use super::verify::Model;
 use crate::ring::Port;
 use crate::scsi::{self, SECTOR};
-use crate::wire::{BHS, DataOut, NO_TAG, NopOut, ScsiCommand, serial_le};
+use crate::wire::{BHS, DataOut, NO_TAG, NopOut, ScsiCommand};
 
 impl Connection {
     /// Fills the port's send with owed data first, then with at most `budget` new commands; returns how many.
@@ -14,7 +14,7 @@ impl Connection {
         let mut issued = 0;
         while self.pay(port, turn) {
             let retry = !self.again.is_empty();
-            let open = serial_le(self.numbers.cmd_sn, self.numbers.max_cmd_sn);
+            let open = self.numbers.window_is_open();
             let immediate = self.agreed.immediate(self.workload.size) as usize;
             if (issued == budget && !retry) || !open || self.free.is_empty() || !room(port, turn, immediate) {
                 break;
