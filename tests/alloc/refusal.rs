@@ -19,6 +19,7 @@ const READS_MAX: u64 = 4096;
 /// What an attempt to open a file cost.
 #[derive(Debug)]
 struct Cost {
+    look: Look,
     memory: u64,
     bytes: u64,
     reads: u64,
@@ -26,13 +27,27 @@ struct Cost {
 
 impl Cost {
     fn check(&self, what: &str) {
-        let fair = self.memory < MEMORY_MAX && self.bytes < READ_MAX && self.reads < READS_MAX;
+        // A repair is tried under several footers, and each plan is proved.
+        let times = if self.look == Look::Repair { 8 } else { 1 };
+        let fair =
+            self.memory < MEMORY_MAX && self.bytes < times * READ_MAX && self.reads < times * READS_MAX;
         assert!(fair, "{what}: {self:?}");
     }
 }
 
-/// Opens `len` bytes as a VHD or as a VHDX. False: refused.
-fn cost(is_vhdx: bool, len: u64, fill: impl Fn(u64, &mut [u8])) -> (bool, Cost) {
+/// Who looks at a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Open,
+    Check,
+    /// Plans it, which checks the file as it is and as it would be.
+    Repair,
+}
+
+const LOOKS: [Look; 3] = [Look::Open, Look::Check, Look::Repair];
+
+/// Looks at `len` bytes as at a VHD or a VHDX. False: it is not opened, or not clean.
+fn cost(is_vhdx: bool, look: Look, len: u64, fill: impl Fn(u64, &mut [u8])) -> (bool, Cost) {
     let (mut bytes, mut reads) = (0, 0);
     let read = |offset: u64, buffer: &mut [u8]| -> Result<(), ()> {
         assert!(offset + buffer.len() as u64 <= len, "a read beyond the end");
@@ -41,14 +56,18 @@ fn cost(is_vhdx: bool, len: u64, fill: impl Fn(u64, &mut [u8])) -> (bool, Cost) 
         fill(offset, buffer);
         Ok(())
     };
-    let (opened, memory) = measure(|| {
-        if is_vhdx {
-            vhdx::open_with(len, OpenMode::ReadOnly, read).is_ok()
-        } else {
-            vhd::open_with(len, OpenMode::ReadOnly, read).is_ok()
+    let (good, memory) = measure(|| match (look, is_vhdx) {
+        (Look::Open, true) => vhdx::open_with(len, OpenMode::ReadOnly, read).is_ok(),
+        (Look::Open, false) => vhd::open_with(len, OpenMode::ReadOnly, read).is_ok(),
+        (Look::Check, true) => vhdx::check::check(len, read).is_ok_and(|report| report.is_clean()),
+        (Look::Check, false) => vhd::check::check(len, read).is_ok_and(|report| report.is_clean()),
+        (Look::Repair, true) => {
+            vhdx::repair::plan(len, read).is_ok_and(|plan| plan.steps.is_empty() && plan.hopeless.is_empty())
         }
+        (Look::Repair, false) => vhd::repair::plan(len, read, |_| true)
+            .is_ok_and(|plan| plan.is_empty() && plan.hopeless.is_empty()),
     });
-    (opened, Cost { memory, bytes, reads })
+    (good, Cost { look, memory, bytes, reads })
 }
 
 /// Fills a buffer from pieces; what none holds is zero.
@@ -82,7 +101,13 @@ fn no_file_of_the_corpus_is_dear_to_open_or_to_refuse() {
         let fill = |offset: u64, buffer: &mut [u8]| file.read_exact_at(buffer, offset).unwrap();
         // As what it is, and as what it is not.
         for is_vhdx in [false, true] {
-            cost(is_vhdx, len, fill).1.check(&path.display().to_string());
+            for look in LOOKS {
+                // Where it opens, a check looks at the data that its bitmaps call unwritten, however much that is.
+                let (good, cost) = cost(is_vhdx, look, len, fill);
+                if !good || look == Look::Open {
+                    cost.check(&path.display().to_string());
+                }
+            }
         }
         seen += 1;
     }
@@ -123,10 +148,12 @@ fn a_vhdx_that_claims_the_largest_disk_costs_little_to_refuse() {
             }
         }
     };
-    let (opened, cost) = cost(true, image.len + (64 << 40), fill);
-    assert!(!opened);
-    cost.check("four million blocks");
-    assert!(cost.bytes > 32 << 20, "the table was looked at: {cost:?}");
+    for look in LOOKS {
+        let (good, cost) = cost(true, look, image.len + (64 << 40), fill);
+        assert!(!good);
+        cost.check("four million blocks");
+        assert!(cost.bytes > 32 << 20, "it was looked at: {cost:?}");
+    }
 }
 
 #[test]
@@ -152,10 +179,13 @@ fn a_vhd_that_claims_the_largest_disk_costs_little_to_refuse() {
             }
         }
     };
-    let (opened, cost) = cost(false, len, fill);
-    assert!(!opened);
-    cost.check("four million blocks");
-    assert!(cost.bytes > 15 << 20, "the table was looked at: {cost:?}");
+    // Repairing it looks at the bitmaps of all its blocks, which is no refusal.
+    for look in [Look::Open, Look::Check] {
+        let (good, cost) = cost(false, look, len, fill);
+        assert!(!good);
+        cost.check("four million blocks");
+        assert!(cost.bytes > 15 << 20, "it was looked at: {cost:?}");
+    }
 }
 
 #[test]
@@ -194,14 +224,16 @@ fn a_log_full_of_entries_that_claim_it_all_costs_one_look() {
             }
         }
     };
-    let (opened, cost) = cost(true, log_at + (16 << 20), fill);
-    assert!(!opened);
-    cost.check("a log of 16 MiB");
-    assert!(cost.bytes > 16 << 20, "the log was looked at: {cost:?}");
+    for look in LOOKS {
+        let (good, cost) = cost(true, look, log_at + (16 << 20), fill);
+        assert!(!good);
+        cost.check("a log of 16 MiB");
+        assert!(cost.bytes > 16 << 20, "it was looked at: {cost:?}");
+    }
 }
 
 #[test]
-fn a_child_is_opened_by_its_head() {
+fn a_child_vhdx_is_opened_by_its_head() {
     let parent = vhdx::create::ParentRef {
         data_write_guid: Uuid::from_u128(1),
         disk_id: Uuid::from_u128(2),
@@ -220,7 +252,35 @@ fn a_child_is_opened_by_its_head() {
     let image = vhdx::create::create(&disk).unwrap();
     // As long as a child that was written to: its blocks are not looked at.
     let fill = |offset: u64, buffer: &mut [u8]| from_pieces(&image.writes, offset, buffer);
-    let (opened, cost) = cost(true, image.len + (8 << 30), fill);
+    let (opened, cost) = cost(true, Look::Open, image.len + (8 << 30), fill);
     // Both headers, a region table, the metadata, and eight bytes for each of 20,480 blocks.
     assert!(opened && cost.bytes < 256 << 10 && cost.reads < 24 && cost.memory < 256 << 10, "{cost:?}");
+}
+
+#[test]
+fn a_child_vhd_is_opened_by_its_head() {
+    let parent = vhd::create::ParentRef {
+        unique_id: Uuid::from_u128(1),
+        timestamp: 1,
+        relative: "golden.vhd".to_owned(),
+        absolute: Some("/srv/golden.vhd".to_owned()),
+    };
+    let kind = vhd::create::NewKind::Differencing { block_size: 2 << 20, parent };
+    let sectors = SectorCount((40 << 30) / 512);
+    let disk = vhd::create::NewDisk { kind, sectors, unique_id: Uuid::from_u128(2), timestamp: 1 };
+    let image = vhd::create::create(&disk).unwrap();
+    // Its first block is there, and the footer lies behind eight GiB.
+    let table = image.len - 512 - 20_480 * 4;
+    let (len, footer) = (image.len + (8 << 30), image.writes[0].1.clone());
+    let fill = |offset: u64, buffer: &mut [u8]| {
+        from_pieces(&image.writes, offset, buffer);
+        if offset == len - 512 {
+            buffer.copy_from_slice(&footer);
+        } else if offset == table {
+            buffer[..4].copy_from_slice(&((image.len / 512) as u32).to_be_bytes());
+        }
+    };
+    let (opened, cost) = cost(false, Look::Open, len, fill);
+    // Both footers, the header, the locators, and four bytes for each of 20,480 blocks.
+    assert!(opened && cost.bytes < 128 << 10 && cost.reads < 24 && cost.memory < 512 << 10, "{cost:?}");
 }

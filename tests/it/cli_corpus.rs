@@ -1,6 +1,6 @@
 //! The corpus through the program: files of other writers converted, and hostile ones refused in one sentence.
 
-use crate::cli::{Desk, said};
+use crate::cli::{Desk, Said, said};
 use crate::vhd_corpus::{rows, unpack_into};
 use goldrush::control::file::{Access, Locking};
 use goldrush::control::open_image::{OpenError, Opener};
@@ -39,6 +39,44 @@ fn what_opens_is_converted_and_what_does_not_is_refused_in_one_sentence() {
     println!("{converted} converted, {refused} refused");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(converted >= 85 && refused >= 60, "{converted} converted, {refused} refused");
+}
+
+/// Address space for a command, in KiB, beyond what the program takes by itself.
+const MEMORY_KIB: u64 = 64 << 10;
+
+/// Runs the program with so much address space.
+fn within(desk: &Desk, kib: u64, arguments: &[&str]) -> Said {
+    let whole = desk.command(arguments);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &format!("ulimit -v {kib} && exec \"$@\""), "sh"]).arg(whole.get_program());
+    shell.args(whole.get_args()).current_dir(desk.path(""));
+    shell.envs(whole.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    said(shell.output().unwrap())
+}
+
+#[test]
+fn no_file_takes_more_than_64_mib_of_memory_to_be_looked_at_and_refused() {
+    let desk = Desk::new();
+    unpack_into(&desk.path("corpus"));
+    desk.goldrush_ok("image create small.vhd --size 1M");
+    let small = ["image", "check", "small.vhd"];
+    let own = (1..4096).map(|step| step * 4096).find(|kib| within(&desk, *kib, &small).code == 0).unwrap();
+    assert!(within(&desk, own / 2, &small).code != 0, "the bound binds nobody");
+    let all = rows("vhd").into_iter().chain(rows("vhdx"));
+    let mut seen = 0;
+    for row in all.filter(|row| row.verdict.starts_with("reject")) {
+        let file = format!("corpus/{}", row.file);
+        for words in
+            [&["image", "info"][..], &["image", "check"], &["image", "check", "--repair", "--dry-run"]]
+        {
+            let said = within(&desk, own + MEMORY_KIB, &[words, &[&file]].concat());
+            let told =
+                said.err.is_empty() || said.err.lines().all(|line| !line.contains("memory allocation"));
+            assert!((0..=3).contains(&said.code) && told, "{words:?} {file}: {said:?}");
+        }
+        seen += 1;
+    }
+    assert!(seen > 50, "{seen}");
 }
 
 /// A damaged file's sentence names a structure with its place (or the parent that is the matter), and what to do.
