@@ -2,10 +2,11 @@
 //! read the result.
 
 use crate::cli::Desk;
+use crate::other_programs::{installed, qemu_reads_vhd, seven_zip_reads};
 use crate::vhd_corpus::{rows, unpack_into};
 use sha2::{Digest, Sha256};
 use std::os::unix::fs::FileExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// A dynamic disk with some blocks, and its content.
@@ -30,27 +31,15 @@ fn len(desk: &Desk, name: &str) -> u64 {
     std::fs::metadata(desk.path(name)).unwrap().len()
 }
 
-/// What another program reads; `None` when it is not installed.
-fn read_by(desk: &Desk, program: &str, arguments: &[&str]) -> Option<Vec<u8>> {
-    let output = Command::new(program).current_dir(desk.path("")).args(arguments).output();
-    let Ok(output) = output else {
-        eprintln!("SKIPPED: {program} is not installed, so it did not read the repaired image");
-        return None;
-    };
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    Some(output.stdout)
-}
-
 #[track_caller]
 fn reads_as(desk: &Desk, name: &str, content: &[u8]) {
     desk.goldrush_ok(&format!("image convert {name} back.raw --force"));
     assert!(std::fs::read(desk.path("back.raw")).unwrap() == content, "{name} by goldrush");
-    if let Some(read) = read_by(desk, "7zz", &["x", "-so", "-tvhd", name]) {
-        assert!(read == content, "{name} by 7-Zip");
+    if installed("7zz") {
+        assert!(seven_zip_reads(&desk.path(name), "vhd") == content, "{name} by 7-Zip");
     }
-    let options = format!("driver=vpc,force_size_calc=current_size,file.filename={name}");
-    if read_by(desk, "qemu-img", &["convert", "-O", "raw", "--image-opts", &options, "qemu.raw"]).is_some() {
-        assert!(std::fs::read(desk.path("qemu.raw")).unwrap() == content, "{name} by qemu");
+    if installed("qemu-img") {
+        assert!(qemu_reads_vhd(&desk.path(name)) == content, "{name} by qemu");
     }
 }
 

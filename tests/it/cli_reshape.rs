@@ -1,8 +1,8 @@
 //! `goldrush image compact` and `resize`: the content stays, and other programs read the result.
 
 use crate::cli::Desk;
+use crate::other_programs::{installed, qemu_reads_vhd, seven_zip_reads};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::process::Command;
 
 fn usage(desk: &Desk, name: &str) -> u64 {
     std::fs::metadata(desk.path(name)).unwrap().blocks() * 512
@@ -23,18 +23,11 @@ fn reads_as(desk: &Desk, name: &str, content: &[u8], qemu: bool) {
     assert!(desk.goldrush_ok(&format!("image check {name}")).contains("clean"));
     desk.goldrush_ok(&format!("image convert {name} back.raw --force"));
     assert!(std::fs::read(desk.path("back.raw")).unwrap() == content, "{name}");
-    match Command::new("7zz").current_dir(desk.path("")).args(["x", "-so", "-tvhd", name]).output() {
-        Ok(output) => assert!(output.stdout == content, "{name} by 7-Zip"),
-        Err(_) => eprintln!("SKIPPED: 7zz is not installed, so nobody else read {name}"),
+    if installed("7zz") {
+        assert!(seven_zip_reads(&desk.path(name), "vhd") == content, "{name} by 7-Zip");
     }
-    if !qemu {
-        return;
-    }
-    let options = format!("driver=vpc,force_size_calc=current_size,file.filename={name}");
-    let arguments = ["convert", "-O", "raw", "--image-opts", &options, "qemu.raw"];
-    match Command::new("qemu-img").current_dir(desk.path("")).args(arguments).output() {
-        Ok(_) => assert!(std::fs::read(desk.path("qemu.raw")).unwrap() == content, "{name} by qemu"),
-        Err(_) => eprintln!("SKIPPED: qemu-img is not installed, so it did not read {name}"),
+    if qemu && installed("qemu-img") {
+        assert!(qemu_reads_vhd(&desk.path(name)) == content, "{name} by qemu");
     }
 }
 

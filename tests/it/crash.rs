@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::crash_world::{Format, Mistake, Sampling, World};
-use crate::oracles::installed;
+use crate::other_programs::installed;
 
 /// Runs one world; the number of crash states seen.
 fn run(seed: u64, format: Format, mistake: Mistake) -> Result<u64, String> {

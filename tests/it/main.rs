@@ -42,6 +42,7 @@ mod isns;
 mod kill_loop;
 mod offload;
 mod oracles;
+mod other_programs;
 mod raw_initiator;
 mod real_faults;
 mod running;

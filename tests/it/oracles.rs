@@ -3,24 +3,16 @@
 //! qemu knows no parents, so it judges fixed and dynamic disks only; 7-Zip follows relative locators in one folder.
 
 use crate::blocking::{Disk, range, write_new};
+use crate::other_programs::{installed, qemu_reads_vhd, seven_zip_reads};
 use goldrush::units::SectorCount;
 use goldrush::vhd::OpenMode;
 use goldrush::vhd::create::{NewDisk, NewKind, ParentRef, create, timestamp_from_unix};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 use uuid::Uuid;
 
 const SECTORS: u64 = 20_011;
-
-pub fn installed(program: &str) -> bool {
-    let there = Command::new(program).arg("--help").output().is_ok();
-    if !there {
-        eprintln!("SKIPPED: {program} is not installed, so nobody else read the images made here");
-    }
-    there
-}
 
 fn new_file(path: &Path, kind: NewKind, id: u128) -> File {
     let disk = NewDisk { kind, sectors: SectorCount(SECTORS), unique_id: Uuid::from_u128(id), timestamp: 7 };
@@ -41,24 +33,6 @@ fn fill(files: Vec<File>, salt: u8) -> (Vec<File>, Vec<u8>) {
     (disk.close(), content)
 }
 
-fn qemu_reads(image: &Path) -> Vec<u8> {
-    let raw = image.with_extension("raw");
-    let options = format!("driver=vpc,force_size_calc=current_size,file.filename={}", image.display());
-    let output = Command::new("qemu-img")
-        .args(["convert", "-O", "raw", "--image-opts", &options])
-        .arg(&raw)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::read(raw).unwrap()
-}
-
-fn seven_zip_reads(image: &Path) -> Vec<u8> {
-    let output = Command::new("7zz").args(["x", "-so", "-tvhd"]).arg(image).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
 #[test]
 fn qemu_and_7zip_read_what_we_wrote() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,10 +47,10 @@ fn qemu_and_7zip_read_what_we_wrote() {
         let path = folder.path().join(name);
         let (_, content) = fill(vec![new_file(&path, kind, index as u128 + 1)], 1);
         if qemu {
-            assert!(qemu_reads(&path) == content, "qemu reads {name} differently");
+            assert!(qemu_reads_vhd(&path) == content, "qemu reads {name} differently");
         }
         if seven_zip {
-            assert!(seven_zip_reads(&path) == content, "7-Zip reads {name} differently");
+            assert!(seven_zip_reads(&path, "vhd") == content, "7-Zip reads {name} differently");
         }
     }
 }
@@ -104,6 +78,6 @@ fn seven_zip_finds_the_parent_of_our_child() {
         disk.write_zeros(10_000, 3).unwrap();
         let content = disk.read(range(0, SECTORS));
         disk.close();
-        assert!(seven_zip_reads(&path) == content, "7-Zip reads {} differently", path.display());
+        assert!(seven_zip_reads(&path, "vhd") == content, "7-Zip reads {} differently", path.display());
     }
 }

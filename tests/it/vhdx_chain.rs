@@ -1,8 +1,7 @@
 //! The chain commands on VHDXs, through the program: what the disks read before and after, and what 7-Zip and qemu read.
 
 use crate::cli::Desk;
-use crate::oracles::installed;
-use std::process::Command;
+use crate::other_programs::{installed, qemu_reads_vhdx, seven_zip_reads};
 
 /// The length of the disks: ends inside a block, on a sector of 4096 bytes.
 const BYTES: usize = (6 << 20) + 4096;
@@ -46,19 +45,10 @@ fn reads(desk: &Desk, image: &str, content: &[u8]) {
     let known = layer["logical_sector_size"] == 512
         && layers.iter().all(|other| other["virtual_size"] == layer["virtual_size"]);
     if installed("7zz") && known {
-        let output = Command::new("7zz").args(["x", "-so", "-tvhdx"]).arg(desk.path(image)).output().unwrap();
-        assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(output.stdout == content, "7-Zip reads {image} differently");
+        assert!(seven_zip_reads(&desk.path(image), "vhdx") == content, "7-Zip reads {image} differently");
     }
     if installed("qemu-img") && layer["parent"].is_null() && layer["logical_sector_size"] == 512 {
-        let raw = desk.path("qemu.raw");
-        let output = Command::new("qemu-img")
-            .args(["convert", "-f", "vhdx", "-O", "raw"])
-            .args([&desk.path(image), &raw])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{image}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(std::fs::read(&raw).unwrap() == content, "qemu reads {image} differently");
+        assert!(qemu_reads_vhdx(&desk.path(image)) == content, "qemu reads {image} differently");
     }
 }
 

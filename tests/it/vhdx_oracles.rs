@@ -3,14 +3,13 @@
 //! qemu knows no parents and no 4096-byte sectors; it checks structure and replays a log. 7-Zip follows parents.
 
 use crate::blocking::{Disk, range, replay_batches, run_meta_op};
-use crate::oracles::installed;
+use crate::other_programs::{installed, qemu_finds_no_errors, qemu_reads_vhdx, seven_zip_reads};
 use crate::sim_disk::Rng;
 use crate::vhdx_files::{New, data_write_guid, write_new_vhdx};
 use goldrush::plan::{MetaBatch, MetaOp, OpenMode, WriteExtent, WriteKind, WritePlan, WriteStep};
 use goldrush::units::BlockSize;
 use std::fs::File;
 use std::path::Path;
-use std::process::Command;
 
 const SECTORS: u64 = 40_000;
 
@@ -50,26 +49,6 @@ fn fill(disk: &mut Disk<File>, model: &mut [u8], rng: &mut Rng, writes: u64) {
     assert!(disk.read(range(0, SECTORS)) == model);
 }
 
-fn program(program: &str, arguments: &[&str], image: &Path) -> (bool, String) {
-    let output = Command::new(program).args(arguments).arg(image).output().unwrap();
-    let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.success(), told(&output.stdout) + &told(&output.stderr))
-}
-
-fn qemu_reads(image: &Path) -> Vec<u8> {
-    let raw = image.with_extension("raw");
-    let arguments = ["convert", "-f", "vhdx", "-O", "raw", image.to_str().unwrap()];
-    let (good, told) = program("qemu-img", &arguments, &raw);
-    assert!(good, "{told}");
-    std::fs::read(raw).unwrap()
-}
-
-fn seven_zip_reads(image: &Path) -> Vec<u8> {
-    let output = Command::new("7zz").args(["x", "-so", "-tvhdx"]).arg(image).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
 #[test]
 fn others_read_and_check_what_we_wrote_into_a_dynamic_vhdx() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,12 +66,11 @@ fn others_read_and_check_what_we_wrote_into_a_dynamic_vhdx() {
             files = disk.close();
         }
         if qemu && sector == BlockSize::B512 {
-            let (good, told) = program("qemu-img", &["check", "-f", "vhdx"], &path);
-            assert!(good && told.contains("No errors"), "{told}");
-            assert!(qemu_reads(&path) == model, "qemu reads {mib} MiB differently");
+            qemu_finds_no_errors(&path, &[]);
+            assert!(qemu_reads_vhdx(&path) == model, "qemu reads {mib} MiB differently");
         }
         if seven_zip {
-            assert!(seven_zip_reads(&path) == model, "7-Zip reads {mib} MiB differently");
+            assert!(seven_zip_reads(&path, "vhdx") == model, "7-Zip reads {mib} MiB differently");
         }
     }
 }
@@ -121,7 +99,11 @@ fn seven_zip_reads_our_children_through_their_parents() {
             fill(&mut disk, &mut model, &mut rng, 40);
             disk.close();
             if seven_zip {
-                assert!(seven_zip_reads(&path) == model, "7-Zip reads {} differently", path.display());
+                assert!(
+                    seven_zip_reads(&path, "vhdx") == model,
+                    "7-Zip reads {} differently",
+                    path.display()
+                );
             }
         }
     }
@@ -189,17 +171,15 @@ fn qemu_replays_the_log_we_leave() {
         let as_it_is = Disk::open(vec![File::open(&path).unwrap()], OpenMode::ReadOnly);
         assert!(as_it_is.unwrap().read(range(0, SECTORS)) == model, "seed {seed}");
         if qemu {
-            let (good, told) = program("qemu-img", &["check", "-f", "vhdx", "-r", "all"], &copy);
-            assert!(good, "seed {seed}: {told}");
-            assert!(qemu_reads(&copy) == model, "seed {seed}: qemu replays differently");
+            qemu_finds_no_errors(&copy, &["-r", "all"]);
+            assert!(qemu_reads_vhdx(&copy) == model, "seed {seed}: qemu replays differently");
         }
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let mut disk = Disk::open(vec![file], OpenMode::Writable).unwrap();
         fill(&mut disk, &mut model, &mut rng, 5);
         disk.close();
         if qemu {
-            let (good, told) = program("qemu-img", &["check", "-f", "vhdx"], &path);
-            assert!(good && told.contains("No errors"), "{told}");
+            qemu_finds_no_errors(&path, &[]);
         }
     }
 }

@@ -2,14 +2,12 @@
 
 use crate::blocking::write_new;
 use crate::cli::{Desk, Said, said};
-use crate::cli_durability::Server;
-use crate::oracles::installed;
+use crate::other_programs::{installed, qemu_finds_no_errors, qemu_reads_vhdx, seven_zip_reads};
+use crate::running::start_config;
 use goldrush::units::SectorCount;
 use goldrush::vhd::create::{NewDisk, NewKind, ParentRef, create};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::Command;
 use uuid::Uuid;
 
 /// Ends inside a block. 7-Zip 26.02 opens no disk that is an odd number of 4096-byte sectors and has a block.
@@ -35,27 +33,6 @@ fn raw(desk: &Desk) -> Vec<u8> {
     std::fs::read(desk.path("disk.raw")).unwrap()
 }
 
-fn qemu_reads(image: &Path) -> Vec<u8> {
-    let check = Command::new("qemu-img").args(["check", "-f", "vhdx"]).arg(image).output().unwrap();
-    let said = String::from_utf8_lossy(&check.stdout).into_owned();
-    assert!(check.status.success() && said.contains("No errors"), "{said} {check:?}");
-    let raw = image.with_extension("qemu");
-    let output = Command::new("qemu-img")
-        .args(["convert", "-f", "vhdx", "-O", "raw"])
-        .arg(image)
-        .arg(&raw)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::read(raw).unwrap()
-}
-
-fn seven_zip_reads(image: &Path) -> Vec<u8> {
-    let output = Command::new("7zz").args(["x", "-so", "-tvhdx"]).arg(image).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
 #[test]
 fn qemu_and_7zip_read_what_convert_wrote_and_it_comes_back() {
     let desk = Desk::new();
@@ -75,10 +52,11 @@ fn qemu_and_7zip_read_what_convert_wrote_and_it_comes_back() {
         let path = desk.path(&image);
         // qemu has no sectors of 4096 bytes.
         if qemu && name != "four-k" {
-            assert!(qemu_reads(&path) == content, "qemu reads {image} differently");
+            qemu_finds_no_errors(&path, &[]);
+            assert!(qemu_reads_vhdx(&path) == content, "qemu reads {image} differently");
         }
         if seven_zip {
-            assert!(seven_zip_reads(&path) == content, "7-Zip reads {image} differently");
+            assert!(seven_zip_reads(&path, "vhdx") == content, "7-Zip reads {image} differently");
         }
         let back = format!("{name}.raw");
         done(&desk, &["image", "convert", &image, &back]);
@@ -105,19 +83,14 @@ fn new_images_are_sound_and_children_are_their_parents() {
         done(&desk, &["image", "create", child, "--parent", parent]);
         assert!(done(&desk, &["image", "check", child]).contains("clean"));
         if installed("7zz") {
-            assert!(seven_zip_reads(&desk.path(child)) == content, "7-Zip reads {child} differently");
+            assert!(seven_zip_reads(&desk.path(child), "vhdx") == content, "7-Zip reads {child} differently");
         }
     }
     done(&desk, &["image", "convert", "grandchild.vhdx", "flat.raw"]);
     assert!(std::fs::read(desk.path("flat.raw")).unwrap() == content);
     if installed("qemu-img") {
         for image in ["empty.vhdx", "fixed.vhdx"] {
-            let check = Command::new("qemu-img")
-                .args(["check", "-f", "vhdx"])
-                .arg(desk.path(image))
-                .output()
-                .unwrap();
-            assert!(check.status.success(), "{image}: {check:?}");
+            qemu_finds_no_errors(&desk.path(image), &[]);
         }
     }
     // The golden image is given new data: it is no longer the one its children know.
@@ -179,7 +152,7 @@ fn a_unit_shows_the_sectors_its_disk_was_made_for() {
     let sentence = "physical_block_size 512 is less than block_size 4096";
     assert!(refused.code == 2 && refused.err.contains(sentence), "{refused:?}");
     desk.write("c.toml", format!("{config}lun = 0\npath = \"four-k.vhdx\"\n"));
-    drop(Server::start(&desk));
+    drop(start_config(&desk, ""));
 }
 
 #[test]
