@@ -2,23 +2,9 @@
 //!
 //! Knows configurations, login statuses and the text of SendTargets. Does not know how rules match (`shard::admission`).
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-
 use crate::cli::Desk;
 use crate::raw_initiator::RawInitiator;
-
-struct Server {
-    child: Child,
-    ports: Vec<u16>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::running::{Running, config_line, start_at};
 
 const CONFIG: &str = r#"
 listen = ["127.0.0.1:0", "127.0.0.1:FIXED"]
@@ -62,26 +48,13 @@ portals = ["127.0.0.1:FIXED"]
 "#;
 
 /// `None`, loudly, where the kernel gives no ring.
-fn start(desk: &Desk) -> Option<Server> {
+fn start(desk: &Desk) -> Option<Running> {
     desk.goldrush_ok("image create disk.vhd --size 8M");
     desk.write("secret", "a secret of the finder");
     // Free a moment ago: below the ephemeral ports nobody else is given it meanwhile.
     let fixed = (20_000..30_000).find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())?;
     desk.write("c.toml", CONFIG.replace("FIXED", &fixed.to_string()));
-    let line = "serve --config c.toml --golden-cache 1M --register-buffers false";
-    let arguments: Vec<&str> = line.split_whitespace().collect();
-    let mut child = desk.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut ports = Vec::new();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
-        if let Some(port) = line.strip_prefix("listening on ").and_then(|rest| rest.rsplit(':').next()) {
-            ports.push(port.trim().parse().unwrap());
-            if ports.len() == 2 {
-                return Some(Server { child, ports });
-            }
-        }
-    }
-    eprintln!("SKIPPED: the server does not start here: {:?}", child.wait());
-    None
+    start_at(desk, config_line(), 2)
 }
 
 /// Status class and detail, and the text of the answer.

@@ -3,12 +3,12 @@
 //! Knows a verifying initiator. Does not know power cuts: those are simulated (`crash`, `faults`, `tests/sim`).
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use crate::cli::Desk;
 use crate::raw_initiator::RawInitiator;
+use crate::running::start_config;
 use crate::sim_disk::Rng;
 
 pub const TARGET: &str = "iqn.2026-11.io.goldrush:node";
@@ -17,54 +17,6 @@ const SYNCHRONIZE_CACHE: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// Sectors of one write.
 const RUN: u32 = 8;
 const RUNS: u64 = 16 << 10;
-
-/// The program, serving what `c.toml` of a desk says.
-pub struct Server {
-    pub child: Child,
-    port: u16,
-}
-
-impl Server {
-    /// `None`, loudly, where the kernel gives no ring.
-    pub fn start(desk: &Desk) -> Option<Self> {
-        let line = "serve --config c.toml --golden-cache 1M --register-buffers false --cores 0";
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        let log = std::fs::File::create(desk.path("server.log")).unwrap();
-        let mut child = desk.command(&arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-            let line = line.unwrap();
-            if let Some(port) = line.strip_prefix("listening on ").and_then(|rest| rest.rsplit(':').next()) {
-                return Some(Self { port: port.trim().parse().unwrap(), child });
-            }
-        }
-        let (status, told) =
-            (child.wait().unwrap(), std::fs::read_to_string(desk.path("server.log")).unwrap());
-        assert!(told.contains("io_uring"), "the server does not start, {status}: {told}");
-        eprintln!("SKIPPED: the server does not start here: {told}");
-        None
-    }
-
-    fn log_in(&self) -> RawInitiator {
-        self.log_in_to(TARGET)
-    }
-
-    pub fn log_in_to(&self, target: &str) -> RawInitiator {
-        let mut initiator = RawInitiator::connect(self.port);
-        assert_eq!(initiator.login(target, 1).unwrap(), (0, 0));
-        initiator
-    }
-
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    pub fn stop(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(self.child.wait().unwrap().success());
-    }
-}
 
 pub fn config(leaf: &Path, more: &str) -> String {
     format!(
@@ -172,23 +124,18 @@ fn a_killed_server_loses_no_acknowledged_write() {
     let mut expected = Expected::default();
     let (mut rng, mut next) = (Rng(7), 0);
     for cycle in 0..cycles(4) {
-        let Some(server) = Server::start(&desk) else { return };
-        let mut initiator = server.log_in();
+        let Some(server) = start_config(&desk, "") else { return };
+        let mut initiator = server.log_in(TARGET, 1);
         expected.verify(&mut initiator);
         // The killer does not wait for anybody: some commands are in the middle of something.
-        let delay = std::time::Duration::from_millis(20 + rng.below(200));
-        let pid = rustix::process::Pid::from_child(&server.child);
-        let killer = std::thread::spawn(move || {
-            std::thread::sleep(delay);
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        });
+        let killer = server.kill_after(Duration::from_millis(20 + rng.below(200)));
         load(&mut initiator, &mut rng, &mut expected, usize::MAX, &mut next);
         killer.join().unwrap();
         server.kill();
         println!("cycle {cycle}: {} runs acknowledged", expected.acknowledged.len());
     }
-    let Some(server) = Server::start(&desk) else { return };
-    expected.verify(&mut server.log_in());
+    let Some(server) = start_config(&desk, "") else { return };
+    expected.verify(&mut server.log_in(TARGET, 1));
     assert!(expected.acknowledged.len() > 50);
     server.stop();
     desk.goldrush_ok("image check node.vhd");
@@ -214,23 +161,23 @@ fn a_killed_server_comes_up_again_at_once_with_its_images_and_its_port() {
     desk.write("c.toml", text);
     let (mut expected, mut rng, mut next) = (Expected::default(), Rng(5), 0);
     for _ in 0..cycles(4) {
-        let Some(server) = Server::start(&desk) else { return };
+        let Some(server) = start_config(&desk, "") else { return };
         assert_eq!(server.port, port);
-        let mut initiator = server.log_in();
+        let mut initiator = server.log_in(TARGET, 1);
         load(&mut initiator, &mut rng, &mut expected, 100, &mut next);
         // With commands on their way, and another connection that nobody has said anything on.
         let _idle = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         server.kill();
     }
-    let Some(server) = Server::start(&desk) else { return };
-    expected.verify(&mut server.log_in());
+    let Some(server) = start_config(&desk, "") else { return };
+    expected.verify(&mut server.log_in(TARGET, 1));
     server.stop();
 }
 
 /// One write, acknowledged, and the end of its server before anything is committed.
 fn write_and_kill(desk: &Desk, run: u32, value: u64) -> bool {
-    let Some(server) = Server::start(desk) else { return false };
-    let mut initiator = server.log_in();
+    let Some(server) = start_config(desk, "") else { return false };
+    let mut initiator = server.log_in(TARGET, 1);
     initiator.read(0, 1);
     initiator.command(run * RUN, RUN as u16, &bytes(value)).unwrap();
     assert_eq!(initiator.answer().unwrap().1, GOOD);
@@ -288,7 +235,7 @@ fn records_of_a_changed_image_or_in_a_damaged_journal_are_not_replayed() {
     desk.goldrush_ok("image check other.vhd");
     // Somebody else changes the image: it no longer is what the server left.
     let file = std::fs::File::options().write(true).open(desk.path("node.vhd")).unwrap();
-    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(100);
+    let later = std::time::SystemTime::now() + Duration::from_secs(100);
     file.set_modified(later).unwrap();
     let said = desk.goldrush("serve --config c.toml");
     assert!(
@@ -327,8 +274,8 @@ fn after_a_failed_flush_an_image_is_read_only_until_it_is_checked() {
     let said = desk.goldrush("image check node.vhd");
     assert!(said.code == 0 && said.err.contains("may be written again"), "{said:?}");
     assert!(journals(&desk).is_empty());
-    let server = Server::start(&desk).unwrap();
-    assert_eq!(server.log_in().read(9 * RUN, RUN as u16), [0; 4096], "old, never something else");
+    let server = start_config(&desk, "").unwrap();
+    assert_eq!(server.log_in(TARGET, 1).read(9 * RUN, RUN as u16), [0; 4096], "old, never something else");
     server.stop();
 }
 
@@ -336,17 +283,17 @@ fn after_a_failed_flush_an_image_is_read_only_until_it_is_checked() {
 fn until_reset_is_empty_at_every_start_and_never_waits_for_the_disk() {
     let desk = desk("durability = \"until-reset\"");
     for round in 1..4 {
-        let Some(server) = Server::start(&desk) else { return };
-        let mut initiator = server.log_in();
+        let Some(server) = start_config(&desk, "") else { return };
+        let mut initiator = server.log_in(TARGET, 1);
         assert_eq!(initiator.read(9 * RUN, RUN as u16), [0; 4096], "round {round}");
         initiator.command(9 * RUN, RUN as u16, &bytes(round)).unwrap();
         assert_eq!(initiator.answer().unwrap().1, GOOD);
         assert_eq!(initiator.scsi(&SYNCHRONIZE_CACHE, &[], 0).0, GOOD);
         assert_eq!(value(&initiator.read(9 * RUN, RUN as u16)), round);
         if round == 2 {
-            server.stop()
+            server.stop();
         } else {
-            server.kill()
+            server.kill();
         }
         if round == 1 {
             // Whatever became of the file: the table, the end.

@@ -81,7 +81,7 @@ fn nothing_is_bound_made_locked_or_emptied() {
         assert!(said.out.contains(part), "{part}: {}", said.out);
     }
     assert!(std::fs::read(desk.path("nodes/node-001.vhd")).unwrap() == before);
-    assert_eq!(server.stop(), Some(0));
+    server.stop();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Every `image` command on an image that a running server holds: it is left alone, and the command says who holds it.
 
 use crate::cli::Desk;
-use crate::cli_durability::Server;
+use crate::running::start_config;
 
 const CONFIG: &str = r#"
 listen = ["127.0.0.1:0"]
@@ -68,7 +68,7 @@ fn an_image_that_a_server_holds_is_said_to_be_in_use_by_every_command_and_left_a
             desk.goldrush_ok(&format!("image {line}").replace("EXT", extension));
         }
         desk.write("c.toml", CONFIG.replace("EXT", extension));
-        let Some(server) = Server::start(&desk) else { return };
+        let Some(server) = start_config(&desk, "") else { return };
         let files = || {
             let mut names: Vec<_> =
                 std::fs::read_dir(desk.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();

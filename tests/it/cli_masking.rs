@@ -2,51 +2,21 @@
 //!
 //! Knows these as an initiator meets them. Rules over names, addresses and portals are `cli_admission`'s.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use md5::{Digest, Md5};
 
 use crate::cli::Desk;
 use crate::raw_initiator::RawInitiator;
+use crate::running::{Running, config_line, start_at};
 
 const RAW: &str = "iqn.2026-11.io.goldrush:raw";
 const SECRET: &str = "correct horse battery";
 
-pub struct Server {
-    child: Child,
-    pub ports: Vec<u16>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Serves `c.toml` and logs everything into `log`. `None`, loudly, where the kernel gives no ring.
-pub fn serve(desk: &Desk, config: &str, addresses: usize) -> Option<Server> {
+/// Serves `c.toml` and logs everything. `None`, loudly, where the kernel gives no ring.
+pub fn serve(desk: &Desk, config: &str, addresses: usize) -> Option<Running> {
     desk.write("c.toml", config);
-    let line = "serve --config c.toml --golden-cache 1M --register-buffers false --log-level trace";
-    let arguments: Vec<&str> = line.split_whitespace().collect();
-    let log = File::create(desk.path("log")).unwrap();
-    let mut child = desk.command(&arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-    let mut ports = Vec::new();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        if let Some(address) = line.unwrap().strip_prefix("listening on ") {
-            ports.push(address.rsplit(':').next().unwrap().parse().unwrap());
-        }
-        if ports.len() == addresses {
-            return Some(Server { child, ports });
-        }
-    }
-    let _ = child.wait();
-    let log = std::fs::read_to_string(desk.path("log")).unwrap();
-    assert!(log.contains("io_uring"), "{log}");
-    eprintln!("SKIPPED: the kernel gives no ring");
-    None
+    start_at(desk, &format!("{} --log-level trace", config_line()), addresses)
 }
 
 /// A target with one LUN of its own.
@@ -192,8 +162,7 @@ fn discovery_asks_for_its_own_secret_and_no_log_line_holds_it() {
     assert!(told.iter().any(|line| line == "TargetName=iqn.2026-11.io.goldrush:open"), "{told:?}");
     // The target itself asks for nothing.
     assert_eq!(log_in(("127.0.0.1", port), "open"), (0, 0));
-    drop(server);
-    let log = std::fs::read_to_string(desk.path("log")).unwrap();
+    let log = server.stop().err;
     assert!(log.contains("logged in"), "{log}");
     let hex: String = SECRET.bytes().map(|byte| format!("{byte:02x}")).collect();
     let listed = format!("{:?}", SECRET.as_bytes());

@@ -3,14 +3,13 @@
 //! Knows what initiators see and what the log says. Does not know how shards change.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::cli::Desk;
 use crate::raw_initiator::RawInitiator;
+use crate::running::{Running, start_config};
 
 const REPORT_LUNS: [u8; 12] = [0xA0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
 const READ_CAPACITY: [u8; 10] = [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -18,43 +17,21 @@ const LISTEN: &str = "listen = [\"127.0.0.1:0\"]\n";
 
 struct Server<'a> {
     desk: &'a Desk,
-    child: Child,
-    port: u16,
+    running: Running,
     told: usize,
-}
-
-impl Drop for Server<'_> {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl<'a> Server<'a> {
     /// `None`, loudly, where the kernel gives no ring.
     fn start(desk: &'a Desk, config: &str) -> Option<Self> {
         desk.write("c.toml", config);
-        let line = "serve --config c.toml --golden-cache 1M --register-buffers false --cores 0";
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        let log = File::create(desk.path("log")).unwrap();
-        let mut child = desk.command(&arguments).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-            if let Some(port) = line.unwrap().strip_prefix("listening on 127.0.0.1:") {
-                return Some(Self { desk, child, port: port.parse().unwrap(), told: 0 });
-            }
-        }
-        let ended = child.wait();
-        let log = std::fs::read_to_string(desk.path("log")).unwrap();
-        assert!(log.contains("io_uring"), "{log}");
-        eprintln!("SKIPPED: the kernel gives no ring: {ended:?}");
-        None
+        Some(Self { desk, running: start_config(desk, "")?, told: 0 })
     }
 
     /// The configuration becomes `config`; what the server says about it.
     fn reload(&mut self, config: &str) -> String {
         self.desk.write("c.toml", config);
-        let pid = Pid::from_raw(self.child.id() as i32).unwrap();
-        kill_process(pid, Signal::HUP).unwrap();
+        self.running.signal(Signal::HUP);
         let told = self.told;
         let verdict = |line: &&str| {
             ["configuration read again", "changes nothing", "in force in part"]
@@ -70,7 +47,7 @@ impl<'a> Server<'a> {
     fn wait_for<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
         let begun = Instant::now();
         loop {
-            let log = std::fs::read_to_string(self.desk.path("log")).unwrap();
+            let log = self.running.log();
             if let Some(found) = find(&log) {
                 return found;
             }
@@ -84,7 +61,7 @@ impl<'a> Server<'a> {
     }
 
     fn log_in(&self, target: &str) -> Option<RawInitiator> {
-        let mut initiator = RawInitiator::connect(self.port);
+        let mut initiator = RawInitiator::connect(self.running.port);
         (initiator.login(&name(target), 1).unwrap() == (0, 0)).then_some(initiator)
     }
 }

@@ -2,49 +2,17 @@
 //!
 //! Knows PERSISTENT RESERVE IN and OUT as bytes. Does not know the rules in full: `scsi` has a model for these.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-
 use crate::cli::Desk;
 use crate::raw_initiator::RawInitiator;
+use crate::running::{self, Running, config_line};
 
 const TARGET: &str = "iqn.2026-11.io.goldrush:cluster";
 const GOOD: u8 = 0;
 const CHECK_CONDITION: u8 = 2;
 const CONFLICT: u8 = 0x18;
 
-struct Server {
-    child: Child,
-    port: u16,
-}
-
-impl Server {
-    /// `None`, loudly, where the kernel gives no ring.
-    fn start(desk: &Desk, more: &str) -> Option<Self> {
-        let line = format!("serve --config c.toml --golden-cache 1M --register-buffers false {more}");
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        let mut child =
-            desk.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-            let line = line.unwrap();
-            if let Some(port) = line.strip_prefix("listening on ").and_then(|rest| rest.rsplit(':').next()) {
-                return Some(Self { port: port.trim().parse().unwrap(), child });
-            }
-        }
-        eprintln!("SKIPPED: the server does not start here: {:?}", child.wait());
-        None
-    }
-
-    fn log_in(&self, isid: u32) -> RawInitiator {
-        let mut initiator = RawInitiator::connect(self.port);
-        assert_eq!(initiator.login(TARGET, isid).unwrap(), (0, 0));
-        initiator
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
+fn start(desk: &Desk, more: &str) -> Option<Running> {
+    running::start(desk, &format!("{} {more}", config_line()))
 }
 
 fn desk() -> Desk {
@@ -79,15 +47,15 @@ const WRITE_10: [u8; 10] = [0x2A, 0, 0, 0, 0, 1, 0, 0, 1, 0];
 #[test]
 fn a_reservation_with_aptpl_survives_a_killed_server_and_others_do_not() {
     let desk = desk();
-    let Some(server) = Server::start(&desk, "") else { return };
-    let (mut owner, mut other) = (server.log_in(1), server.log_in(2));
+    let Some(server) = start(&desk, "") else { return };
+    let (mut owner, mut other) = (server.log_in(TARGET, 1), server.log_in(TARGET, 2));
     assert_eq!(reserve_out(&mut owner, 6, 0, (0, 7), true), GOOD);
     assert_eq!(reserve_out(&mut owner, 1, 1, (7, 0), false), GOOD);
     assert_eq!(other.scsi(&WRITE_10, &[1; 512], 0).0, CONFLICT);
     server.kill();
 
-    let server = Server::start(&desk, "").unwrap();
-    let (mut owner, mut other) = (server.log_in(1), server.log_in(2));
+    let server = start(&desk, "").unwrap();
+    let (mut owner, mut other) = (server.log_in(TARGET, 1), server.log_in(TARGET, 2));
     assert_eq!(keys(&mut other), [7]);
     assert_eq!(other.scsi(&WRITE_10, &[1; 512], 0).0, CONFLICT);
     assert_eq!(owner.scsi(&WRITE_10, &[1; 512], 0).0, GOOD);
@@ -95,8 +63,8 @@ fn a_reservation_with_aptpl_survives_a_killed_server_and_others_do_not() {
     assert_eq!(reserve_out(&mut owner, 0, 0, (7, 8), false), GOOD);
     server.kill();
 
-    let server = Server::start(&desk, "").unwrap();
-    let mut other = server.log_in(2);
+    let server = start(&desk, "").unwrap();
+    let mut other = server.log_in(TARGET, 2);
     assert_eq!(keys(&mut other), [0_u64; 0]);
     assert_eq!(other.scsi(&WRITE_10, &[1; 512], 0).0, GOOD);
     server.kill();
@@ -105,8 +73,8 @@ fn a_reservation_with_aptpl_survives_a_killed_server_and_others_do_not() {
 #[test]
 fn a_damaged_state_stops_the_start_and_a_full_folder_fails_the_command() {
     let desk = desk();
-    let Some(server) = Server::start(&desk, "") else { return };
-    let mut owner = server.log_in(1);
+    let Some(server) = start(&desk, "") else { return };
+    let mut owner = server.log_in(TARGET, 1);
     assert_eq!(reserve_out(&mut owner, 6, 0, (0, 7), true), GOOD);
     // A folder in the way of the file that is to be written.
     let file = desk.path("state").join(format!("{TARGET},0.json"));
@@ -123,8 +91,8 @@ fn a_damaged_state_stops_the_start_and_a_full_folder_fails_the_command() {
 #[test]
 fn preempt_and_abort_ends_the_commands_of_its_victim() {
     let desk = desk();
-    let Some(server) = Server::start(&desk, "") else { return };
-    let (mut owner, mut victim) = (server.log_in(1), server.log_in(2));
+    let Some(server) = start(&desk, "") else { return };
+    let (mut owner, mut victim) = (server.log_in(TARGET, 1), server.log_in(TARGET, 2));
     assert_eq!(reserve_out(&mut victim, 6, 0, (0, 9), false), GOOD);
     assert_eq!(reserve_out(&mut victim, 1, 3, (9, 0), false), GOOD);
     assert_eq!(reserve_out(&mut owner, 6, 0, (0, 7), false), GOOD);

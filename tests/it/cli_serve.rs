@@ -1,41 +1,9 @@
 //! `goldrush serve` as a process: what it prints, whom it keeps away from its images, how it ends.
 
-use crate::cli::{Desk, Said, names, said};
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use rustix::process::Signal;
 
-/// A server that listens.
-struct Server {
-    child: Child,
-    lines: Vec<String>,
-}
-
-/// Starts it and reads its output up to the last address. `None`, loudly, where the kernel gives no ring.
-fn start(desk: &Desk, line: &str, addresses: usize) -> Option<Server> {
-    let arguments: Vec<&str> = line.split_whitespace().collect();
-    let mut command = desk.command(&arguments);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines: Vec<String> = Vec::new();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        lines.push(line.unwrap());
-        if lines.iter().filter(|line| line.starts_with("listening on ")).count() == addresses {
-            return Some(Server { child, lines });
-        }
-    }
-    let said = said(child.wait_with_output().unwrap());
-    assert!(said.err.contains("io_uring"), "{line}: {lines:?} {said:?}");
-    eprintln!("SKIPPED: the kernel gives no ring: {}", said.err);
-    None
-}
-
-impl Server {
-    fn stop(self, signal: &str) -> Said {
-        let pid = self.child.id().to_string();
-        let sent = std::process::Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
-        assert!(sent.unwrap().success());
-        said(self.child.wait_with_output().unwrap())
-    }
-}
+use crate::cli::{Desk, names};
+use crate::running::{Running, start};
 
 const FLAGS: &str = "--golden-cache 1M --register-buffers false";
 
@@ -44,7 +12,7 @@ fn a_golden_image_is_served_to_nodes_that_are_made_for_it() {
     let desk = Desk::new();
     desk.goldrush_ok("image create golden.vhd --size 8M");
     let line = format!("serve --golden golden.vhd --overlays nodes --nodes 3 --listen 127.0.0.1:0 {FLAGS}");
-    let Some(server) = start(&desk, &line, 1) else { return };
+    let Some(server) = start(&desk, &line) else { return };
     let targets: Vec<&String> = server.lines.iter().filter(|line| line.starts_with("target ")).collect();
     assert_eq!(
         targets,
@@ -77,10 +45,9 @@ fn a_golden_image_is_served_to_nodes_that_are_made_for_it() {
     desk.goldrush_ok("image seal golden.vhd");
     assert!(desk.goldrush_ok("image info nodes/node-001.vhd").contains("in use        by another process"));
 
-    let said = server.stop("TERM");
-    assert_eq!(said.code, 0, "{said:?}");
+    server.stop();
     assert_eq!(desk.goldrush("image check nodes/node-001.vhd").code, 0);
-    let again = start(&desk, &line, 1).unwrap().stop("INT");
+    let again = start(&desk, &line).unwrap().stop_by(Signal::INT);
     assert_eq!(again.code, 0, "{again:?}");
 }
 
@@ -103,11 +70,50 @@ fn logs_are_json_lines_when_asked() {
     let line = format!(
         "serve --golden golden.vhd --overlays nodes --nodes 1 --listen 127.0.0.1:0 --log-format json {FLAGS}"
     );
-    let Some(server) = start(&desk, &line, 1) else { return };
-    let said = server.stop("TERM");
-    assert!(said.err.lines().count() > 1);
-    for line in said.err.lines() {
+    let Some(server) = start(&desk, &line) else { return };
+    let log = server.stop().err;
+    assert!(log.lines().count() > 1);
+    for line in log.lines() {
         let event: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(event["level"].is_string() && event["message"].is_string(), "{line}");
     }
+}
+
+/// Bytes a process has read by calls so far.
+fn read_by(server: &Running) -> u64 {
+    let told = std::fs::read_to_string(format!("/proc/{}/io", server.pid())).unwrap();
+    told.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+/// What makes a start with ten thousand children quick: what a child holds is not looked at.
+#[test]
+fn a_restarted_server_reads_of_its_children_no_more_than_their_heads() {
+    const NODES: u64 = 200;
+    let desk = Desk::new();
+    desk.goldrush_ok("image create golden.vhd --size 256M");
+    let line = format!(
+        "serve --golden golden.vhd --overlays nodes --nodes {NODES} --listen 127.0.0.1:0 {FLAGS} --cores 0"
+    );
+    let Some(server) = start(&desk, &line) else { return };
+    let empty = read_by(&server);
+    // Each block of some of them, in part: bitmaps to be looked at, were it needed.
+    for node in 1..=8 {
+        let mut initiator = server.log_in(&format!("iqn.2026-11.io.goldrush:node-{node:03}"), node);
+        for block in 0..128 {
+            initiator.read(0, 1);
+            initiator.command(block * 4096 + 8, 8, &[7; 4096]).unwrap();
+            while initiator.answer().unwrap().1 != 0 {
+                initiator.command(block * 4096 + 8, 8, &[7; 4096]).unwrap();
+            }
+        }
+    }
+    server.stop();
+    let len = |node| std::fs::metadata(desk.path(&format!("nodes/node-00{node}.vhd"))).unwrap().len();
+    assert!((1..=8).all(|node| len(node) > 200 << 20), "the children hold nothing");
+    let server = start(&desk, &line).unwrap();
+    let full = read_by(&server);
+    // The program itself and its configuration are in both.
+    let heads = NODES * 4096;
+    assert!(full < empty + heads && full < heads + (2 << 20), "{full} bytes, {empty} while they were new");
+    server.stop();
 }

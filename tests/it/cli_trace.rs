@@ -2,13 +2,12 @@
 //!
 //! Knows a node that reads scattered places of its disk, first of all its first sector.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cli::{Desk, Said, said};
+use crate::cli::{Desk, Said};
 use crate::hostile::{NODE, logged_in};
 use crate::raw_initiator::RawInitiator;
+use crate::running::{self, Running};
 
 const SECTORS: u32 = 16 * 1024;
 
@@ -35,47 +34,13 @@ pub(crate) fn boot(node: &mut RawInitiator) {
     }
 }
 
-pub(crate) struct Server {
-    child: Child,
-    pub(crate) port: u16,
-}
-
 /// `None`, loudly, where the kernel gives no ring.
-fn start(desk: &Desk, more: &str) -> Option<Server> {
+fn start(desk: &Desk, more: &str) -> Option<Running> {
     let line = format!(
         "serve --golden golden.vhd --overlays nodes --nodes 2 --listen 127.0.0.1:0 --register-buffers false \
          --log-format json {more}"
     );
-    serve(desk, &line)
-}
-
-/// The same with any command line.
-pub(crate) fn serve(desk: &Desk, line: &str) -> Option<Server> {
-    let arguments: Vec<&str> = line.split_whitespace().collect();
-    let mut child = desk.command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        if let Some(port) = line.unwrap().strip_prefix("listening on 127.0.0.1:") {
-            return Some(Server { port: port.trim().parse().unwrap(), child });
-        }
-    }
-    let said = said(child.wait_with_output().unwrap());
-    assert!(said.err.contains("io_uring"), "{line}: {said:?}");
-    eprintln!("SKIPPED: the kernel gives no ring: {}", said.err);
-    None
-}
-
-impl Server {
-    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    pub(crate) fn stop(self) -> Said {
-        self.signal(rustix::process::Signal::TERM);
-        let said = said(self.child.wait_with_output().unwrap());
-        assert_eq!(said.code, 0, "{said:?}");
-        said
-    }
+    running::start(desk, &line)
 }
 
 /// A field of the last log line that has it.

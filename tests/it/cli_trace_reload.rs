@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::cli::Desk;
-use crate::cli_trace::{READ, Server, boot, desk, field, serve};
+use crate::cli_trace::{READ, boot, desk, field};
 use crate::hostile::logged_in;
 use crate::raw_initiator::RawInitiator;
+use crate::running::{self, Running};
 
 const OTHER: &str = "iqn.2026-11.io.goldrush:other";
 const LATER: &str = "iqn.2026-11.io.goldrush:later";
@@ -25,11 +26,11 @@ fn write_config(desk: &Desk, later: bool) {
 }
 
 /// Started without the golden image of `later`, which comes by a reload.
-fn serve_and_reload(desk: &Desk, more: &str) -> Option<(Server, RawInitiator)> {
+fn serve_and_reload(desk: &Desk, more: &str) -> Option<(Running, RawInitiator)> {
     write_config(desk, false);
     let line =
         format!("serve --config c.toml --register-buffers false --golden-cache 16M --log-format json {more}");
-    let server = serve(desk, &line)?;
+    let server = running::start(desk, &line)?;
     write_config(desk, true);
     server.signal(Signal::HUP);
     // Until then there is no such target.

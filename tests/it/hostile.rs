@@ -4,48 +4,23 @@
 //! `tests/sim`'s: its clock is virtual.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::io::Write;
 
 use goldrush::units::BlockSize;
 
 use crate::cli::{Desk, Said};
 use crate::raw_initiator::RawInitiator;
+use crate::running::{self, Running};
 use crate::vhdx_files::{New, data_write_guid, write_new_vhdx};
 
 pub(crate) const NODE: &str = "iqn.2026-11.io.goldrush:node-001";
 
-pub(crate) struct Server {
-    child: Child,
-    pub(crate) port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // SIGKILL: nothing is finished or flushed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-pub(crate) fn start(desk: &Desk) -> Option<Server> {
+pub(crate) fn start(desk: &Desk) -> Option<Running> {
     start_with(desk, "--golden golden.vhd --overlays nodes --nodes 4 --listen 127.0.0.1:0")
 }
 
-/// `None`, loudly, where the kernel gives no ring.
-fn start_with(desk: &Desk, what: &str) -> Option<Server> {
-    let line = format!("serve {what} --golden-cache 1M --register-buffers false");
-    let arguments: Vec<&str> = line.split_whitespace().collect();
-    let mut command = desk.command(&arguments);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let line = line.unwrap();
-        if let Some(port) = line.strip_prefix("listening on ").and_then(|rest| rest.rsplit(':').next()) {
-            return Some(Server { port: port.trim().parse().unwrap(), child });
-        }
-    }
-    eprintln!("SKIPPED: the server does not start here: {:?}", child.wait());
-    None
+fn start_with(desk: &Desk, what: &str) -> Option<Running> {
+    running::start(desk, &format!("serve {what} --golden-cache 1M --register-buffers false"))
 }
 
 pub(crate) fn desk() -> Desk {
@@ -61,8 +36,8 @@ pub(crate) fn logged_in(port: u16, target: &str, isid: u32) -> RawInitiator {
 }
 
 /// Kibibytes of memory the process has in use.
-fn resident(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+fn resident(server: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
@@ -192,9 +167,8 @@ fn a_killed_server_has_lost_no_acknowledged_write_to_a_vhdx() {
         let start = |desk: &Desk| start_with(desk, "--config c.toml");
         // The log is replayed first, then the records.
         kill_again_and_again(&desk, start, "node.vhdx", |said| said.code == 0);
-        let Some(mut server) = start(&desk) else { return };
-        let stopped = Command::new("kill").arg(server.child.id().to_string()).status().unwrap();
-        assert!(stopped.success() && server.child.wait().unwrap().success());
+        let Some(server) = start(&desk) else { return };
+        server.stop();
         let said = desk.goldrush("image check node.vhdx");
         assert!(said.code == 0, "{said:?}");
     }
@@ -203,14 +177,14 @@ fn a_killed_server_has_lost_no_acknowledged_write_to_a_vhdx() {
 /// Kills a server under load, four times, and looks at what is there each time.
 fn kill_again_and_again(
     desk: &Desk,
-    start: impl Fn(&Desk) -> Option<Server>,
+    start: impl Fn(&Desk) -> Option<Running>,
     image: &str,
     as_expected: impl Fn(&Said) -> bool,
 ) {
     let mut newest = vec![0_u32; 1024];
     let mut in_doubt = vec![0_u32; 1024];
     for round in 1..=4_u32 {
-        let Some(mut server) = start(desk) else { return };
+        let Some(server) = start(desk) else { return };
         let mut client = logged_in(server.port, NODE, round);
         for (place, (known, doubt)) in newest.iter_mut().zip(&in_doubt).enumerate() {
             let lba = place as u32 * 64;
@@ -239,8 +213,7 @@ fn kill_again_and_again(
             newest[lba as usize / 64] = round;
             answered += 1;
         }
-        server.child.kill().unwrap();
-        server.child.wait().unwrap();
+        server.kill();
         // The kernel takes the ring of a dead process apart in its own time; until then the image is in use.
         let check = || {
             std::thread::sleep(std::time::Duration::from_millis(20));

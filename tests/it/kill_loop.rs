@@ -9,8 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::Desk;
-use crate::cli_durability::{Expected, Server, TARGET, config, load};
+use crate::cli_durability::{Expected, TARGET, config, load};
 use crate::raw_initiator::RawInitiator;
+use crate::running::start_config;
 use crate::sim_disk::Rng;
 
 /// Blocks of one atomic write, and how many places there are.
@@ -30,15 +31,6 @@ fn desk(format: &str) -> Desk {
     desk
 }
 
-/// Kills the server in so many milliseconds, whatever it does then.
-fn kill_soon(server: &Server, delay: u64) -> std::thread::JoinHandle<()> {
-    let pid = rustix::process::Pid::from_child(&server.child);
-    std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(delay));
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    })
-}
-
 /// What is left is whole, and nothing pends in it.
 fn assert_whole(desk: &Desk, format: &str) {
     desk.goldrush_ok(&format!("image check node.{format}"));
@@ -52,16 +44,16 @@ fn kill_loop_loses_no_acknowledged_write() {
         let mut expected = Expected::default();
         let (mut rng, mut next) = (Rng(11), 0);
         for _ in 0..rounds() {
-            let Some(server) = Server::start(&desk) else { return };
-            let mut initiator = server.log_in_to(TARGET);
+            let Some(server) = start_config(&desk, "") else { return };
+            let mut initiator = server.log_in(TARGET, 1);
             expected.verify(&mut initiator);
-            let killer = kill_soon(&server, 20 + rng.below(400));
+            let killer = server.kill_after(Duration::from_millis(20 + rng.below(400)));
             load(&mut initiator, &mut rng, &mut expected, usize::MAX, &mut next);
             killer.join().unwrap();
             server.kill();
         }
-        let Some(server) = Server::start(&desk) else { return };
-        expected.verify(&mut server.log_in_to(TARGET));
+        let Some(server) = start_config(&desk, "") else { return };
+        expected.verify(&mut server.log_in(TARGET, 1));
         server.stop();
         assert_whole(&desk, format);
         let after = std::fs::read(desk.path(&format!("golden.{format}"))).unwrap();
@@ -114,8 +106,8 @@ fn kill_loop_tears_no_atomic_write() {
         let mut known = [0_u64; PLACES as usize];
         let mut doubt: Option<(u64, u64)> = None;
         for _ in 0..=rounds() {
-            let Some(server) = Server::start(&desk) else { return };
-            let mut initiator = server.log_in_to(TARGET);
+            let Some(server) = start_config(&desk, "") else { return };
+            let mut initiator = server.log_in(TARGET, 1);
             wait_until_ready(&mut initiator);
             for place in 0..PLACES {
                 let found = read_atomic(&mut initiator, place);
@@ -126,7 +118,7 @@ fn kill_loop_tears_no_atomic_write() {
             next += 1;
             assert!(write_atomic(&mut initiator, 0, next).unwrap(), "refused");
             (known[0], answers) = (next, answers + 1);
-            let killer = kill_soon(&server, rng.below(300));
+            let killer = server.kill_after(Duration::from_millis(rng.below(300)));
             // The last one has no answer: it is there or it is not.
             doubt = loop {
                 next += 1;
@@ -149,21 +141,21 @@ fn kill_loop_tears_no_atomic_write() {
 fn kill_loop_resumes_a_sanitize() {
     for format in ["vhd", "vhdx"] {
         let desk = desk(format);
-        let Some(server) = Server::start(&desk) else { return };
-        let mut initiator = server.log_in_to(TARGET);
+        let Some(server) = start_config(&desk, "") else { return };
+        let mut initiator = server.log_in(TARGET, 1);
         let overwrite = [0x48, 0x81, 0, 0, 0, 0, 0, 0, 8, 0];
         let pattern = [1, 0, 0, 4, 0xDE, 0xAD, 0xBE, 0xEF];
         assert_eq!(initiator.attempt(&overwrite, &pattern, 0).2, None);
         std::thread::sleep(Duration::from_millis(50));
         server.kill();
         for _ in 1..rounds().min(5) {
-            let Some(server) = Server::start(&desk) else { return };
-            let killer = kill_soon(&server, 60);
+            let Some(server) = start_config(&desk, "") else { return };
+            let killer = server.kill_after(Duration::from_millis(60));
             killer.join().unwrap();
             server.kill();
         }
-        let Some(server) = Server::start(&desk) else { return };
-        let mut initiator = server.log_in_to(TARGET);
+        let Some(server) = start_config(&desk, "") else { return };
+        let mut initiator = server.log_in(TARGET, 1);
         wait_until_ready(&mut initiator);
         for at in (0..64 << 11).step_by(4096) {
             let bytes = initiator.read(at, 8);

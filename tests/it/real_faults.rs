@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::cli::Desk;
-use crate::cli_durability::Server;
 use crate::raw_initiator::RawInitiator;
+use crate::running::{Running, start_config};
 
 const NODE: &str = "iqn.2026-11.io.goldrush:node";
 const OTHER: &str = "iqn.2026-11.io.goldrush:other";
@@ -93,8 +93,8 @@ fn assert_reads(initiator: &mut RawInitiator, run: u32, value: u64) {
 }
 
 /// The other node works as if nothing were.
-fn assert_other_goes_on(server: &Server, value: u64) {
-    let mut other = server.log_in_to(OTHER);
+fn assert_other_goes_on(server: &Running, value: u64) {
+    let mut other = server.log_in(OTHER, 1);
     assert_eq!((write(&mut other, 7, value), flush(&mut other)), (None, None));
     assert_reads(&mut other, 7, value);
 }
@@ -116,8 +116,8 @@ fn full_file_system() {
         must(&format!("mount -t tmpfs -o size=24M tmpfs {}", desk.path("disk").display()));
         desk_with(&desk, "disk", format);
         desk.write("disk/reserve", vec![1; 8 << 20]);
-        let Some(server) = Server::start(&desk) else { return };
-        let mut node = server.log_in_to(NODE);
+        let Some(server) = start_config(&desk, "") else { return };
+        let mut node = server.log_in(NODE, 1);
         let (mut run, mut told) = (0, None);
         while told.is_none() {
             told = write(&mut node, run, u64::from(run) + 1);
@@ -169,8 +169,8 @@ fn failed_flush() {
         must(&format!("mkfs.ext4 -q -O ^has_journal {}", device.display()));
         must(&format!("mount -o loop {} {}", device.display(), disk.display()));
         desk_with(&desk, "below/disk", format);
-        let Some(server) = Server::start(&desk) else { return };
-        let mut node = server.log_in_to(NODE);
+        let Some(server) = start_config(&desk, "") else { return };
+        let mut node = server.log_in(NODE, 1);
         for run in 0..8 {
             assert_eq!(write(&mut node, run, 0xA0), None);
         }
@@ -197,8 +197,8 @@ fn failed_flush() {
         assert!(refused.code == 2 && refused.err.contains("flush of it failed"), "{refused:?}");
         let checked = desk.goldrush(&format!("image check --repair below/disk/node.{format}"));
         assert!(checked.code == 0, "{checked:?}");
-        let Some(server) = Server::start(&desk) else { return };
-        let mut node = server.log_in_to(NODE);
+        let Some(server) = start_config(&desk, "") else { return };
+        let mut node = server.log_in(NODE, 1);
         (0..8).for_each(|run| assert_reads(&mut node, run, 0xA0));
         assert_eq!((write(&mut node, 1, 0xC1), flush(&mut node)), (None, None));
         assert_reads(&mut node, 1, 0xC1);
