@@ -219,7 +219,11 @@ impl State {
         part: Part,
     ) -> Result<Started, Part> {
         let open = self.files.get(slot.0).filter(|open| open.written_by == WrittenBy::Threads);
-        let Some(file) = open.map(|open| Arc::clone(&open.file)) else { return Err(part) };
+        let Some(open) = open else { return Err(part) };
+        if self.writers.leave_to_ring() {
+            return Err(part);
+        }
+        let file = Arc::clone(&open.file);
         let Some(range) = part.buf.raw(part.start, part.len) else {
             return Ok(Started::Ended(Outcome::Wrote { result: Err(BAD_RANGE), part }));
         };

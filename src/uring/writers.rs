@@ -6,6 +6,9 @@
 //! has not moved for [`STALL`] (the kernel makes writers wait while too much is dirty; a file system waits for its journal), the
 //! next takes over, and what goes to the file that is waited for stays here until that write has ended. So a file that takes
 //! no writes costs a thread and keeps no other waiting, as long as there are threads.
+//!
+//! A write that comes alone, while the threads have nothing, is left to the ring: one worker of the kernel answers sooner than
+//! a thread that has to be woken and has to wake the ring.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -47,6 +50,8 @@ pub(super) struct Writers {
     held: VecDeque<Job>,
     /// Jobs were added since a thread was last woken.
     fresh: bool,
+    /// The ring was left a write since then.
+    lone: bool,
     looked: Instant,
 }
 
@@ -61,6 +66,7 @@ impl Writers {
             out: 0,
             held: VecDeque::new(),
             fresh: false,
+            lone: false,
             looked: Instant(0),
         }
     }
@@ -73,6 +79,11 @@ impl Writers {
     /// True while a job is not back.
     pub(super) fn is_busy(&self) -> bool {
         self.out > 0 || !self.held.is_empty()
+    }
+
+    /// True for the first write after `kick` that finds the threads idle: the ring is to write it.
+    pub(super) fn leave_to_ring(&mut self) -> bool {
+        !self.is_busy() && !core::mem::replace(&mut self.lone, true)
     }
 
     /// Takes a job; `kick` tells a thread.
@@ -112,6 +123,7 @@ impl Writers {
 
     /// Hands out what waited here, as far as it can go now, and wakes one thread when there is something new for it.
     pub(super) fn kick(&mut self) {
+        self.lone = false;
         for _ in 0..self.held.len() {
             if self.out >= JOBS_OUT_MAX {
                 break;
