@@ -7,9 +7,17 @@
 #[forbid(unsafe_code)]
 pub mod clock;
 #[forbid(unsafe_code)]
+pub mod commits;
+#[forbid(unsafe_code)]
+pub mod findings;
+#[forbid(unsafe_code)]
+pub mod growth;
+#[forbid(unsafe_code)]
 pub mod io;
 #[forbid(unsafe_code)]
 pub mod limits;
+#[forbid(unsafe_code)]
+pub mod memory_file;
 #[forbid(unsafe_code)]
 pub mod parent_path;
 #[forbid(unsafe_code)]

@@ -169,9 +169,10 @@ pub const VHD_BLOCKS_MAX: u64 = VHD_SECTORS_MAX / 1024;
 pub const VHD_FILE_BYTES_MAX: u64 = 1 << 41;
 /// Bytes of the largest block bitmap (32 MiB blocks).
 pub const BITMAP_BYTES_MAX: usize = 8 * 1024;
-/// Bytes of blocks an image prepares ahead of its writes, and the fewest and most blocks that is.
+/// Bytes of blocks an image prepares ahead of its first writes, and once it has grown (`growth`); the most blocks that is.
 pub const EXTEND_BYTES: u64 = 32 * 1024 * 1024;
-pub const EXTEND_BLOCKS_MAX: u64 = 64;
+pub const EXTEND_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+pub const EXTEND_BLOCKS_MAX: u64 = 512;
 /// Block bitmaps one layer keeps in memory.
 pub const LAYER_BITMAPS_MAX: usize = 4096;
 /// VHDX: the format's own limit, 64 TiB, and the blocks of such a disk where they are smallest (1 MiB). Four bytes of
@@ -230,6 +231,7 @@ const _: () = assert!(36 * ISNS_PORTALS_MAX + ISCSI_NAME_BYTES_MAX + 64 <= ISNS_
 const _: () = assert!(ISNS_BATCH_BYTES + 36 * ISNS_PORTALS_MAX + 1024 <= ISNS_REQUEST_BYTES_MAX);
 const _: () = assert!(ISNS_REQUEST_BYTES_MAX <= ISNS_PDU_BYTES_MAX);
 const _: () = assert!(COMMIT_BLOCKS_MAX < LAYER_BITMAPS_MAX && JOURNAL_RECORDS > 1);
+const _: () = assert!(EXTEND_BYTES <= EXTEND_BYTES_MAX && EXTEND_BLOCKS_MAX < COMMIT_BLOCKS_MAX as u64);
 const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(READ_AHEAD_BYTES_DEFAULT <= READ_AHEAD_BYTES_MAX && FILL_PARTS_MAX <= 1024);
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= BURST_BYTES_MAX);

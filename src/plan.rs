@@ -297,6 +297,35 @@ impl MetaBatch {
     }
 }
 
+/// A half-open range of bytes in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FileRange {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl FileRange {
+    pub fn overlaps(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    pub fn len(self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A new image file: everything not named is zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewImage {
+    pub len: u64,
+    /// (byte offset, bytes), in ascending order.
+    pub writes: Vec<(u64, Vec<u8>)>,
+}
+
 /// Bytes for a place in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileWrite {
@@ -385,6 +414,21 @@ impl PendingRecord {
         let sectors = self.sectors.checked_add(next.sectors)?;
         (same && adjoins).then_some(Self { sectors, ..self })
     }
+}
+
+/// Why records were not replayed. The file is as it was. `F` is the format's own error, `E` that of reading.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError<F, E> {
+    #[error("the image is not open for writing, or has no blocks: nothing can be pending in it")]
+    NotWritable,
+    #[error("the record of block {} says what this image cannot hold", .0.block.0)]
+    Impossible(PendingRecord),
+    #[error("block {} lies elsewhere than its record says: the image was changed since", .0.block.0)]
+    Moved(PendingRecord),
+    #[error("the records do not fit the image: {0}")]
+    Table(F),
+    #[error("reading {len} bytes of bitmaps at byte {offset} failed")]
+    Read { offset: u64, len: usize, source: E },
 }
 
 /// Takes records of pending writes to where a killed process does not lose them.

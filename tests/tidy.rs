@@ -27,7 +27,18 @@ const TOP_LEVEL: &[&str] = &[
     "target",
 ];
 
-const BASE: &[&str] = &["units", "limits", "clock", "slab", "plan", "parent_path"];
+const BASE: &[&str] = &[
+    "units",
+    "limits",
+    "clock",
+    "slab",
+    "plan",
+    "parent_path",
+    "commits",
+    "findings",
+    "growth",
+    "memory_file",
+];
 
 /// The layers, lowest first: an area (module path) and the areas it may name beside itself. "base" is `BASE`.
 const IMPORTS: &[(&str, &[&str])] = &[

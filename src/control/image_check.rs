@@ -16,7 +16,8 @@ use super::file::{Access, FileError, Locking, OpenedFile};
 use super::image_repair::{self, RepairReport};
 use super::leftover;
 use super::open_image::{Format, OpenError, Opener, detect};
-use crate::vhd::check::{Report, Severity, check};
+use crate::findings::Findings;
+use crate::vhd::check::{Report, check};
 use crate::vhdx;
 
 /// What was found in one file of the chain.
@@ -137,36 +138,26 @@ fn check_file(file: &OpenedFile) -> Result<FileReport, Error> {
 }
 
 fn add_vhd(checked: &mut FileReport, report: Report) {
-    let findings = report.findings.into_iter().map(|finding| FindingReport {
-        severity: match finding.severity {
-            Severity::Info => "info",
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-        },
-        structure: finding.structure.to_string(),
-        offset: finding.offset,
-        message: finding.sentence,
-    });
-    checked.findings = findings.collect();
+    checked.findings = found(report.findings);
     checked.allocated_blocks = report.allocated_blocks;
     checked.unreferenced_bytes = report.unreferenced_bytes;
     checked.orphaned_blocks = report.orphaned_blocks;
 }
 
 fn add_vhdx(checked: &mut FileReport, report: vhdx::check::Report) {
-    let findings = report.findings.into_iter().map(|finding| FindingReport {
-        severity: match finding.severity {
-            vhdx::check::Severity::Info => "info",
-            vhdx::check::Severity::Warning => "warning",
-            vhdx::check::Severity::Error => "error",
-        },
+    checked.findings = found(report.findings);
+    checked.allocated_blocks = report.allocated_blocks;
+    checked.unreferenced_bytes = report.unreferenced_bytes;
+}
+
+fn found<S: std::fmt::Display>(findings: Findings<S>) -> Vec<FindingReport> {
+    let findings = findings.into_vec().into_iter().map(|finding| FindingReport {
+        severity: finding.severity.word(),
         structure: finding.structure.to_string(),
         offset: finding.offset,
         message: finding.sentence,
     });
-    checked.findings = findings.collect();
-    checked.allocated_blocks = report.allocated_blocks;
-    checked.unreferenced_bytes = report.unreferenced_bytes;
+    findings.collect()
 }
 
 fn write(out: &mut dyn Write, report: &CheckReport, json: bool) -> std::io::Result<()> {

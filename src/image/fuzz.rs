@@ -4,80 +4,24 @@
 //! looks at the file anew now and then, as whoever opens it after a kill does. Does not know power cuts (the crash tests do).
 
 use super::{Chain, Images, Layer};
+use crate::memory_file::MemoryFile;
 use crate::plan::{
-    BatchEnd, BitmapRead, FileSlot, IoFault, MetaBatch, MetaOp, NoRecords, ReadPlan, ReadStep, Source,
-    WriteExtent, WriteKind, WritePlan, WriteStep,
+    BatchEnd, BitmapRead, FileSlot, IoFault, MetaBatch, NoRecords, ReadPlan, ReadStep, Source, WriteExtent,
+    WriteKind, WritePlan, WriteStep,
 };
-use crate::units::BlockSize;
-use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
+use crate::units::{BlockSize, SECTOR_BYTES, Sector, SectorCount, SectorRange};
 use crate::vhd::OpenMode;
 use crate::vhdx::WriteIds;
 use crate::vhdx::parent_locator::ParentPaths;
 use crate::{vhd, vhdx};
-use std::collections::BTreeMap;
 use uuid::Uuid;
-
-/// A file of 512-byte sectors; those not there are zero.
-#[derive(Debug, Default)]
-struct File {
-    sectors: BTreeMap<u64, [u8; SECTOR_BYTES as usize]>,
-    len: u64,
-}
-
-impl File {
-    fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ()> {
-        if offset + bytes.len() as u64 > self.len {
-            return Err(());
-        }
-        let mut at = offset;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let within = (at % SECTOR_BYTES) as usize;
-            let (now, later) = rest.split_at_mut((SECTOR_BYTES as usize - within).min(rest.len()));
-            match self.sectors.get(&(at / SECTOR_BYTES)) {
-                Some(sector) => now.copy_from_slice(&sector[within..within + now.len()]),
-                None => now.fill(0),
-            }
-            at += now.len() as u64;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        for (index, chunk) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
-            let mut sector = [0; SECTOR_BYTES as usize];
-            sector[..chunk.len()].copy_from_slice(chunk);
-            self.sectors.insert(offset / SECTOR_BYTES + index as u64, sector);
-        }
-        self.len = self.len.max(offset + bytes.len() as u64);
-    }
-
-    fn zero(&mut self, offset: u64, len: u64) {
-        let range = offset / SECTOR_BYTES..(offset + len) / SECTOR_BYTES;
-        let mut rest = self.sectors.split_off(&range.start);
-        self.sectors.append(&mut rest.split_off(&range.end));
-    }
-
-    fn run(&mut self, op: &MetaOp, bytes: &[u8]) {
-        match op {
-            MetaOp::Write { offset, bytes: range } => self.write(offset.0, &bytes[range.clone()]),
-            MetaOp::Sync => {}
-            MetaOp::Zero { offset, len } => self.zero(offset.0, *len),
-            MetaOp::SetLen { len } => {
-                self.sectors.split_off(&(len / SECTOR_BYTES));
-                self.len = *len;
-            }
-        }
-    }
-}
 
 /// A two-layer chain and what each of its sectors should read.
 #[derive(Debug)]
 struct World {
     images: Images,
     chain: Chain,
-    files: [File; 2],
+    files: [MemoryFile; 2],
     format: Format,
     model: Vec<u8>,
 }
@@ -131,9 +75,9 @@ impl Format {
     }
 
     /// The bytes of a new image, the child's in place 0 or its parent's in place 1.
-    fn create(self, place: u32, shift: u8, file: &mut File) -> Option<()> {
+    fn create(self, place: u32, shift: u8) -> Option<MemoryFile> {
         let own = Uuid::from_u128(2 - u128::from(place));
-        let (writes, len) = match self {
+        let image = match self {
             Self::Vhd => {
                 let block_size = (512 << 10) << (shift % 4);
                 let parent = vhd::create::ParentRef {
@@ -152,8 +96,7 @@ impl Format {
                     unique_id: own,
                     timestamp: 0,
                 };
-                let image = vhd::create::create(&disk).ok()?;
-                (image.writes, image.len)
+                vhd::create::create(&disk).ok()?
             }
             Self::Vhdx(logical_sector) => {
                 let parent = vhdx::create::ParentRef {
@@ -175,34 +118,31 @@ impl Format {
                     data_write_guid: own,
                     disk_id: Uuid::from_u128(9),
                 };
-                let image = vhdx::create::create(&disk).ok()?;
-                (image.writes, image.len)
+                vhdx::create::create(&disk).ok()?
             }
         };
-        writes.iter().for_each(|(offset, bytes)| file.write(*offset, bytes));
-        file.len = len;
-        Some(())
+        Some(MemoryFile::created(&image))
     }
 
     /// What empties a file that nobody has open finds nothing to do.
-    fn is_empty(self, file: &File) -> bool {
+    fn is_empty(self, file: &MemoryFile) -> bool {
         let read = |offset, bytes: &mut [u8]| file.read(offset, bytes);
         match self {
-            Self::Vhd => matches!(vhd::reset::emptied(file.len, read), Ok(None)),
-            Self::Vhdx(_) => matches!(vhdx::reset::emptied(file.len, read), Ok(None)),
+            Self::Vhd => matches!(vhd::reset::emptied(file.len(), read), Ok(None)),
+            Self::Vhdx(_) => matches!(vhdx::reset::emptied(file.len(), read), Ok(None)),
         }
     }
 
     /// The chain of both files.
-    fn open(self, files: &[File; 2], leaf: OpenMode) -> Option<(Images, Chain)> {
+    fn open(self, files: &[MemoryFile; 2], leaf: OpenMode) -> Option<(Images, Chain)> {
         let mut images = Images::new();
         let mut layers = Vec::new();
         for ((slot, file), mode) in (0..).map(FileSlot).zip(files).zip([leaf, OpenMode::ReadOnly]) {
             let read = |offset, bytes: &mut [u8]| file.read(offset, bytes);
             layers.push(images.add(match self {
-                Self::Vhd => Layer::vhd(slot, vhd::open_with(file.len, mode, read).ok()?),
+                Self::Vhd => Layer::vhd(slot, vhd::open_with(file.len(), mode, read).ok()?),
                 Self::Vhdx(_) => {
-                    let mut image = vhdx::open_with(file.len, mode, read).ok()?;
+                    let mut image = vhdx::open_with(file.len(), mode, read).ok()?;
                     let [file_write, data_write, log] = [11, 12, 13].map(Uuid::from_u128);
                     image.begin_writing(WriteIds { file_write, data_write, log });
                     Layer::vhdx(slot, image)
@@ -221,10 +161,7 @@ impl World {
             1 => Format::Vhdx(BlockSize::B512),
             _ => Format::Vhdx(BlockSize::B4096),
         };
-        let mut files = [File::default(), File::default()];
-        for ((place, file), shift) in (0..).zip(&mut files).zip([shape / 4, shape]) {
-            format.create(place, shift, file)?;
-        }
+        let files = [format.create(0, shape / 4)?, format.create(1, shape)?];
         let (images, chain) = format.open(&files, OpenMode::Writable)?;
         Some(Self { images, chain, files, format, model: vec![0; SECTORS as usize] })
     }
@@ -247,7 +184,7 @@ impl World {
         let mut bytes = vec![0; read.len as usize];
         let file = &self.files[read.file.0 as usize];
         let result = file.read(read.offset.0, &mut bytes).map(|()| &bytes[..]);
-        self.images.bitmap_loaded(read, result.map_err(|()| IoFault::Failed));
+        self.images.bitmap_loaded(read, result.map_err(|_| IoFault::Failed));
     }
 
     fn write(&mut self, range: SectorRange, kind: WriteKind, value: u8, fault: u8) {
@@ -307,7 +244,7 @@ impl World {
             let fault = core::mem::take(&mut fails);
             for op in &batch.ops {
                 if !fault {
-                    self.files[0].run(op, &batch.bytes);
+                    self.files[0].run_op(op, &batch.bytes);
                 }
             }
             let leaf = self.chain.leaf();
@@ -316,7 +253,7 @@ impl World {
             }
             // Well, or the second time.
             if fault {
-                batch.ops.iter().for_each(|op| self.files[0].run(op, &batch.bytes));
+                batch.ops.iter().for_each(|op| self.files[0].run_op(op, &batch.bytes));
             }
             self.images.meta_batch_done(leaf, Ok(()));
         }
@@ -355,8 +292,11 @@ impl World {
                 let found = match extent.source {
                     Source::Zero => 0,
                     Source::File { file, offset, .. } => {
-                        let place = offset.0 / SECTOR_BYTES + index;
-                        self.files[file.0 as usize].sectors.get(&place).map_or(0, |bytes| bytes[0])
+                        let mut byte = [0];
+                        let read =
+                            self.files[file.0 as usize].read(offset.0 + index * SECTOR_BYTES, &mut byte);
+                        assert!(read.is_ok(), "sector {sector} lies beyond the end of its file");
+                        byte[0]
                     }
                 };
                 assert!(found == self.model[sector as usize], "sector {sector} reads {found}");

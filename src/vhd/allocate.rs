@@ -9,24 +9,11 @@ use super::commit::Phase;
 use super::image::{Body, OpenMode, Sparse, VhdImage};
 use super::layout::Layout;
 use super::space::{Extension, Space};
+use crate::commits::{Commits, Wait};
 pub use crate::plan::WriteRun;
 use crate::plan::{CommitSeq, PendingRecord, RecordSink, WriteRefused};
 use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES, SectorRange};
 use std::collections::BTreeMap;
-
-/// With this many prepared blocks left the next group is begun, so that few writes wait for it.
-const POOL_LOW: u32 = 4;
-
-/// What a reserved block waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// Its first data.
-    Data,
-    /// The next commit.
-    Commit,
-    /// The commit that runs.
-    Committing,
-}
 
 /// A block that has its place but no table entry in the file yet.
 #[derive(Clone, Copy, Debug)]
@@ -45,23 +32,13 @@ pub(super) struct Writer {
     /// Blocks whose bits or table entry go with the next commit, and with the one that runs.
     pub(super) pending: Vec<BlockIndex>,
     pub(super) committing: Vec<BlockIndex>,
-    /// Somebody waits for a commit of what is pending. Recorded writes alone can wait for company.
-    pub(super) commit_wanted: bool,
+    pub(super) commits: Commits,
     /// Dynamic: blocks of other writers whose bitmaps must say "all" before data goes in; and those in this round.
     pub(super) fill: Vec<(BlockIndex, u32)>,
     pub(super) filling: Vec<(BlockIndex, u32)>,
     pub(super) extend_wanted: bool,
     pub(super) extension: Option<Extension>,
-    /// The last attempt to extend ran out of space: the next write that needs a block is told, then it is tried again.
-    pub(super) no_space: bool,
-    /// The number of the last finished commit; whether one runs.
-    pub(super) committed: u64,
-    pub(super) running: bool,
-    pub(super) failed: bool,
-    pub(super) closing: bool,
     pub(super) phase: Phase,
-    /// A batch was handed out and is not done.
-    pub(super) outstanding: bool,
 }
 
 impl Writer {
@@ -71,24 +48,13 @@ impl Writer {
             reserved: BTreeMap::new(),
             pending: Vec::new(),
             committing: Vec::new(),
-            commit_wanted: false,
+            commits: Commits::default(),
             fill: Vec::new(),
             filling: Vec::new(),
             extend_wanted: false,
             extension: None,
-            no_space: false,
-            committed: 0,
-            running: false,
-            failed: false,
-            closing: false,
             phase: Phase::Idle,
-            outstanding: false,
         }
-    }
-
-    /// The commit that takes what becomes pending now.
-    pub(super) fn next_commit(&self) -> u64 {
-        self.committed + 1 + u64::from(self.running)
     }
 }
 
@@ -141,13 +107,13 @@ impl VhdImage {
     /// The data of `range`, or a part of what was resolved, is in the file. The commit that completes the write; one
     /// that has ended where `sink` took records of all that the file does not say yet.
     pub fn data_written(&mut self, range: SectorRange, sink: &mut dyn RecordSink) -> CommitSeq {
-        let mut seq = 0;
+        let mut seq = CommitSeq(0);
         if let Body::Sparse(sparse) = &mut self.body {
             sparse.each_block(range, |sparse, block, at, count| {
                 seq = seq.max(sparse.block_written(block, at, count, sink));
             });
         }
-        CommitSeq(seq)
+        seq
     }
 
     /// A write of `range` failed or was given up: its sectors keep the content they had, as far as reads see.
@@ -161,12 +127,7 @@ impl VhdImage {
 impl Sparse {
     fn write_run_at(&mut self, sector: u64, max: u64) -> Result<WriteRun, WriteRefused> {
         let Some(writer) = &mut self.writer else { return Err(WriteRefused::ReadOnly) };
-        if writer.failed {
-            return Err(WriteRefused::Failed);
-        }
-        if writer.closing {
-            return Err(WriteRefused::ReadOnly);
-        }
+        writer.commits.admit_write()?;
         let (block, at) = self.layout.locate(sector);
         let count = max.min(u64::from(self.layout.block_sectors - at)) as u32;
         let in_place = |entry, commit| WriteRun::InPlace {
@@ -186,9 +147,7 @@ impl Sparse {
         match self.bitmaps.get(block) {
             Some(bitmap) if self.differencing => Ok(in_place(entry, !bitmap.set.all_set(at, count))),
             Some(_) => {
-                if core::mem::take(&mut writer.no_space) {
-                    return Err(WriteRefused::NoSpace);
-                }
+                writer.commits.tell_no_space()?;
                 let queued = writer.fill.iter().chain(&writer.filling).any(|(other, _)| *other == block);
                 if !queued {
                     writer.fill.push((block, entry));
@@ -207,17 +166,15 @@ impl Sparse {
             return Ok(true);
         }
         let Some(entry) = writer.space.take() else {
-            if core::mem::take(&mut writer.no_space) {
-                return Err(WriteRefused::NoSpace);
-            }
+            writer.commits.tell_no_space()?;
             if writer.extension.is_none() && writer.space.plan(&self.layout, unprepared).is_none() {
                 return Err(WriteRefused::FormatFull);
             }
             writer.extend_wanted = true;
             return Ok(false);
         };
-        writer.no_space = false;
-        let low = matches!(writer.space.pool_left, 0 | POOL_LOW);
+        writer.commits.found_space();
+        let low = writer.space.is_low();
         writer.extend_wanted |= low && unprepared > 0 && writer.extension.is_none();
         writer.reserved.insert(block.0, Reserved { entry, wait: Wait::Data, recorded: false });
         if self.differencing {
@@ -250,8 +207,14 @@ impl Sparse {
         }
     }
 
-    /// The number of the commit that completes a write to these sectors; at most `committed` when none is needed.
-    fn block_written(&mut self, block: BlockIndex, at: u32, count: u32, sink: &mut dyn RecordSink) -> u64 {
+    /// The number of the commit that completes a write to these sectors; one that has finished when none is needed.
+    fn block_written(
+        &mut self,
+        block: BlockIndex,
+        at: u32,
+        count: u32,
+        sink: &mut dyn RecordSink,
+    ) -> CommitSeq {
         self.release(block, count);
         if self.differencing {
             self.sectors_written(block, at, count, sink)
@@ -267,48 +230,54 @@ impl Sparse {
         at: u32,
         count: u32,
         sink: &mut dyn RecordSink,
-    ) -> u64 {
-        let Some(writer) = &mut self.writer else { return 0 };
-        let next = writer.next_commit();
+    ) -> CommitSeq {
+        let Some(writer) = &mut self.writer else { return CommitSeq(0) };
+        let next = writer.commits.next();
         let Some(reserved) = writer.reserved.get_mut(&block.0).filter(|reserved| !reserved.recorded) else {
-            return writer.committed;
+            return writer.commits.finished();
         };
         if reserved.wait == Wait::Committing {
-            return writer.committed + 1;
+            return writer.commits.begun();
         }
         if reserved.wait == Wait::Data {
             reserved.wait = Wait::Commit;
             writer.pending.push(block);
         }
         let place = Layout::bitmap_offset(reserved.entry);
-        if !writer.failed && sink.record(PendingRecord { block, first: at, sectors: count, place }) {
+        if !writer.commits.failed && sink.record(PendingRecord { block, first: at, sectors: count, place }) {
             reserved.recorded = true;
             self.bat.set(block, reserved.entry);
-            return writer.committed;
+            return writer.commits.finished();
         }
-        writer.commit_wanted = true;
+        writer.commits.wanted = true;
         next
     }
 
-    fn sectors_written(&mut self, block: BlockIndex, at: u32, count: u32, sink: &mut dyn RecordSink) -> u64 {
-        let Some(writer) = &mut self.writer else { return 0 };
-        let next = writer.next_commit();
+    fn sectors_written(
+        &mut self,
+        block: BlockIndex,
+        at: u32,
+        count: u32,
+        sink: &mut dyn RecordSink,
+    ) -> CommitSeq {
+        let Some(writer) = &mut self.writer else { return CommitSeq(0) };
+        let next = writer.commits.next();
         let Some(bitmap) = self.bitmaps.get(block) else {
             // A full block needs no bits. Anything else was not resolved, or reported twice: its bits are unknown.
             if self.full.contains(block) {
-                return writer.committed;
+                return writer.commits.finished();
             }
-            writer.failed = true;
+            writer.commits.failed = true;
             return next;
         };
         if bitmap.set.all_set(at, count) {
-            return writer.committed;
+            return writer.commits.finished();
         }
         let reserved = writer.reserved.get_mut(&block.0);
         let entry = reserved.as_ref().map(|reserved| reserved.entry).or_else(|| self.bat.get(block));
         let place = Layout::bitmap_offset(entry.unwrap_or_default());
         let recorded =
-            !writer.failed && sink.record(PendingRecord { block, first: at, sectors: count, place });
+            !writer.commits.failed && sink.record(PendingRecord { block, first: at, sectors: count, place });
         let pending =
             &mut bitmap.writes.get_or_insert_with(|| PendingBits::none(self.layout.block_sectors)).pending;
         if pending.is_clear() {
@@ -326,9 +295,9 @@ impl Sparse {
         }
         if recorded {
             bitmap.set.set(at, count);
-            return writer.committed;
+            return writer.commits.finished();
         }
-        writer.commit_wanted = true;
+        writer.commits.wanted = true;
         next
     }
 

@@ -4,6 +4,7 @@
 
 use super::error::{Structure, VhdError, VhdErrorKind};
 use super::layout::Layout;
+pub use crate::plan::FileRange;
 use crate::units::{BlockIndex, SECTOR_BYTES};
 
 /// The entry of a block that is not there.
@@ -11,19 +12,6 @@ pub const UNALLOCATED: u32 = u32::MAX;
 pub(super) const ENTRY_BYTES: u64 = 4;
 /// Entries in one 512-byte sector of the table.
 pub const ENTRIES_PER_SECTOR: u32 = (SECTOR_BYTES / ENTRY_BYTES) as u32;
-
-/// A half-open range of bytes in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileRange {
-    pub start: u64,
-    pub end: u64,
-}
-
-impl FileRange {
-    pub fn overlaps(self, other: Self) -> bool {
-        self.start < other.end && other.start < self.end
-    }
-}
 
 /// The table, one entry per block of the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

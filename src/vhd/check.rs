@@ -9,36 +9,19 @@ use super::gaps::{gaps, slots};
 use super::image::{Body, OpenMode, Sparse, VhdImage, Warning};
 use super::layout::Layout;
 use super::open::{OpenError, open_with};
+use crate::findings::Findings;
+pub use crate::findings::Severity;
 use crate::units::{BlockIndex, SECTOR_BYTES};
 
-/// Findings kept; a file with more is beyond listing.
-const FINDINGS_MAX: usize = 1000;
 /// Bytes read at once where data must be zero.
 const PIECE_BYTES: u64 = 64 * 1024;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Allowed, and worth knowing.
-    Info,
-    /// Readers may differ about the content, or it must be repaired before a write.
-    Warning,
-    /// The image does not open.
-    Error,
-}
-
 /// One sentence about one place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub severity: Severity,
-    pub structure: Structure,
-    /// In the file, in bytes.
-    pub offset: u64,
-    pub sentence: String,
-}
+pub type Finding = crate::findings::Finding<Structure>;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    pub findings: Vec<Finding>,
+    pub findings: Findings<Structure>,
     pub allocated_blocks: u64,
     /// Bytes before the footer that belong to nothing and are no padding.
     pub unreferenced_bytes: u64,
@@ -49,13 +32,7 @@ pub struct Report {
 impl Report {
     /// No warning and no error.
     pub fn is_clean(&self) -> bool {
-        self.findings.iter().all(|finding| finding.severity == Severity::Info)
-    }
-
-    fn add(&mut self, severity: Severity, structure: Structure, offset: u64, sentence: String) {
-        if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(Finding { severity, structure, offset, sentence });
-        }
+        self.findings.are_clean()
     }
 }
 
@@ -70,19 +47,19 @@ pub fn check<E>(len: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>)
         Ok(image) => image,
         Err(OpenError::Read { source, .. }) => return Err(source),
         Err(OpenError::Vhd(error)) => {
-            report.add(Severity::Error, error.structure, error.offset, error.to_string());
+            report.findings.add(Severity::Error, error.structure, error.offset, error.to_string());
             return Ok(report);
         }
     };
     add_warnings(&image, &mut report);
     if len % SECTOR_BYTES == SECTOR_BYTES - 1 {
         let sentence = "the footer has 511 bytes, as creators before Virtual PC 2004 wrote it".to_owned();
-        report.add(Severity::Info, Structure::TailFooter, image.footer_offset, sentence);
+        report.findings.add(Severity::Info, Structure::TailFooter, image.footer_offset, sentence);
     }
     if image.geometry().sectors() > image.sectors().0 {
         let sentence =
             "the geometry has more sectors than the disk; other tools may show a wrong size".to_owned();
-        report.add(Severity::Info, Structure::TailFooter, image.footer_offset, sentence);
+        report.findings.add(Severity::Info, Structure::TailFooter, image.footer_offset, sentence);
     }
     if let Body::Sparse(sparse) = &image.body {
         report.allocated_blocks = sparse.allocated;
@@ -106,7 +83,7 @@ fn add_warnings(image: &VhdImage, report: &mut Report) {
             }
             Warning::UnreferencedBytes(_) => (Severity::Info, Structure::File, image.footer_offset),
         };
-        report.add(severity, structure, offset, warning.to_string());
+        report.findings.add(severity, structure, offset, warning.to_string());
     }
 }
 
@@ -124,7 +101,12 @@ fn check_block<E>(
             BitmapFault::BeyondTheDisk => (Structure::BlockBitmap(block), Layout::bitmap_offset(entry).0),
             BitmapFault::DataUnderClearBits { offset } => (Structure::Block(block), offset),
         };
-        report.add(Severity::Warning, structure, offset, format!("{structure} {}", fault.sentence()));
+        report.findings.add(
+            Severity::Warning,
+            structure,
+            offset,
+            format!("{structure} {}", fault.sentence()),
+        );
     }
     Ok(())
 }
@@ -209,6 +191,6 @@ fn add_gaps(sparse: &Sparse, data_end: u64, report: &mut Report) {
         let room = if blocks == 0 { String::new() } else { format!(", room for {blocks} blocks") };
         let sentence =
             format!("nothing refers to {bytes} bytes of the file{room}; compacting takes our own back");
-        report.add(Severity::Info, Structure::File, gap.start, sentence);
+        report.findings.add(Severity::Info, Structure::File, gap.start, sentence);
     }
 }

@@ -7,7 +7,7 @@
 //! Idle -> Prepare   new footer at the new end; full bitmaps of other writers' dynamic blocks
 //!      -> Sync      covers the data written so far, the new footer, zeros and bitmaps of earlier groups
 //!      -> Metadata  bitmap sectors and table pages from a shadow: only what this commit may make stable
-//!      -> Zero      the new group, old footer included
+//!      -> Zero      what is old of the new group, old footer included
 //!      -> Bitmaps   of the new group: its blocks can be handed out
 //!      -> Idle
 //! ```
@@ -16,10 +16,11 @@
 //! one phase of its own, from nothing to `Idle` (`reset`).
 
 use super::FOOTER_BYTES;
-use super::allocate::{Wait, Writer, forget_full};
+use super::allocate::{Writer, forget_full};
 use super::bat::{ENTRY_BYTES, UNALLOCATED};
 use super::image::{Body, Sparse, VhdImage};
 use super::layout::Layout;
+use crate::commits::Wait;
 use crate::plan::{BatchEnd, CommitSeq, IoFault, MetaBatch, MetaOp};
 use crate::units::{ByteOffset, SECTOR_BYTES};
 
@@ -64,7 +65,7 @@ impl VhdImage {
 
     /// The last finished commit.
     pub fn committed(&self) -> CommitSeq {
-        CommitSeq(self.writer().map_or(0, |writer| writer.committed))
+        self.writer().map_or(CommitSeq(0), |writer| writer.commits.finished())
     }
 
     /// Asks for a commit of all that was written so far, recorded or not. It has ended when [`Self::committed`] reaches
@@ -72,11 +73,7 @@ impl VhdImage {
     pub fn request_commit(&mut self) -> CommitSeq {
         let Body::Sparse(sparse) = &mut self.body else { return CommitSeq(0) };
         let Some(writer) = &mut sparse.writer else { return CommitSeq(0) };
-        if writer.pending.is_empty() {
-            return CommitSeq(writer.committed + u64::from(writer.running));
-        }
-        writer.commit_wanted = true;
-        CommitSeq(writer.next_commit())
+        writer.commits.request(!writer.pending.is_empty())
     }
 
     /// Blocks whose bits or table entry wait for the next commit.
@@ -86,7 +83,7 @@ impl VhdImage {
 
     /// The last commit whose flush was handed out: nothing that is written from now on goes with it.
     pub fn commit_begun(&self) -> CommitSeq {
-        CommitSeq(self.writer().map_or(0, |writer| writer.committed + u64::from(writer.running)))
+        self.writer().map_or(CommitSeq(0), |writer| writer.commits.begun())
     }
 
     /// A flush of the file failed outside of a commit: as if one of its own had.
@@ -94,13 +91,13 @@ impl VhdImage {
         if let Body::Sparse(sparse) = &mut self.body
             && let Some(writer) = &mut sparse.writer
         {
-            writer.failed = true;
+            writer.commits.failed = true;
         }
     }
 
     /// A metadata write or flush has failed: no write is taken, and none that waits will complete.
     pub fn is_failed(&self) -> bool {
-        self.writer().is_some_and(|writer| writer.failed)
+        self.writer().is_some_and(|writer| writer.commits.failed)
     }
 
     /// No further writes: the batches that follow finish the commits and cut the unused end off the file.
@@ -108,7 +105,7 @@ impl VhdImage {
         if let Body::Sparse(sparse) = &mut self.body
             && let Some(writer) = &mut sparse.writer
         {
-            writer.closing = true;
+            writer.commits.closing = true;
         }
     }
 
@@ -124,7 +121,7 @@ impl Sparse {
     fn next_meta_batch(&mut self, footer: &[u8; FOOTER_BYTES], batch: &mut MetaBatch) -> bool {
         loop {
             let Some(writer) = &mut self.writer else { return false };
-            if writer.failed || writer.outstanding {
+            if writer.commits.is_halted() {
                 return false;
             }
             match writer.phase {
@@ -140,7 +137,7 @@ impl Sparse {
                     if batch.ops.is_empty() {
                         self.phase_done(phase);
                     } else {
-                        writer.outstanding = true;
+                        writer.commits.batch_handed_out();
                         return true;
                     }
                 }
@@ -153,15 +150,15 @@ impl Sparse {
         let unprepared = self.unprepared_blocks();
         let Some(writer) = &mut self.writer else { return false };
         writer.filling.append(&mut writer.fill);
-        if core::mem::take(&mut writer.extend_wanted) && !writer.closing {
+        if core::mem::take(&mut writer.extend_wanted) && !writer.commits.closing {
             writer.extension = writer.space.plan(&self.layout, unprepared);
         }
-        let commit = !writer.pending.is_empty() && (writer.commit_wanted || writer.closing);
+        let commit = writer.commits.is_due(!writer.pending.is_empty());
         if writer.extension.is_some() || !writer.filling.is_empty() || commit {
             writer.phase = Phase::Prepare;
             return true;
         }
-        if !writer.closing {
+        if !writer.commits.closing {
             return false;
         }
         let lower = (self.bat.end(&self.layout) * SECTOR_BYTES).max(writer.space.floor);
@@ -179,6 +176,9 @@ impl Sparse {
         let close_at = || (self.bat.end(&self.layout) * SECTOR_BYTES).max(floor);
         match phase {
             Phase::Prepare => {
+                if let Some(extension) = &writer.extension {
+                    writer.space.begun(extension);
+                }
                 if let Some(to) = writer.extension.and_then(|extension| extension.footer) {
                     batch.push_write(ByteOffset(to), footer);
                 }
@@ -194,15 +194,16 @@ impl Sparse {
                 }
             }
             Phase::Metadata => {
-                if writer.running {
+                if writer.commits.is_running() {
                     self.write_bitmaps(batch);
                     self.write_table(batch);
                 }
             }
             Phase::Zero => {
-                if let Some(extension) = writer.extension {
+                if let Some(extension) = writer.extension.filter(|extension| extension.old > extension.start)
+                {
                     let offset = ByteOffset(extension.start);
-                    batch.ops.push(MetaOp::Zero { offset, len: extension.end - extension.start });
+                    batch.ops.push(MetaOp::Zero { offset, len: extension.old - extension.start });
                 }
             }
             Phase::Bitmaps => {
@@ -223,11 +224,9 @@ impl Sparse {
     /// What is pending now is covered by the flush that begins now.
     fn begin_commit(&mut self) {
         let Some(writer) = &mut self.writer else { return };
-        if writer.pending.is_empty() {
+        if writer.pending.is_empty() || !writer.commits.begin() {
             return;
         }
-        writer.running = true;
-        writer.commit_wanted = false;
         core::mem::swap(&mut writer.pending, &mut writer.committing);
         for block in &writer.committing {
             if let Some(writes) = self.bitmaps.get(*block).and_then(|entry| entry.writes.as_mut()) {
@@ -290,7 +289,7 @@ impl Sparse {
 
     fn meta_batch_done(&mut self, result: Result<(), IoFault>) -> BatchEnd {
         let Some(writer) = &mut self.writer else { return BatchEnd::Done };
-        if !core::mem::take(&mut writer.outstanding) {
+        if !writer.commits.batch_ended() {
             return BatchEnd::Done;
         }
         match (result, writer.phase) {
@@ -299,19 +298,15 @@ impl Sparse {
             (Err(IoFault::NoSpace), Phase::Prepare | Phase::Zero | Phase::Bitmaps) => {
                 writer.extension = None;
                 writer.filling.clear();
-                writer.no_space = true;
+                writer.commits.found_no_space();
                 writer.phase = if writer.phase == Phase::Prepare { Phase::Sync } else { Phase::Idle };
             }
             // The data is stable and the bits are right whenever they come.
-            (Err(IoFault::NoSpace), Phase::Metadata) => {
-                writer.no_space = true;
-                writer.outstanding = true;
-                return BatchEnd::Again;
-            }
+            (Err(IoFault::NoSpace), Phase::Metadata) => return writer.commits.batch_again(),
             // The footer further up is as good: the file stays a little longer.
             (Err(IoFault::NoSpace), Phase::CloseFooter) => writer.phase = Phase::Closed,
             // A failed flush is final (its pages count as clean afterwards), and so is half a commit.
-            (Err(_), _) => writer.failed = true,
+            (Err(_), _) => writer.commits.failed = true,
         }
         BatchEnd::Done
     }
@@ -332,7 +327,7 @@ impl Sparse {
             Phase::Zero => Phase::Bitmaps,
             Phase::Bitmaps => {
                 if let Some(extension) = writer.extension.take() {
-                    writer.space.add(&extension);
+                    writer.space.add(&extension, self.layout.block_bytes());
                 }
                 Phase::Idle
             }
@@ -360,7 +355,7 @@ impl Sparse {
     /// The bits and entries are in the file: reads see them, and writes that waited are complete.
     fn commit_done(&mut self) {
         let Some(writer) = &mut self.writer else { return };
-        if !core::mem::take(&mut writer.running) {
+        if !writer.commits.is_running() {
             return;
         }
         for block in writer.committing.drain(..) {
@@ -376,8 +371,7 @@ impl Sparse {
             }
             forget_full(&mut self.bitmaps, self.full.contains(block), block);
         }
-        writer.committed += 1;
-        writer.no_space = false;
+        writer.commits.finish();
     }
 }
 

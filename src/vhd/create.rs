@@ -9,6 +9,7 @@ use super::geometry::Geometry;
 use super::parent_locator::{self, LOCATORS, W2KU, W2RU};
 use super::{DiskType, FOOTER_BYTES, HEADER_BYTES};
 use crate::limits::{VHD_FILE_BYTES_MAX, VHD_SECTORS_MAX};
+pub use crate::plan::NewImage;
 use crate::units::{SECTOR_BYTES, SectorCount};
 use uuid::Uuid;
 
@@ -59,14 +60,6 @@ pub struct NewDisk {
     pub unique_id: Uuid,
     /// Creation time, as a VHD time stamp.
     pub timestamp: u32,
-}
-
-/// The file to write: everything not named is zero.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewImage {
-    pub len: u64,
-    /// (byte offset, bytes), in ascending order.
-    pub writes: Vec<(u64, Vec<u8>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -196,7 +196,8 @@ fn open_sparse<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>>(
     let differencing = parent.is_some();
     let metadata_end = metadata_end(&header, &metadata, data_end);
     let writer = (mode == OpenMode::Writable)
-        .then(|| Writer::new(Space::new(data_end, floor(&footer, &layout, &bat, metadata_end, data_end))));
+        .then(|| floor(&footer, &layout, &bat, metadata_end, data_end))
+        .map(|floor| Writer::new(Space::new(data_end, floor, file.len)));
     let sparse = Sparse {
         layout,
         full: BlockSet::new(layout.blocks),

@@ -3,30 +3,19 @@
 //! Knows when a record cannot be about this file. Does not know where records were kept, nor whether they are of this
 //! boot: who asks for a replay has made sure of that, and nothing is written before all records were believed.
 
-use super::allocate::{Reserved, Wait};
+use super::allocate::Reserved;
 use super::bat::FileRange;
 use super::bitmap_table::PendingBits;
 use super::block_bitmap::BlockBitmap;
 use super::image::{Body, Sparse, VhdImage};
 use super::layout::Layout;
 use super::{FOOTER_BYTES, VhdError};
-use crate::plan::PendingRecord;
+use crate::commits::Wait;
+use crate::plan::{self, PendingRecord};
 use crate::units::{BlockIndex, SECTOR_BYTES};
 
 /// Why records were not replayed. The file is as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError<E> {
-    #[error("the image is open read-only, or has no blocks: nothing can be pending in it")]
-    NotWritable,
-    #[error("the record of block {} says what this image cannot hold", .0.block.0)]
-    Impossible(PendingRecord),
-    #[error("block {} lies elsewhere than its record says: the image was changed since", .0.block.0)]
-    Moved(PendingRecord),
-    #[error("the records do not fit the image: {0}")]
-    Table(VhdError),
-    #[error("reading the bitmap of block {} failed", .block.0)]
-    Read { block: BlockIndex, source: E },
-}
+pub type ReplayError<E> = plan::ReplayError<VhdError, E>;
 
 impl VhdImage {
     /// Takes the writes of `records` over, as if they had just ended. Run batches until there are none: a flush, then
@@ -99,9 +88,9 @@ impl Sparse {
     ) -> Result<(), ReplayError<E>> {
         let (block, block_sectors) = (record.block, self.layout.block_sectors);
         if self.bitmaps.get(block).is_none() {
-            let mut bytes = vec![0; self.layout.bitmap_bytes() as usize];
-            read(Layout::bitmap_offset(entry).0, &mut bytes)
-                .map_err(|source| ReplayError::Read { block, source })?;
+            let (offset, len) = (Layout::bitmap_offset(entry).0, self.layout.bitmap_bytes() as usize);
+            let mut bytes = vec![0; len];
+            read(offset, &mut bytes).map_err(|source| ReplayError::Read { offset, len, source })?;
             self.bitmaps.insert(block, BlockBitmap::from_bytes(block_sectors, &bytes));
         }
         let (Some(bitmap), Some(writer)) = (self.bitmaps.get(block), &mut self.writer) else { return Ok(()) };
@@ -121,7 +110,8 @@ impl Sparse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{MetaBatch, MetaOp, NoRecords, RecordSink, WriteKind};
+    use crate::memory_file::MemoryFile;
+    use crate::plan::{MetaBatch, NoRecords, RecordSink, WriteKind};
     use crate::units::{ByteOffset, Sector, SectorCount, SectorRange};
     use crate::vhd::create::{NewDisk, NewKind, ParentRef, create};
     use crate::vhd::{OpenMode, WriteRun, open_with};
@@ -138,7 +128,7 @@ mod tests {
         }
     }
 
-    fn new_file(differencing: bool) -> Vec<u8> {
+    fn new_file(differencing: bool) -> MemoryFile {
         let parent = ParentRef {
             unique_id: Uuid::from_u128(9),
             timestamp: 0,
@@ -152,45 +142,22 @@ mod tests {
             NewKind::Dynamic { block_size }
         };
         let disk = NewDisk { kind, sectors: SectorCount(8192), unique_id: Uuid::from_u128(1), timestamp: 0 };
-        let image = create(&disk).unwrap();
-        let mut file = vec![0; image.len as usize];
-        for (offset, bytes) in &image.writes {
-            file[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
-        }
-        file
+        MemoryFile::created(&create(&disk).unwrap())
     }
 
-    fn open(file: &[u8]) -> VhdImage {
-        open_with(file.len() as u64, OpenMode::Writable, |offset, bytes| read(file, offset, bytes)).unwrap()
+    fn open(file: &MemoryFile) -> VhdImage {
+        open_with(file.len(), OpenMode::Writable, |offset, bytes| file.read(offset, bytes)).unwrap()
     }
 
-    fn read(file: &[u8], offset: u64, bytes: &mut [u8]) -> Result<(), ()> {
-        bytes.copy_from_slice(file.get(offset as usize..offset as usize + bytes.len()).ok_or(())?);
-        Ok(())
-    }
-
-    fn pump(image: &mut VhdImage, file: &mut Vec<u8>) {
+    fn pump(image: &mut VhdImage, file: &mut MemoryFile) {
         let mut batch = MetaBatch::default();
         while image.next_meta_batch(&mut batch) {
-            for op in &batch.ops {
-                match op {
-                    MetaOp::Write { offset, bytes } => {
-                        let (from, bytes) = (offset.0 as usize, &batch.bytes[bytes.clone()]);
-                        file.resize(file.len().max(from + bytes.len()), 0);
-                        file[from..from + bytes.len()].copy_from_slice(bytes);
-                    }
-                    MetaOp::Zero { offset, len } => {
-                        file[offset.0 as usize..(offset.0 + len) as usize].fill(0);
-                    }
-                    MetaOp::SetLen { len } => file.resize(*len as usize, 0),
-                    MetaOp::Sync => {}
-                }
-            }
+            file.run(&batch);
             image.meta_batch_done(Ok(()));
         }
     }
 
-    fn write(image: &mut VhdImage, file: &mut Vec<u8>, sector: u64, sink: &mut dyn RecordSink) -> bool {
+    fn write(image: &mut VhdImage, file: &mut MemoryFile, sector: u64, sink: &mut dyn RecordSink) -> bool {
         let range = SectorRange::between(Sector(sector), Sector(sector + 4));
         loop {
             match image.write_run_at(sector, 4).unwrap() {
@@ -201,7 +168,7 @@ mod tests {
                 }
                 WriteRun::InPlace { offset, commit, .. } => {
                     image.write_resolved(range);
-                    file[offset.0 as usize..offset.0 as usize + 2048].fill(7);
+                    file.write(offset.0, &[7; 2048]);
                     return commit && image.data_written(range, sink) > image.committed();
                 }
                 other => panic!("{other:?} for {:?}", WriteKind::Data),
@@ -235,18 +202,19 @@ mod tests {
             drop(image);
             let mut image = open(&file);
             let before = file.clone();
-            image.replay(&kept.0, |offset, bytes| read(&before, offset, bytes)).unwrap();
+            image.replay(&kept.0, |offset, bytes| before.read(offset, bytes)).unwrap();
             pump(&mut image, &mut file);
             // Twice does no harm: a kill may come between the metadata and the end of the records.
             let mut image = open(&file);
             let before = file.clone();
-            image.replay(&kept.0, |offset, bytes| read(&before, offset, bytes)).unwrap();
+            image.replay(&kept.0, |offset, bytes| before.read(offset, bytes)).unwrap();
             pump(&mut image, &mut file);
             assert!(file == before);
             for sector in [5, 2000, 2007, 5000] {
                 if let crate::vhd::Run::NeedBitmap(request) = image.run_at(sector, 4) {
-                    let at = request.offset.0 as usize;
-                    image.bitmap_loaded(request.block, request.ticket, &file[at..at + 512]);
+                    let mut bitmap = [0; 512];
+                    file.read(request.offset.0, &mut bitmap).unwrap();
+                    image.bitmap_loaded(request.block, request.ticket, &bitmap);
                 }
                 assert!(matches!(image.run_at(sector, 4), crate::vhd::Run::Present { sectors: 4, .. }));
             }
@@ -264,7 +232,7 @@ mod tests {
         let good = kept.0[0];
         let refused = |record: PendingRecord| {
             let mut image = open(&file);
-            image.replay(&[record], |offset, bytes| read(&file, offset, bytes)).unwrap_err()
+            image.replay(&[record], |offset, bytes| file.read(offset, bytes)).unwrap_err()
         };
         let moved = PendingRecord { place: ByteOffset(good.place.0 + 512), ..good };
         assert!(matches!(refused(moved), ReplayError::Moved(_)));
@@ -279,7 +247,7 @@ mod tests {
             assert!(matches!(refused(bad), ReplayError::Impossible(_)), "{bad:?}");
         }
         // Over another block, over the header, behind the footer.
-        for place in [good.place.0 + 4096, 512, file.len() as u64 - 512] {
+        for place in [good.place.0 + 4096, 512, file.len() - 512] {
             let record = PendingRecord { block: BlockIndex(3), place: ByteOffset(place), ..good };
             assert!(matches!(refused(record), ReplayError::Table(_)), "{record:?}");
         }

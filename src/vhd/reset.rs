@@ -72,11 +72,12 @@ impl VhdImage {
     pub fn begin_reset(&mut self) -> bool {
         let Body::Sparse(sparse) = &mut self.body else { return false };
         let Some(writer) = &mut sparse.writer else { return false };
-        if !sparse.differencing || writer.closing {
+        if !sparse.differencing || writer.commits.closing {
             return false;
         }
-        let (end, committed) = (sparse.metadata_end, writer.committed);
-        *writer = Writer { committed, phase: Phase::Reset, ..Writer::new(Space::new(end, end)) };
+        let (end, commits) = (sparse.metadata_end, writer.commits.afresh());
+        let space = Space::new(end, end, end + FOOTER_BYTES as u64);
+        *writer = Writer { commits, phase: Phase::Reset, ..Writer::new(space) };
         self.footer_offset = end;
         true
     }
@@ -113,27 +114,22 @@ impl Sparse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory_file::{BeyondEnd, MemoryFile};
     use crate::units::SectorCount;
     use crate::vhd::create::{NewDisk, NewKind, ParentRef, create};
     use crate::vhd::{OpenMode, open_with};
     use uuid::Uuid;
 
-    fn read(file: &[u8], offset: u64, bytes: &mut [u8]) -> Result<(), ()> {
-        bytes.copy_from_slice(file.get(offset as usize..offset as usize + bytes.len()).ok_or(())?);
-        Ok(())
-    }
-
-    fn new_file(kind: NewKind) -> Vec<u8> {
+    fn new_file(kind: NewKind) -> MemoryFile {
         let disk = NewDisk { kind, sectors: SectorCount(8192), unique_id: Uuid::from_u128(1), timestamp: 0 };
-        let image = create(&disk).unwrap();
-        let mut file = vec![0; image.len as usize];
-        for (offset, bytes) in &image.writes {
-            file[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
-        }
-        file
+        MemoryFile::created(&create(&disk).unwrap())
     }
 
-    fn child() -> Vec<u8> {
+    fn emptied_file(file: &MemoryFile) -> Result<Option<MetaBatch>, OpenError<BeyondEnd>> {
+        emptied(file.len(), |at, bytes| file.read(at, bytes))
+    }
+
+    fn child() -> MemoryFile {
         let parent = ParentRef {
             unique_id: Uuid::from_u128(9),
             timestamp: 0,
@@ -143,39 +139,26 @@ mod tests {
         new_file(NewKind::Differencing { block_size: 512 << 10, parent })
     }
 
-    fn run(file: &mut Vec<u8>, batch: &MetaBatch) {
-        for op in &batch.ops {
-            match op {
-                MetaOp::Write { offset, bytes } => {
-                    let (from, bytes) = (offset.0 as usize, &batch.bytes[bytes.clone()]);
-                    file.resize(file.len().max(from + bytes.len()), 0);
-                    file[from..from + bytes.len()].copy_from_slice(bytes);
-                }
-                MetaOp::SetLen { len } => file.resize(*len as usize, 0),
-                MetaOp::Sync | MetaOp::Zero { .. } => {}
-            }
-        }
-    }
-
     #[test]
     fn whatever_became_of_it_an_image_is_empty_again() {
         let fresh = child();
-        assert!(matches!(emptied(fresh.len() as u64, |at, bytes| read(&fresh, at, bytes)), Ok(None)));
-        let head = &fresh[..fresh.len() - 512];
-        let table = head.windows(32).rposition(|bytes| bytes == [0xFF; 32]).unwrap();
+        assert!(matches!(emptied_file(&fresh), Ok(None)));
+        // The table, of eight blocks, is the last before the footer.
+        let table = fresh.len() - 1024;
+        let mut entries = [0; 512];
+        fresh.read(table, &mut entries).unwrap();
+        assert_eq!(entries, [0xFF; 512]);
         // A table full of nonsense, no footer at the end, any length.
         for len in [fresh.len() - 512, fresh.len() + 100_000, fresh.len() + 777] {
             let mut file = fresh.clone();
-            file.resize(len, 0xAB);
-            file[table..table + 32].fill(0x11);
-            let batch = emptied(len as u64, |at, bytes| read(&file, at, bytes)).unwrap().unwrap();
-            run(&mut file, &batch);
-            let image = open_with(file.len() as u64, OpenMode::Writable, |at, bytes| read(&file, at, bytes));
+            file.set_len(len);
+            let end = fresh.len();
+            file.write(end.min(len), &vec![0xAB; len.saturating_sub(end) as usize]);
+            file.write(table, &[0x11; 32]);
+            file.run(&emptied_file(&file).unwrap().unwrap());
+            let image = open_with(file.len(), OpenMode::Writable, |at, bytes| file.read(at, bytes));
             assert_eq!(image.unwrap().statistics().allocated_blocks, 0, "{len}");
-            assert!(
-                file.len() <= fresh.len()
-                    && emptied(file.len() as u64, |at, bytes| read(&file, at, bytes)).unwrap().is_none()
-            );
+            assert!(file.len() <= fresh.len() && emptied_file(&file).unwrap().is_none());
         }
     }
 
@@ -185,8 +168,7 @@ mod tests {
         use crate::units::{Sector, SectorRange};
         let fresh = child();
         let mut file = fresh.clone();
-        let mut image =
-            open_with(file.len() as u64, OpenMode::Writable, |at, bytes| read(&file, at, bytes)).unwrap();
+        let mut image = open_with(file.len(), OpenMode::Writable, |at, bytes| file.read(at, bytes)).unwrap();
         for round in 0..3 {
             // Committed, recorded in memory only, and reserved for a write that never came.
             for (sector, commits) in [(0, true), (3000, true), (5000, false), (7000, false)] {
@@ -217,19 +199,17 @@ mod tests {
             run_all(&mut image, &mut file);
             assert!(!image.is_failed());
             assert_eq!(image.run_at(0, 8192), crate::plan::Run::Absent { sectors: 8192 });
-            let empty = emptied(file.len() as u64, |at, bytes| read(&file, at, bytes));
-            assert!(matches!(empty, Ok(None)) && file.len() <= fresh.len(), "round {round}");
+            assert!(matches!(emptied_file(&file), Ok(None)) && file.len() <= fresh.len(), "round {round}");
         }
         image.begin_close();
         run_all(&mut image, &mut file);
-        let empty = emptied(file.len() as u64, |at, bytes| read(&file, at, bytes));
-        assert!(matches!(empty, Ok(None)) && !image.begin_reset(), "closed");
+        assert!(matches!(emptied_file(&file), Ok(None)) && !image.begin_reset(), "closed");
     }
 
-    fn run_all(image: &mut VhdImage, file: &mut Vec<u8>) {
+    fn run_all(image: &mut VhdImage, file: &mut MemoryFile) {
         let mut batch = MetaBatch::default();
         while image.next_meta_batch(&mut batch) {
-            run(file, &batch);
+            file.run(&batch);
             image.meta_batch_done(Ok(()));
         }
     }
@@ -237,8 +217,7 @@ mod tests {
     #[test]
     fn nothing_but_a_child_is_emptied() {
         for kind in [NewKind::Fixed, NewKind::Dynamic { block_size: 512 << 10 }] {
-            let file = new_file(kind);
-            assert!(emptied(file.len() as u64, |at, bytes| read(&file, at, bytes)).is_err());
+            assert!(emptied_file(&new_file(kind)).is_err());
         }
     }
 }

@@ -11,6 +11,7 @@ use super::layout::PAGE_BITS;
 use super::log_write::LogWriter;
 use super::sector_bitmap::BitmapPage;
 use super::space::{Extension, Space};
+use crate::commits::{Commits, Wait};
 use crate::limits::VHDX_PENDING_MAX;
 use crate::plan::{BitmapRequest, CommitSeq, OpenMode, PendingRecord, RecordSink, WriteRefused, WriteRun};
 use crate::units::{BlockIndex, ByteOffset, SECTOR_BYTES, Sector, SectorRange};
@@ -23,17 +24,6 @@ pub struct WriteIds {
     pub file_write: Uuid,
     pub data_write: Uuid,
     pub log: Uuid,
-}
-
-/// What a new entry of the table waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// The block's first data.
-    Data,
-    /// The next commit.
-    Commit,
-    /// The commit that runs.
-    Committing,
 }
 
 /// An entry that is not in the log yet.
@@ -82,8 +72,7 @@ pub(super) struct Writer {
     /// Blocks whose entry, and pages whose bits, go with the next commit.
     pub(super) pending_blocks: Vec<u32>,
     pub(super) pending_pages: Vec<u32>,
-    /// Somebody waits for a commit of what is pending. Recorded writes alone can wait for company.
-    pub(super) commit_wanted: bool,
+    pub(super) commits: Commits,
     /// Blocks whose last sector was written: their entry says so in some later commit.
     pub(super) filled: Vec<u32>,
     /// What is left of the commit that runs, and the part of it that is being logged.
@@ -94,18 +83,9 @@ pub(super) struct Writer {
     pub(super) unapplied: Part,
     pub(super) extend_wanted: bool,
     pub(super) extension: Option<Extension>,
-    /// The last attempt to prepare space found none: the next write that needs it is told, then it is tried again.
-    pub(super) no_space: bool,
-    /// The number of the last finished commit; whether one runs.
-    pub(super) committed: u64,
-    pub(super) running: bool,
-    pub(super) failed: bool,
-    pub(super) closing: bool,
     /// All blocks are being given up.
     pub(super) resetting: bool,
     pub(super) phase: Phase,
-    /// A batch was handed out and is not done.
-    pub(super) outstanding: bool,
 }
 
 impl Writer {
@@ -120,7 +100,7 @@ impl Writer {
             new_bitmaps: BTreeMap::new(),
             pending_blocks: Vec::new(),
             pending_pages: Vec::new(),
-            commit_wanted: false,
+            commits: Commits::default(),
             filled: Vec::new(),
             left_blocks: Vec::new(),
             left_pages: Vec::new(),
@@ -128,20 +108,9 @@ impl Writer {
             unapplied: Part::default(),
             extend_wanted: false,
             extension: None,
-            no_space: false,
-            committed: 0,
-            running: false,
-            failed: false,
-            closing: false,
             resetting: false,
             phase: Phase::Idle,
-            outstanding: false,
         }
-    }
-
-    /// The commit that takes what becomes pending now.
-    pub(super) fn next_commit(&self) -> u64 {
-        self.committed + 1 + u64::from(self.running)
     }
 
     /// So much waits that the next commit comes first.
@@ -183,20 +152,13 @@ impl VhdxImage {
     /// Read-only, beyond the end, no whole logical sector, or an earlier failure.
     pub fn write_run_at(&mut self, sector: u64, max: u64) -> Result<WriteRun, WriteRefused> {
         let Some(writer) = &mut self.writer else { return Err(WriteRefused::ReadOnly) };
-        if writer.failed {
-            return Err(WriteRefused::Failed);
-        }
-        if writer.closing {
-            return Err(WriteRefused::ReadOnly);
-        }
+        writer.commits.admit_write()?;
         let inside = self.metadata.sectors.0.saturating_sub(sector).min(max);
         if inside == 0 {
             return Err(WriteRefused::OutOfRange);
         }
         if writer.marked != Marked::Yes {
-            if core::mem::take(&mut writer.no_space) {
-                return Err(WriteRefused::NoSpace);
-            }
+            writer.commits.tell_no_space()?;
             writer.marked = Marked::Wanted;
             return Ok(WriteRun::NeedMetadata);
         }
@@ -274,8 +236,8 @@ impl VhdxImage {
     /// That commit has found no space: said once, then it is tried again.
     fn must_commit_first(&mut self) -> Result<bool, WriteRefused> {
         let Some(writer) = self.writer.as_mut().filter(|writer| writer.is_full()) else { return Ok(false) };
-        writer.commit_wanted = true;
-        if core::mem::take(&mut writer.no_space) { Err(WriteRefused::NoSpace) } else { Ok(true) }
+        writer.commits.wanted = true;
+        writer.commits.tell_no_space().map(|()| true)
     }
 
     fn page_request(&mut self, page: u32) -> Result<WriteRun, WriteRefused> {
@@ -315,9 +277,7 @@ impl VhdxImage {
             && !writer.new_bitmaps.contains_key(&chunk);
         let wanted = block_bytes + if bitmap { MIB } else { 0 };
         if writer.space.left() < wanted {
-            if core::mem::take(&mut writer.no_space) {
-                return Err(WriteRefused::NoSpace);
-            }
+            writer.commits.tell_no_space()?;
             let more = if bitmap { MIB } else { 0 };
             if writer.extension.is_none() && writer.space.plan(block_bytes, 1, more).is_none() {
                 return Err(WriteRefused::FormatFull);
@@ -325,12 +285,12 @@ impl VhdxImage {
             writer.extend_wanted = true;
             return Ok(false);
         }
-        writer.no_space = false;
+        writer.commits.found_space();
         if bitmap && let Some(mib) = writer.space.take(MIB) {
             writer.new_bitmaps.insert(chunk, mib);
         }
         let Some(mib) = writer.space.take(block_bytes) else { return Ok(false) };
-        let low = writer.space.left() < block_bytes && unplaced > writer.changes.len() as u64;
+        let low = writer.space.is_low(block_bytes) && unplaced > writer.changes.len() as u64;
         writer.extend_wanted |= low && writer.extension.is_none();
         let entry = Entry { state, mib };
         let change = Change { entry, wait: Wait::Data, fresh: true, recorded_over: None };
@@ -377,34 +337,34 @@ impl VhdxImage {
     /// The data of `range`, or a part of what was resolved, is in the file. The commit that completes the write; one
     /// that has ended where `sink` took records of all that the file does not say yet.
     pub fn data_written(&mut self, range: SectorRange, sink: &mut dyn RecordSink) -> CommitSeq {
-        let mut seq = 0;
+        let mut seq = CommitSeq(0);
         self.each_block(range, |image, block, state, range| {
             if state == BlockState::Partial {
                 image.each_page(range, |image, page, bits| image.release(page, bits));
             }
             seq = seq.max(image.block_written(block, state, range, sink));
         });
-        CommitSeq(seq)
+        seq
     }
 
-    /// The number of the commit that completes a write to these sectors; at most `committed` when none is needed.
+    /// The number of the commit that completes a write to these sectors; one that has finished when none is needed.
     fn block_written(
         &mut self,
         block: u32,
         state: BlockState,
         range: SectorRange,
         sink: &mut dyn RecordSink,
-    ) -> u64 {
+    ) -> CommitSeq {
         let (entry, hidden) = self.entry_of(block);
         let missing = state == BlockState::Partial && self.lacks_bits(range);
-        let Some(writer) = &mut self.writer else { return 0 };
+        let Some(writer) = &mut self.writer else { return CommitSeq(0) };
         if !hidden && !missing {
-            return writer.committed;
+            return writer.commits.finished();
         }
-        let next = writer.next_commit();
-        let mut seq = if missing { next } else { writer.committed };
+        let next = writer.commits.next();
+        let mut seq = if missing { next } else { writer.commits.finished() };
         if let Some(change) = writer.changes.get_mut(&block).filter(|_| hidden) {
-            let with = if change.wait == Wait::Committing { writer.committed + 1 } else { next };
+            let with = if change.wait == Wait::Committing { writer.commits.begun() } else { next };
             seq = seq.max(with);
             if change.wait == Wait::Data {
                 change.wait = Wait::Commit;
@@ -416,16 +376,16 @@ impl VhdxImage {
         let sectors = range.count().0 as u32;
         let place = ByteOffset(entry.offset().unwrap_or_default());
         let record = PendingRecord { block: BlockIndex(block), first, sectors, place };
-        let recorded = !writer.failed && sink.record(record);
+        let recorded = !writer.commits.failed && sink.record(record);
         if missing {
             self.each_page(range, |image, page, bits| image.bits_pending(page, bits, recorded));
         }
         if recorded {
             self.recorded(block);
-            return self.writer.as_ref().map_or(0, |writer| writer.committed);
+            return self.writer.as_ref().map_or(CommitSeq(0), |writer| writer.commits.finished());
         }
         if let Some(writer) = &mut self.writer {
-            writer.commit_wanted = true;
+            writer.commits.wanted = true;
         }
         seq
     }
@@ -455,7 +415,7 @@ impl VhdxImage {
         let Some(writer) = &mut self.writer else { return };
         let Some(kept) = self.bitmaps.get(page) else {
             // It was not resolved, or reported twice: its bits are unknown.
-            writer.failed = true;
+            writer.commits.failed = true;
             return;
         };
         if kept.add_pending(bits.first, bits.count, recorded) {

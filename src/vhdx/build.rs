@@ -60,6 +60,8 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory_file::MemoryFile;
+    use crate::plan::NewImage;
     use crate::plan::{OpenMode, Run};
     use crate::units::{BlockSize, SectorCount};
     use crate::vhdx::open_with;
@@ -88,20 +90,10 @@ mod tests {
             let places = [late, 512, late + 512].map(|at| builder.place(at).unwrap());
             assert_eq!(places[2].0, places[0].0 + 512);
             assert_eq!(builder.place(5 << 30), Err(WriteRefused::OutOfRange));
-            let (len, pieces) = builder.finish();
-            let read = |offset: u64, bytes: &mut [u8]| -> Result<(), ()> {
-                bytes.fill(0);
-                for (at, data) in &pieces {
-                    let (start, end) =
-                        (offset.max(*at), (offset + bytes.len() as u64).min(at + data.len() as u64));
-                    if start < end {
-                        bytes[(start - offset) as usize..(end - offset) as usize]
-                            .copy_from_slice(&data[(start - at) as usize..(end - at) as usize]);
-                    }
-                }
-                Ok(())
-            };
-            let mut image = open_with(len, OpenMode::ReadOnly, read).unwrap();
+            let (len, writes) = builder.finish();
+            let file = MemoryFile::created(&NewImage { len, writes });
+            let read = |offset, bytes: &mut [u8]| file.read(offset, bytes);
+            let mut image = open_with(file.len(), OpenMode::ReadOnly, read).unwrap();
             assert_eq!(image.run_at(late / 512, 8), Run::Present { offset: places[0], sectors: 8 });
             let other = image.run_at((1 << 30) / 512, 8);
             assert_eq!(matches!(other, Run::Present { .. }), kind == NewKind::Fixed);

@@ -7,32 +7,16 @@ use super::image::{VhdxImage, Warning};
 use super::open::{OpenError, open_with};
 use super::region;
 use super::{FileRange, HEADER_OFFSETS, MIB, REGION_TABLE_BYTES, REGION_TABLE_OFFSETS};
+use crate::findings::Findings;
+pub use crate::findings::Severity;
 use crate::plan::OpenMode;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Allowed, and worth knowing.
-    Info,
-    /// The image opens, and something must be repaired before it is written, or would be missed after the next
-    /// accident.
-    Warning,
-    /// The image does not open.
-    Error,
-}
-
 /// One sentence about one place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub severity: Severity,
-    pub structure: Structure,
-    /// In the file, in bytes.
-    pub offset: u64,
-    pub sentence: String,
-}
+pub type Finding = crate::findings::Finding<Structure>;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    pub findings: Vec<Finding>,
+    pub findings: Findings<Structure>,
     pub allocated_blocks: u64,
     /// Bytes of the file that belong to nothing.
     pub unreferenced_bytes: u64,
@@ -41,11 +25,7 @@ pub struct Report {
 impl Report {
     /// No warning and no error.
     pub fn is_clean(&self) -> bool {
-        self.findings.iter().all(|finding| finding.severity == Severity::Info)
-    }
-
-    fn add(&mut self, severity: Severity, structure: Structure, offset: u64, sentence: String) {
-        self.findings.push(Finding { severity, structure, offset, sentence });
+        self.findings.are_clean()
     }
 }
 
@@ -60,20 +40,25 @@ pub fn check<E>(len: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>)
         Ok(image) => image,
         Err(OpenError::Read { source, .. }) => return Err(source),
         Err(OpenError::Vhdx(error)) => {
-            report.add(Severity::Error, error.structure, error.offset, error.to_string());
+            report.findings.add(Severity::Error, error.structure, error.offset, error.to_string());
             return Ok(report);
         }
     };
     for warning in image.warnings() {
         let (structure, offset) = place_of(*warning, &image);
-        report.add(Severity::Warning, structure, offset, format!("{structure} (byte {offset}): {warning}"));
+        report.findings.add(
+            Severity::Warning,
+            structure,
+            offset,
+            format!("{structure} (byte {offset}): {warning}"),
+        );
     }
     check_second_table(&image, &mut read, &mut report)?;
     report.allocated_blocks = image.bat.allocated();
     report.unreferenced_bytes = unreferenced(&image);
     if report.unreferenced_bytes > 0 {
         let sentence = format!("{} bytes of the file belong to nothing", report.unreferenced_bytes);
-        report.add(Severity::Info, Structure::File, len, sentence);
+        report.findings.add(Severity::Info, Structure::File, len, sentence);
     }
     Ok(report)
 }
@@ -108,10 +93,10 @@ fn check_second_table<E>(
     let structure = Structure::RegionTable(2);
     if !region::is_valid(&second) {
         let sentence = format!("{structure} (byte {second_at}): {}", Warning::RegionTableDamaged(2));
-        report.add(Severity::Warning, structure, second_at, sentence);
+        report.findings.add(Severity::Warning, structure, second_at, sentence);
     } else if first != second {
         let sentence = format!("{structure} (byte {second_at}) differs from the first one, which is used");
-        report.add(Severity::Warning, structure, second_at, sentence);
+        report.findings.add(Severity::Warning, structure, second_at, sentence);
     }
     Ok(())
 }

@@ -18,12 +18,13 @@
 //! Phases without work are skipped. A commit that is too long for one entry takes several turns of Sync and Log.
 
 use super::HEADER_OFFSETS;
-use super::allocate::{Change, Marked, Wait, Writer};
+use super::allocate::{Change, Marked, Writer};
 use super::bat::{BlockState, Entry, encode_page};
 use super::error::Structure;
 use super::header::Header;
 use super::image::VhdxImage;
 use super::log_write::{LogWriter, Pages};
+use crate::commits::Wait;
 use crate::limits::{VHDX_ENTRY_PAGES_MAX, VHDX_PENDING_MAX};
 use crate::plan::{BatchEnd, CommitSeq, IoFault, MetaBatch, MetaOp};
 use crate::units::ByteOffset;
@@ -86,7 +87,7 @@ impl VhdxImage {
         batch.clear();
         loop {
             let Some(writer) = &mut self.writer else { return false };
-            if writer.failed || writer.outstanding {
+            if writer.commits.is_halted() {
                 return false;
             }
             match writer.phase {
@@ -100,7 +101,7 @@ impl VhdxImage {
                     self.fill_batch(phase, batch);
                     let Some(writer) = &mut self.writer else { return false };
                     if !batch.ops.is_empty() {
-                        writer.outstanding = true;
+                        writer.commits.batch_handed_out();
                         return true;
                     }
                     self.phase_done(phase);
@@ -113,7 +114,7 @@ impl VhdxImage {
     pub fn meta_batch_done(&mut self, result: Result<(), IoFault>) -> BatchEnd {
         let after_extend = self.after_extend();
         let Some(writer) = &mut self.writer else { return BatchEnd::Done };
-        if !core::mem::take(&mut writer.outstanding) {
+        if !writer.commits.batch_ended() {
             return BatchEnd::Done;
         }
         match (result, writer.phase) {
@@ -121,40 +122,35 @@ impl VhdxImage {
             // Nothing that anybody relies on was begun: give the group up, and go on with the commit.
             (Err(IoFault::NoSpace), Phase::Extend) => {
                 writer.extension = None;
-                writer.no_space = true;
+                writer.commits.found_no_space();
                 writer.phase = after_extend;
             }
             // The other header is whole, and says that the file is as it was.
             (Err(IoFault::NoSpace), Phase::Header(Update::Mark, _)) => {
                 writer.marked = Marked::No;
-                writer.no_space = true;
+                writer.commits.found_no_space();
                 writer.phase = Phase::Idle;
             }
             // What these write is decided, and nothing they need can be lost: the same bytes, later.
             (Err(IoFault::NoSpace), Phase::Log | Phase::Apply | Phase::Header(..) | Phase::Cut) => {
-                writer.no_space = true;
-                writer.outstanding = true;
-                return BatchEnd::Again;
+                return writer.commits.batch_again();
             }
             // A failed flush is final (its pages count as clean afterwards), and so is half a commit.
-            (Err(_), _) => writer.failed = true,
+            (Err(_), _) => writer.commits.failed = true,
         }
         BatchEnd::Done
     }
 
     /// The last finished commit.
     pub fn committed(&self) -> CommitSeq {
-        CommitSeq(self.writer.as_ref().map_or(0, |writer| writer.committed))
+        self.writer.as_ref().map_or(CommitSeq(0), |writer| writer.commits.finished())
     }
 
     /// As [`crate::vhd::VhdImage::request_commit`].
     pub fn request_commit(&mut self) -> CommitSeq {
         let Some(writer) = &mut self.writer else { return CommitSeq(0) };
-        if writer.pending() == 0 {
-            return CommitSeq(writer.committed + u64::from(writer.running));
-        }
-        writer.commit_wanted = true;
-        CommitSeq(writer.next_commit())
+        let pending = writer.pending() > 0;
+        writer.commits.request(pending)
     }
 
     /// Blocks and pages of bitmaps that wait for the next commit.
@@ -164,25 +160,25 @@ impl VhdxImage {
 
     /// The last commit whose flush was handed out: nothing that is written from now on goes with it.
     pub fn commit_begun(&self) -> CommitSeq {
-        CommitSeq(self.writer.as_ref().map_or(0, |writer| writer.committed + u64::from(writer.running)))
+        self.writer.as_ref().map_or(CommitSeq(0), |writer| writer.commits.begun())
     }
 
     /// A flush of the file failed outside of a commit: as if one of its own had.
     pub fn fail(&mut self) {
         if let Some(writer) = &mut self.writer {
-            writer.failed = true;
+            writer.commits.failed = true;
         }
     }
 
     /// A metadata write or flush has failed: no write is taken, and none that waits will complete.
     pub fn is_failed(&self) -> bool {
-        self.writer.as_ref().is_some_and(|writer| writer.failed)
+        self.writer.as_ref().is_some_and(|writer| writer.commits.failed)
     }
 
     /// No further writes: the batches that follow finish the commits, empty the log and cut the unused end off.
     pub fn begin_close(&mut self) {
         if let Some(writer) = &mut self.writer {
-            writer.closing = true;
+            writer.commits.closing = true;
         }
     }
 
@@ -191,17 +187,17 @@ impl VhdxImage {
         let unplaced = u64::from(self.layout.blocks).saturating_sub(self.bat.allocated());
         let more = if self.layout.differencing { super::MIB } else { 0 };
         let Some(writer) = &mut self.writer else { return false };
-        if core::mem::take(&mut writer.extend_wanted) && !writer.closing {
+        if core::mem::take(&mut writer.extend_wanted) && !writer.commits.closing {
             let wanted = unplaced.saturating_sub(writer.changes.len() as u64);
             writer.extension = writer.space.plan(self.layout.block_bytes(), wanted, more);
         }
-        writer.phase = if writer.marked == Marked::Wanted && !writer.closing {
+        writer.phase = if writer.marked == Marked::Wanted && !writer.commits.closing {
             Phase::Header(Update::Mark, Copy::First)
         } else if writer.extension.is_some() {
             Phase::Extend
-        } else if writer.has_commit() || writer.closing && !writer.filled.is_empty() {
+        } else if writer.has_commit() || writer.commits.closing && !writer.filled.is_empty() {
             Phase::Sync
-        } else if writer.closing {
+        } else if writer.commits.closing {
             if writer.log.is_some() && writer.marked == Marked::Yes { Phase::Settle } else { Phase::Cut }
         } else {
             return false;
@@ -290,10 +286,9 @@ impl VhdxImage {
     /// What is pending now is covered by the flush that begins now.
     fn begin_commit(&mut self) {
         let Some(writer) = &mut self.writer else { return };
-        if core::mem::replace(&mut writer.running, true) {
+        if !writer.commits.begin() {
             return;
         }
-        writer.commit_wanted = false;
         core::mem::swap(&mut writer.pending_blocks, &mut writer.left_blocks);
         core::mem::swap(&mut writer.pending_pages, &mut writer.left_pages);
         // A page may have come to wait, been overtaken by the commit before, and come again.
@@ -317,7 +312,7 @@ impl VhdxImage {
             // A page that is not in memory has nothing in flight.
             if pages.any(in_flight) {
                 // Another commit will do; a file that is closed may say it in bits.
-                if !writer.closing {
+                if !writer.commits.closing {
                     writer.filled.push(block);
                 }
                 continue;
@@ -454,19 +449,19 @@ impl VhdxImage {
             }
             Phase::HeaderSync(Update::Mark | Update::Open, Copy::Second) => {
                 writer.marked = Marked::Yes;
-                writer.no_space = false;
+                writer.commits.found_space();
                 Phase::Idle
             }
             Phase::HeaderSync(Update::Clear, Copy::Second) if writer.resetting => Phase::Reset,
             Phase::HeaderSync(Update::Clear, Copy::Second) => Phase::Cut,
             Phase::Extend => {
                 if let Some(extension) = writer.extension.take() {
-                    writer.space.add(&extension);
+                    writer.space.add(&extension, self.layout.block_bytes());
                 }
                 after_extend
             }
             Phase::Sync => Phase::Log,
-            Phase::Log if writer.running => Phase::Sync,
+            Phase::Log if writer.commits.is_running() => Phase::Sync,
             Phase::Log => Phase::Idle,
             Phase::Settle => Phase::Apply,
             Phase::Apply => Phase::ApplySync,
@@ -512,9 +507,7 @@ impl VhdxImage {
             }
         }
         if writer.left_blocks.is_empty() && writer.left_pages.is_empty() {
-            writer.running = false;
-            writer.no_space = false;
-            writer.committed += 1;
+            writer.commits.finish();
         }
         for page in &part.pages {
             self.note_filled(*page);
@@ -571,7 +564,7 @@ impl VhdxImage {
 impl Writer {
     /// Something waits for a commit, and somebody for it.
     fn has_commit(&self) -> bool {
-        self.pending() > 0 && (self.commit_wanted || self.closing)
+        self.commits.is_due(self.pending() > 0)
     }
 
     fn pending(&self) -> usize {

@@ -11,6 +11,7 @@ use super::parent_locator::{self, ParentPaths};
 use super::region::Regions;
 use super::{FileRange, HEADER_OFFSETS, MIB, REGION_TABLE_OFFSETS};
 use crate::limits::{VHDX_LOCATOR_BYTES_MAX, VHDX_SECTORS_MAX};
+pub use crate::plan::NewImage;
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -60,14 +61,6 @@ pub struct NewDisk {
     pub file_write_guid: Uuid,
     pub data_write_guid: Uuid,
     pub disk_id: Uuid,
-}
-
-/// The file to write: everything not named is zero.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewImage {
-    pub len: u64,
-    /// (byte offset, bytes), in ascending order.
-    pub writes: Vec<Piece>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -199,6 +192,7 @@ const _: () = assert!(SECTOR_BYTES == 512 && TABLE_START == METADATA.end && META
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory_file::MemoryFile;
     use crate::plan::{OpenMode, Run};
     use crate::vhdx::{DiskType, VhdxImage, check, open_with};
 
@@ -223,24 +217,11 @@ mod tests {
         })
     }
 
-    fn reader(image: &NewImage) -> impl Fn(u64, &mut [u8]) -> Result<(), ()> {
-        |offset, bytes| {
-            bytes.fill(0);
-            for (at, data) in &image.writes {
-                let (start, end) =
-                    (offset.max(*at), (offset + bytes.len() as u64).min(at + data.len() as u64));
-                if start < end {
-                    bytes[(start - offset) as usize..(end - offset) as usize]
-                        .copy_from_slice(&data[(start - at) as usize..(end - at) as usize]);
-                }
-            }
-            Ok(())
-        }
-    }
-
     fn open(image: &NewImage) -> VhdxImage {
-        assert!(check::check(image.len, reader(image)).unwrap().is_clean());
-        open_with(image.len, OpenMode::Writable, reader(image)).unwrap()
+        let file = MemoryFile::created(image);
+        let read = |offset, bytes: &mut [u8]| file.read(offset, bytes);
+        assert!(check::check(file.len(), read).unwrap().is_clean());
+        open_with(file.len(), OpenMode::Writable, read).unwrap()
     }
 
     #[test]

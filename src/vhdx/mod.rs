@@ -58,30 +58,11 @@ pub const PAGE_BYTES: usize = 4096;
 pub const HEADER_BYTES: usize = 4096;
 pub const REGION_TABLE_BYTES: usize = 64 * 1024;
 pub const METADATA_TABLE_BYTES: u64 = 64 * 1024;
+pub use crate::plan::FileRange;
+
 /// Where both headers and both region tables are.
 pub const HEADER_OFFSETS: [u64; 2] = [64 << 10, 128 << 10];
 pub const REGION_TABLE_OFFSETS: [u64; 2] = [192 << 10, 256 << 10];
-
-/// A half-open range of bytes in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct FileRange {
-    pub start: u64,
-    pub end: u64,
-}
-
-impl FileRange {
-    pub fn overlaps(self, other: Self) -> bool {
-        self.start < other.end && other.start < self.end
-    }
-
-    pub fn len(self) -> u64 {
-        self.end.saturating_sub(self.start)
-    }
-
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-}
 
 /// The CRC-32C of a structure whose four bytes at `hole` count as zero.
 fn checksum(bytes: &[u8], hole: usize) -> u32 {

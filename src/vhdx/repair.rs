@@ -48,7 +48,7 @@ pub fn plan<E>(len: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>) 
         (Err(OpenError::Read { source, .. }), _) | (_, Err(OpenError::Read { source, .. })) => {
             return Err(source);
         }
-        _ => return Ok(RepairPlan { hopeless: report.findings, ..RepairPlan::default() }),
+        _ => return Ok(RepairPlan { hopeless: report.findings.into_vec(), ..RepairPlan::default() }),
     };
     let mut plan = RepairPlan::default();
     let log_was_empty = replay.is_empty();

@@ -5,31 +5,20 @@
 //!
 //! The log comes first (`open::replay_with`): what it says is older than any record.
 
-use super::allocate::{Change, Marked, Wait};
+use super::allocate::{Change, Marked};
 use super::bat::{BlockState, Entry};
 use super::image::VhdxImage;
 use super::sector_bitmap::BitmapPage;
 use super::space::{Extension, Space};
 use super::{MIB, PAGE_BYTES, Structure, VhdxError, open};
+use crate::commits::Wait;
 use crate::limits::VHDX_FILE_BYTES_MAX;
-use crate::plan::PendingRecord;
+use crate::plan::{self, PendingRecord};
 use crate::units::{Sector, SectorRange};
 use uuid::Uuid;
 
 /// Why records were not replayed. The file is as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError<E> {
-    #[error("the image is open read-only: nothing can be pending in it")]
-    NotWritable,
-    #[error("the record of block {} says what this image cannot hold", .0.block.0)]
-    Impossible(PendingRecord),
-    #[error("block {} lies elsewhere than its record says: the image was changed since", .0.block.0)]
-    Moved(PendingRecord),
-    #[error("the records do not fit the image: {0}")]
-    Table(VhdxError),
-    #[error("reading a page of sector bitmaps at byte {offset} failed")]
-    Read { offset: u64, source: E },
-}
+pub type ReplayError<E> = plan::ReplayError<VhdxError, E>;
 
 impl VhdxImage {
     /// What the headers call the data once somebody has written: all records of this opening are of that data.
@@ -140,7 +129,11 @@ impl VhdxImage {
         }
         let mut bytes = [0; PAGE_BYTES];
         if let Some(offset) = self.page_offset(page) {
-            read(offset, &mut bytes).map_err(|source| ReplayError::Read { offset, source })?;
+            read(offset, &mut bytes).map_err(|source| ReplayError::Read {
+                offset,
+                len: PAGE_BYTES,
+                source,
+            })?;
         }
         self.bitmaps.get_or_insert(page, BitmapPage::from_bytes(&bytes));
         Ok(())
@@ -187,7 +180,8 @@ impl VhdxImage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{MetaBatch, MetaOp, OpenMode, RecordSink, Run, WriteRun};
+    use crate::memory_file::MemoryFile;
+    use crate::plan::{MetaBatch, OpenMode, RecordSink, Run, WriteRun};
     use crate::units::{BlockIndex, BlockSize, ByteOffset, SectorCount};
     use crate::vhdx::create::{NewDisk, NewKind, ParentRef, create};
     use crate::vhdx::parent_locator::ParentPaths;
@@ -204,7 +198,7 @@ mod tests {
         }
     }
 
-    fn new_file(differencing: bool) -> Vec<u8> {
+    fn new_file(differencing: bool) -> MemoryFile {
         let parent = ParentRef {
             data_write_guid: Uuid::from_u128(9),
             disk_id: Uuid::from_u128(4),
@@ -220,57 +214,29 @@ mod tests {
             data_write_guid: Uuid::from_u128(2),
             disk_id: Uuid::from_u128(3),
         };
-        let image = create(&disk).unwrap();
-        let mut file = vec![0; image.len as usize];
-        for (offset, bytes) in &image.writes {
-            file[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
-        }
-        file
-    }
-
-    fn read(file: &[u8], offset: u64, bytes: &mut [u8]) -> Result<(), ()> {
-        bytes.copy_from_slice(file.get(offset as usize..offset as usize + bytes.len()).ok_or(())?);
-        Ok(())
-    }
-
-    fn run(batch: &MetaBatch, file: &mut Vec<u8>) {
-        for op in &batch.ops {
-            match op {
-                MetaOp::Write { offset, bytes } => {
-                    let (from, bytes) = (offset.0 as usize, &batch.bytes[bytes.clone()]);
-                    file[from..from + bytes.len()].copy_from_slice(bytes);
-                }
-                MetaOp::Zero { offset, len } => {
-                    file[offset.0 as usize..(offset.0 + len) as usize].fill(0);
-                }
-                MetaOp::SetLen { len } => file.resize(*len as usize, 0),
-                MetaOp::Sync => {}
-            }
-        }
+        MemoryFile::created(&create(&disk).unwrap())
     }
 
     /// As after a kill: the log first.
-    fn open(file: &mut Vec<u8>) -> VhdxImage {
-        let before = file.clone();
-        let batches = replay_with(file.len() as u64, |offset, bytes| read(&before, offset, bytes)).unwrap();
-        batches.iter().for_each(|batch| run(batch, file));
-        let mut image =
-            open_with(file.len() as u64, OpenMode::Writable, |offset, bytes| read(file, offset, bytes))
-                .unwrap();
+    fn open(file: &mut MemoryFile) -> VhdxImage {
+        let batches = replay_with(file.len(), |offset, bytes| file.read(offset, bytes)).unwrap();
+        batches.iter().for_each(|batch| file.run(batch));
+        let image = open_with(file.len(), OpenMode::Writable, |offset, bytes| file.read(offset, bytes));
+        let mut image = image.unwrap();
         let data_write = image.data_write_guid();
         image.begin_writing(WriteIds { file_write: Uuid::from_u128(7), data_write, log: Uuid::from_u128(8) });
         image
     }
 
-    fn pump(image: &mut VhdxImage, file: &mut Vec<u8>) {
+    fn pump(image: &mut VhdxImage, file: &mut MemoryFile) {
         let mut batch = MetaBatch::default();
         while image.next_meta_batch(&mut batch) {
-            run(&batch, file);
+            file.run(&batch);
             image.meta_batch_done(Ok(()));
         }
     }
 
-    fn write(image: &mut VhdxImage, file: &mut Vec<u8>, sector: u64, sink: &mut dyn RecordSink) -> bool {
+    fn write(image: &mut VhdxImage, file: &mut MemoryFile, sector: u64, sink: &mut dyn RecordSink) -> bool {
         let range = SectorRange::between(Sector(sector), Sector(sector + 4));
         loop {
             match image.write_run_at(sector, 4).unwrap() {
@@ -282,7 +248,7 @@ mod tests {
                 WriteRun::NeedMetadata => pump(image, file),
                 WriteRun::InPlace { offset, commit, .. } => {
                     image.write_resolved(range);
-                    file[offset.0 as usize..offset.0 as usize + 2048].fill(7);
+                    file.write(offset.0, &[7; 2048]);
                     return commit && image.data_written(range, sink) > image.committed();
                 }
                 other => panic!("{other:?}"),
@@ -292,10 +258,11 @@ mod tests {
 
     const WRITTEN: [u64; 4] = [5, 4100, 4107, 9000];
 
-    fn present(image: &mut VhdxImage, file: &[u8], sector: u64) -> bool {
+    fn present(image: &mut VhdxImage, file: &MemoryFile, sector: u64) -> bool {
         if let Run::NeedBitmap(request) = image.run_at(sector, 4) {
-            let at = request.offset.0 as usize;
-            image.bitmap_loaded(request.block, request.ticket, &file[at..at + PAGE_BYTES]);
+            let mut bitmap = [0; PAGE_BYTES];
+            file.read(request.offset.0, &mut bitmap).unwrap();
+            image.bitmap_loaded(request.block, request.ticket, &bitmap);
         }
         matches!(image.run_at(sector, 4), Run::Present { sectors: 4, .. })
     }
@@ -316,7 +283,7 @@ mod tests {
             for _ in 0..2 {
                 // Twice does no harm: a kill may come between the metadata and the end of the records.
                 let before = file.clone();
-                image.replay(&kept.0, |offset, bytes| read(&before, offset, bytes)).unwrap();
+                image.replay(&kept.0, |offset, bytes| before.read(offset, bytes)).unwrap();
                 pump(&mut image, &mut file);
                 drop(image);
                 image = open(&mut file);
@@ -324,7 +291,7 @@ mod tests {
             assert_eq!(image.statistics().allocated_blocks, 3);
             assert!(WRITTEN.into_iter().all(|sector| present(&mut image, &file, sector)));
             assert_eq!(present(&mut image, &file, 20), !differencing);
-            let report = check::check(file.len() as u64, |offset, bytes| read(&file, offset, bytes)).unwrap();
+            let report = check::check(file.len(), |offset, bytes| file.read(offset, bytes)).unwrap();
             assert!(report.findings.iter().all(|finding| finding.severity != check::Severity::Error));
         }
     }
@@ -340,7 +307,7 @@ mod tests {
         // The flush of the commit is handed out; another write is recorded behind it.
         while image.commit_begun() <= image.committed() {
             assert!(image.next_meta_batch(&mut batch));
-            run(&batch, &mut file);
+            file.run(&batch);
             image.meta_batch_done(Ok(()));
         }
         write(&mut image, &mut file, 50, &mut kept);
@@ -349,11 +316,12 @@ mod tests {
         assert_eq!((image.committed().0, image.pending_blocks()), (1, 2));
         drop(image);
         let mut image = open(&mut file);
-        let seen =
-            |image: &mut VhdxImage, file: &[u8]| [5, 50, 5000].map(|sector| present(image, file, sector));
+        let seen = |image: &mut VhdxImage, file: &MemoryFile| {
+            [5, 50, 5000].map(|sector| present(image, file, sector))
+        };
         assert_eq!(seen(&mut image, &file), [true, false, false]);
         let before = file.clone();
-        image.replay(&kept.0[1..], |offset, bytes| read(&before, offset, bytes)).unwrap();
+        image.replay(&kept.0[1..], |offset, bytes| before.read(offset, bytes)).unwrap();
         pump(&mut image, &mut file);
         assert_eq!(seen(&mut open(&mut file), &file.clone()), [true; 3]);
     }
@@ -369,7 +337,7 @@ mod tests {
         let good = kept.0[0];
         let mut refused = |record: PendingRecord| {
             let mut image = open(&mut file);
-            image.replay(&[record], |offset, bytes| read(&file, offset, bytes)).unwrap_err()
+            image.replay(&[record], |offset, bytes| file.read(offset, bytes)).unwrap_err()
         };
         let moved = PendingRecord { place: ByteOffset(good.place.0 + MIB), ..good };
         assert!(matches!(refused(moved), ReplayError::Moved(_)));

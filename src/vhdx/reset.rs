@@ -92,14 +92,14 @@ impl VhdxImage {
     pub fn begin_reset(&mut self) -> bool {
         let end = self.end_of(&Bat::empty(&self.layout)).next_multiple_of(MIB);
         let Some(writer) = &mut self.writer else { return false };
-        if !self.layout.differencing || writer.closing {
+        if !self.layout.differencing || writer.commits.closing {
             return false;
         }
         let mut ids = writer.ids;
         // Entries of the log that is given up must never count as those of the next.
         ids.log = Uuid::from_u128(ids.log.as_u128().wrapping_add(1));
         **writer = Writer {
-            committed: writer.committed,
+            commits: writer.commits.afresh(),
             resetting: true,
             phase: Phase::Header(Update::Clear, Copy::First),
             ..Writer::new(ids, Space::new(end, end), end)

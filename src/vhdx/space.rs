@@ -4,7 +4,8 @@
 //! change (`commit`).
 
 use super::MIB;
-use crate::limits::{EXTEND_BLOCKS_MAX, EXTEND_BYTES, VHDX_FILE_BYTES_MAX};
+use crate::growth::Growth;
+use crate::limits::VHDX_FILE_BYTES_MAX;
 
 /// A group of space to prepare: whole MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,7 @@ pub(super) struct Space {
     pub(super) file_len: u64,
     /// Behind this nothing was ever written: what the file may have grown to, even by an attempt that failed.
     touched: u64,
+    growth: Growth,
     /// Prepared space: zeros that nobody refers to.
     next: u64,
     end: u64,
@@ -34,13 +36,20 @@ pub(super) struct Space {
 impl Space {
     /// `floor`: the end of everything the file refers to, in whole MiB.
     pub(super) fn new(file_len: u64, floor: u64) -> Self {
-        Self { file_len, touched: file_len, next: floor, end: floor, extended: false }
+        Self {
+            file_len,
+            touched: file_len,
+            growth: Growth::default(),
+            next: floor,
+            end: floor,
+            extended: false,
+        }
     }
 
     /// The next group: `blocks` of `block_bytes`, as far as they are wanted, and `more` bytes. `None` when the file would
     /// become too long.
     pub(super) fn plan(&self, block_bytes: u64, wanted: u64, more: u64) -> Option<Extension> {
-        let group = (EXTEND_BYTES / block_bytes).clamp(1, EXTEND_BLOCKS_MAX).min(wanted.max(1));
+        let group = self.growth.group(block_bytes).min(wanted.max(1));
         let end = self.end + group * block_bytes + more;
         (end <= VHDX_FILE_BYTES_MAX).then_some(Extension {
             start: self.end,
@@ -56,7 +65,8 @@ impl Space {
     }
 
     /// The group is zero and the file reaches to its end.
-    pub(super) fn add(&mut self, extension: &Extension) {
+    pub(super) fn add(&mut self, extension: &Extension, block_bytes: u64) {
+        self.growth.add((extension.end - extension.start) / block_bytes, block_bytes);
         self.end = extension.end;
         if extension.longer {
             self.file_len = extension.end;
@@ -67,6 +77,11 @@ impl Space {
     /// Bytes that can be taken.
     pub(super) fn left(&self) -> u64 {
         self.end - self.next
+    }
+
+    /// A block was taken, and the next group should be begun.
+    pub(super) fn is_low(&self, block_bytes: u64) -> bool {
+        self.growth.is_low(self.left() / block_bytes)
     }
 
     /// Takes so many bytes, whole MiB: where they begin, in MiB.
@@ -100,12 +115,12 @@ mod tests {
             for (wanted, works) in steps {
                 let extension = space.plan(block, wanted, MIB).unwrap();
                 prop_assert_eq!(extension.start, end);
-                prop_assert!(extension.end - extension.start <= wanted.min(64) * block + MIB);
+                prop_assert!(extension.end - extension.start <= wanted * block + MIB);
                 prop_assert!(extension.old >= dirty.min(extension.end) && extension.old <= extension.end);
                 space.begun(&extension);
                 dirty = dirty.max(extension.end);
                 if works {
-                    space.add(&extension);
+                    space.add(&extension, block);
                     end = extension.end;
                     prop_assert!(space.file_len >= end);
                 }

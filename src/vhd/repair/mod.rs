@@ -132,7 +132,7 @@ pub fn plan<E>(
         }
         second_best.get_or_insert(plan);
     }
-    let hopeless = || RepairPlan { hopeless: before.findings, len, ..RepairPlan::default() };
+    let hopeless = || RepairPlan { hopeless: before.findings.into_vec(), len, ..RepairPlan::default() };
     Ok(second_best.unwrap_or_else(hopeless))
 }
 
