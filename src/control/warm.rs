@@ -248,9 +248,10 @@ mod tests {
 
     #[test]
     fn few_frames_end_it_and_a_file_that_cannot_be_read_is_left_alone() {
-        let (golden, traced) = world(vec![range(0, PAGES)], 20);
+        // Readers that look at once may each take the last place; a sixteenth of these frames is more than all of them.
+        let (golden, traced) = world(vec![range(0, PAGES)], 800);
         let done = warm(&golden, &[traced]).unwrap();
-        assert!(done.full && golden.frames().unused() >= 1 && done.bytes >= 12 * 65_536, "{done:?}");
+        assert!(done.full && golden.frames().unused() >= 1 && done.bytes >= 700 * 65_536, "{done:?}");
 
         let (golden, mut traced) = world(vec![range(0, PAGES)], 1200);
         let closed = tempfile::NamedTempFile::new().unwrap();
