@@ -188,6 +188,42 @@ mod tests {
         assert!(bench.core.tasks.is_empty());
     }
 
+    /// It waits for a space, a commit, a flush: whoever aborts it then must not make it believe that the wait is over.
+    #[test]
+    fn an_abort_at_any_moment_does_not_fail_its_image() {
+        let mut moments = 0;
+        loop {
+            let mut bench = Bench::on_vhd();
+            let leaf = bench.core.luns[0].leaf;
+            let write = bench.begin(&WRITE, &[7; 1024], 0);
+            bench.core.keep_all();
+            let (mut done, mut ops) = (0, bench.ops());
+            while done < moments && !ops.is_empty() {
+                bench.complete(ops.remove(0));
+                ops.extend(bench.ops());
+                done += 1;
+            }
+            let written = done < moments;
+            assert!(!bench.core.abort(write), "it ends first, after {done} operations");
+            ops.extend(bench.ops());
+            while !ops.is_empty() {
+                bench.complete(ops.remove(0));
+                ops.extend(bench.ops());
+            }
+            bench.settle_keeping();
+            assert!(!bench.core.images.is_failed(leaf), "aborted after {done} operations");
+            assert!(bench.core.tasks.is_empty() && bench.core.targets[0].aborted_in_flight == 0);
+            let read = bench.begin(&READ, &[], 1024);
+            bench.settle();
+            assert_eq!(bench.reply(read).unwrap().data, [7; 1024]);
+            if written {
+                break;
+            }
+            moments += 1;
+        }
+        assert!(moments > 5, "{moments} operations: it waited for nothing");
+    }
+
     #[test]
     fn the_next_start_completes_it_before_the_unit_is_ready() {
         let mut bench = Bench::new();

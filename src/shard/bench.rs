@@ -15,6 +15,8 @@ use crate::scsi::{
     Device, DeviceConfig, InitiatorPort, KeptUnit, Lun, Nexus, UnitConfig, UnitIdentity, UnitIndex,
 };
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
+use crate::vhd::create::{BLOCK_BYTES_MIN, NewDisk, NewKind, create};
+use crate::vhd::{OpenMode, open_with};
 
 use super::ConnKey;
 use super::executor::{Begun, Core, LunState, Request, TaskKey};
@@ -39,10 +41,33 @@ impl Bench {
 
     /// With what its unit remembers.
     pub(super) fn with_kept(kept: KeptUnit) -> Self {
+        let layer = Layer::raw(FileSlot(0), SectorCount(SECTORS), true);
+        Self::on(layer, vec![0; (SECTORS * SECTOR_BYTES) as usize], kept)
+    }
+
+    /// Its unit is an empty dynamic VHD without a journal: a first write waits for a commit.
+    pub(super) fn on_vhd() -> Self {
+        let kind = NewKind::Dynamic { block_size: BLOCK_BYTES_MIN };
+        let unique_id = uuid::Uuid::from_u128(1);
+        let new = NewDisk { kind, sectors: SectorCount(SECTORS), unique_id, timestamp: 1 };
+        let image = create(&new).unwrap();
+        let mut disk = vec![0; image.len as usize];
+        for (offset, bytes) in &image.writes {
+            disk[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
+        }
+        let read = |offset: u64, bytes: &mut [u8]| {
+            bytes.copy_from_slice(&disk[offset as usize..offset as usize + bytes.len()]);
+            Ok::<(), core::convert::Infallible>(())
+        };
+        let image = open_with(disk.len() as u64, OpenMode::Writable, read).unwrap();
+        Self::on(Layer::vhd(FileSlot(0), image), disk, KeptUnit::default())
+    }
+
+    fn on(layer: Layer, disk: Vec<u8>, kept: KeptUnit) -> Self {
         let pool = Pool::new(PoolConfig { chunks: 300, smalls: 64, huge_pages: false }).unwrap();
         let cache = GoldenCache::new(Arc::new(Golden::new(1, false).unwrap()), 0);
         let mut images = Images::new();
-        let leaf = images.add(Layer::raw(FileSlot(0), SectorCount(SECTORS), true));
+        let leaf = images.add(layer);
         let chain = Chain::new(&images, vec![leaf]).unwrap();
         let mut core = Core::new(pool, cache, images);
         core.layers.push(super::commit::LayerWork::new(FileSlot(0)));
@@ -63,12 +88,7 @@ impl Bench {
             rods: super::rods::Rods::default(),
             boot: super::executor::BootWatch::default(),
         });
-        Self {
-            core,
-            disk: vec![0; (SECTORS * SECTOR_BYTES) as usize],
-            next_id: 0,
-            attribute: TaskAttribute::Simple,
-        }
+        Self { core, disk, next_id: 0, attribute: TaskAttribute::Simple }
     }
 
     /// Begins a command; its data-out, all of it, is there at once.
@@ -113,6 +133,11 @@ impl Bench {
             self.core.run_ready();
             return;
         }
+        if token.kind == Kind::Meta {
+            self.complete_meta(token, op);
+            self.core.run_ready();
+            return;
+        }
         let key = token.key(&self.core.tasks).unwrap();
         match op {
             Op::Read { offset, mut buf, start, len, .. } => {
@@ -132,6 +157,28 @@ impl Bench {
             other => panic!("no operation of a file: {other:?}"),
         }
         self.core.run_ready();
+    }
+
+    fn complete_meta(&mut self, token: Token, op: Op) {
+        match op {
+            Op::Write { offset, part, .. } => {
+                let bytes = &part.buf.as_slice()[part.start as usize..(part.start + part.len) as usize];
+                let end = offset.0 as usize + bytes.len();
+                self.disk.resize(self.disk.len().max(end), 0);
+                self.disk[offset.0 as usize..end].copy_from_slice(bytes);
+                self.core.meta_written(token, Ok(part.len), part);
+            }
+            Op::SetLen { len, .. } => {
+                self.disk.resize(len as usize, 0);
+                self.core.meta_done(token, Ok(()));
+            }
+            Op::PunchHole { offset, len, .. } => {
+                let end = self.disk.len().min((offset.0 + len) as usize);
+                self.disk[offset.0 as usize..end].fill(0);
+                self.core.meta_done(token, Ok(()));
+            }
+            other => panic!("no operation of metadata: {other:?}"),
+        }
     }
 
     /// Does everything there is to do.

@@ -607,7 +607,8 @@ impl Core {
             return false;
         }
         match task.stage {
-            Stage::Keep if task.is_past_abort() => {
+            // It goes on by itself. Waking it would tell it that what it waits for has failed.
+            stage if task.is_past_abort() && stage != Stage::Finished => {
                 task.aborted = true;
                 let target = task.target as usize;
                 self.targets[target].aborted_in_flight += 1;
