@@ -93,6 +93,7 @@ impl TxQueue {
     pub(super) fn stage_parts(&mut self, bhs: &Bhs, data: impl Iterator<Item = Part>, len: u32) {
         self.stage_header(bhs);
         let mut crc = digest::Crc32c::new();
+        let before = self.queued_bytes;
         for part in data {
             if self.data_digest == DigestKind::Crc32c {
                 crc.update(slice_of(&part));
@@ -100,6 +101,11 @@ impl TxQueue {
             self.queued_bytes += part.len as usize;
             self.staged.push(Staged::Data(part));
         }
+        debug_assert_eq!(
+            self.queued_bytes - before,
+            len as usize,
+            "a data segment as long as its header says"
+        );
         if len > 0 {
             self.stage_trailer(len, crc);
         }
@@ -201,6 +207,7 @@ impl TxQueue {
 
     /// The caller has reserved the room.
     fn put_control(&mut self, bytes: &[u8]) {
+        debug_assert!(self.staging.is_some(), "room was not reserved");
         let Some((buf, used)) = &mut self.staging else { return };
         let start = *used;
         buf.as_mut_slice()[start..start + bytes.len()].copy_from_slice(bytes);

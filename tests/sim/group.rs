@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::board::Board;
 use crate::initiator::{Initiator, Line, Link, Phase, Role};
 use crate::random::Rng;
+use crate::task::Task;
 use crate::wire::{NO_TAG, Pdu};
-use crate::workload::Task;
 use crate::world::{Event, SECOND, World};
 
 #[derive(Debug)]
@@ -161,7 +161,9 @@ impl Initiator {
     /// A login that wanted to join was refused: only for a reason.
     pub(crate) fn join_refused(&mut self, status: (u8, u8), board: &Board) -> Result<(), String> {
         let others = self.parked.iter().any(|line| matches!(line.phase, Phase::Full) && !line.excused);
-        let over = self.line.since <= board.cold_until[self.target] || board.stopping || !others;
+        let over = self.line.since <= board.cold_until[self.target].max(board.gone_until[self.target])
+            || board.stopping
+            || !others;
         let right = match status {
             (2, 6) => !self.group.lost.is_empty() || over,
             (2, 0xA) => over,

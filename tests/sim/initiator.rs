@@ -9,9 +9,10 @@ use crate::board::Board;
 use crate::checks::{DataLimits, Numbers};
 use crate::group::Group;
 use crate::login::Login;
+use crate::offload::Learnt;
 use crate::random::Rng;
+use crate::task::{Management, Task};
 use crate::wire::{self, Digests, NO_TAG, Pdu};
-use crate::workload::{Management, Task};
 use crate::world::{Event, MICRO, MILLI, SECOND, Sabotage, World};
 
 /// An answer that takes longer is no answer.
@@ -128,6 +129,7 @@ pub(crate) struct Initiator {
     pub(crate) quota: u32,
     pub(crate) depth: usize,
     pub(crate) finished: bool,
+    pub(crate) learnt: Learnt,
     idle: u32,
     ticking: bool,
 }
@@ -140,7 +142,7 @@ impl Initiator {
             name: format!("iqn.2026-11.sim:initiator-{index}"),
             isid: [0x80, 0, 0, 0, 0, index as u8],
             target,
-            needs_chap: target == crate::run::CHAP_TARGET && role == Role::Worker,
+            needs_chap: target == crate::plan::CHAP_TARGET && role == Role::Worker,
             region,
             line: Line::new(0),
             parked: Vec::new(),
@@ -154,6 +156,7 @@ impl Initiator {
             depth: rng.between(1, 12) as usize,
             rng,
             finished: false,
+            learnt: Learnt::default(),
             idle: 0,
             ticking: false,
         }
@@ -179,6 +182,8 @@ impl Initiator {
         if self.finished {
             return Ok(());
         }
+        board.now = world.now;
+        self.watch_reservation(board);
         let mut busy = false;
         for _ in 0..=self.parked.len() {
             busy |= self.step_line(world, board)?;
@@ -325,7 +330,7 @@ impl Initiator {
             (0x20, Phase::Full | Phase::LoggingOut) => self.nop_in(&pdu),
             (0x32, Phase::Full | Phase::LoggingOut) if pdu.bhs[36] == 1 => {
                 self.line.excused = true;
-                if !board.stopping {
+                if !board.stopping && self.line.since > board.gone_until[self.target] {
                     return Err(context("asked to log out by a server that is not stopping".to_owned()));
                 }
                 Ok(())
@@ -381,6 +386,7 @@ impl Initiator {
         self.tasks.clear();
         self.management = None;
         self.group.over();
+        self.learnt.session_over();
     }
 
     fn look_for_end(&mut self, world: &mut World, board: &mut Board) -> Result<(), String> {
@@ -430,7 +436,7 @@ impl Initiator {
     }
 
     fn was_reset_cold(&self, board: &Board) -> bool {
-        self.line.since <= board.cold_until[self.target]
+        self.line.since <= board.cold_until[self.target].max(board.gone_until[self.target])
     }
 
     /// An answer that does not come is a fault, unless somebody's reset has eaten it.
@@ -444,7 +450,7 @@ impl Initiator {
         }
         let late = |sent: u64| world.now > sent.max(self.line.stalled_until) + PATIENCE;
         let eaten = |sent: u64| {
-            sent <= board.reset_until[self.target]
+            sent <= board.reset_until[self.target].max(board.away_until[self.target])
                 && world.now > sent.max(self.line.stalled_until) + 30 * SECOND
         };
         if let Some(management) = &self.management

@@ -17,23 +17,43 @@ use crate::random::Rng;
 /// Memory that outlives a server, and the disks whose leaves it tells of.
 #[derive(Debug)]
 pub(crate) struct Left {
+    /// Whose it is.
+    pub(crate) shard: usize,
     memory: Arc<[AtomicU64]>,
     leaves: Vec<usize>,
+    /// Leaves come and go: of one that is not in it nothing is pending.
+    changes: bool,
 }
 
+/// Leaves that reloads may add.
+const LATER: usize = 2;
+
 /// A journal for these leaves; small, so that it is often full.
-pub(crate) fn new(leaves: &[usize], rng: &mut Rng) -> Option<(Area, Left)> {
+pub(crate) fn new(shard: usize, leaves: &[usize], rng: &mut Rng) -> Option<(Area, Left)> {
     let records = rng.pick(&[4, 30, 1000]);
     let memory: Arc<[AtomicU64]> =
-        (0..words_needed(leaves.len(), records)).map(|_| AtomicU64::new(0)).collect();
+        (0..words_needed(leaves.len() + LATER, records)).map(|_| AtomicU64::new(0)).collect();
     let header = AreaHeader { boot_id: [1; 16], nonce: rng.next(), records };
     let identity = |disk: &usize| LeafIdentity { device: 0, inode: *disk as u64, unique_id: [0; 16] };
     let identities: Vec<_> = leaves.iter().map(identity).collect();
-    let area = Area::new(Box::new(memory.clone()), &header, &identities)?;
-    Some((area, Left { memory, leaves: leaves.to_vec() }))
+    let area = Area::with_room(Box::new(memory.clone()), &header, &identities, LATER as u32)?;
+    Some((area, Left { shard, memory, leaves: leaves.to_vec(), changes: false }))
 }
 
 impl Left {
+    /// A reload brings this leaf, or it was here and has gone.
+    pub(crate) fn may_have(&mut self, disk: usize) {
+        self.changes = true;
+        if !self.leaves.contains(&disk) {
+            self.leaves.push(disk);
+        }
+    }
+
+    /// A leaf of it may go.
+    pub(crate) fn may_lose(&mut self) {
+        self.changes = true;
+    }
+
     fn journal(&self) -> Result<Journal, String> {
         let words = self.memory.words().iter();
         let bytes: Vec<u8> = words.flat_map(|word| word.load(Ordering::Acquire).to_ne_bytes()).collect();
@@ -46,6 +66,9 @@ impl Left {
         let mut failed = BTreeSet::new();
         for disk in &self.leaves {
             let Some((leaf, _)) = journal.leaf(0, *disk as u64).map_err(|error| error.to_string())? else {
+                if self.changes {
+                    continue;
+                }
                 return Err(format!("the journal has forgotten disk {disk}"));
             };
             if journal.is_failed(leaf) {

@@ -81,7 +81,7 @@ impl Initiator {
             pairs.push(("SessionType", "Normal".to_owned()));
             let target = match self.role {
                 Role::Lost => "iqn.2026-11.sim:nowhere".to_owned(),
-                _ => crate::run::target_name(self.target),
+                _ => crate::plan::target_name(self.target),
             };
             pairs.push(("TargetName", target));
         }
@@ -123,6 +123,11 @@ impl Initiator {
             _ => None,
         };
         if status != (0, 0) {
+            if status == (2, 3) && self.line.since <= board.gone_until[self.target] {
+                board.counts.refused_logins += 1;
+                self.line.phase = Phase::Ending;
+                return Ok(());
+            }
             // A target that has just been left may still have all its sessions; nothing else is an excuse.
             if self.group.tsih != 0 {
                 return self.join_refused(status, board);
@@ -295,7 +300,7 @@ impl Initiator {
             .put32(24, self.cmd_sn)
             .put32(28, self.line.numbers.exp_stat_sn())
             .with_data(b"SendTargets=All\0");
-        self.tasks.insert(tag, crate::workload::Task::text());
+        self.tasks.insert(tag, crate::task::Task::text());
         self.queue(NO_TAG, &pdu);
         true
     }

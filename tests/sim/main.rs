@@ -5,6 +5,7 @@
 //! `GOLDRUSH_SIM_SEEDS=N` runs N seeds, `GOLDRUSH_SIM_SEED=S` this one (with its counts).
 #![forbid(unsafe_code)]
 
+mod answers;
 mod board;
 mod checks;
 mod disk;
@@ -12,12 +13,19 @@ mod group;
 mod images;
 mod initiator;
 mod journal;
+mod keeper;
 mod login;
+mod management;
 mod model;
+mod offload;
+mod plan;
 mod random;
+mod reload;
+mod reserve;
 mod run;
 mod server;
 mod sim_io;
+mod task;
 mod wire;
 mod workload;
 mod world;
@@ -76,6 +84,9 @@ fn every_seed_keeps_every_rule() {
         // A simulator that does nothing finds nothing.
         assert!(counts.reads > 1000 && counts.writes > 1000 && counts.flushes > 100, "{counts:?}");
         assert!(counts.joined > 100 && counts.lines_lost > 10 && counts.lines_reinstated > 5, "{counts:?}");
+        assert!(counts.atomic_writes > 100 && counts.copies > 50 && counts.tokens > 50, "{counts:?}");
+        assert!(counts.token_writes > 30 && counts.reservations > 50 && counts.conflicts > 20, "{counts:?}");
+        assert!(counts.reloads > 50, "{counts:?}");
         assert!(
             counts.management > 20 && counts.refused_logins > 20 && counts.restarts > count,
             "{counts:?}"

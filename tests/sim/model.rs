@@ -44,6 +44,8 @@ struct Sector {
 pub(crate) struct Model {
     sectors: Vec<Sector>,
     moment: u64,
+    /// Atomic writes that are not known to have ended: where, and their tags.
+    atomic: Vec<(u64, Vec<u64>)>,
 }
 
 /// What a read may find, sector by sector.
@@ -60,7 +62,7 @@ pub(crate) struct FlushMark {
 impl Model {
     pub(crate) fn new(tags: impl Iterator<Item = u64>) -> Self {
         let sectors = tags.map(|tag| Sector { visible: vec![tag], durable: vec![(tag, 0)] }).collect();
-        Self { sectors, moment: 1 }
+        Self { sectors, moment: 1, atomic: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -70,6 +72,9 @@ impl Model {
     /// A write of these tags is sent.
     pub(crate) fn sent(&mut self, start: u64, tags: &[u64]) {
         self.moment += 1;
+        let end = start + tags.len() as u64;
+        // Of one that is overwritten in part nothing can be said any more; this may be the atomic write itself.
+        self.atomic.retain(|(at, its)| its == tags || *at >= end || start >= at + its.len() as u64);
         for (sector, tag) in self.sectors[start as usize..].iter_mut().zip(tags) {
             if !sector.visible.contains(tag) {
                 sector.visible.push(*tag);
@@ -78,8 +83,14 @@ impl Model {
         }
     }
 
+    /// The next write of these tags is done as a whole or not at all.
+    pub(crate) fn sent_atomic(&mut self, start: u64, tags: &[u64]) {
+        self.atomic.push((start, tags.to_vec()));
+    }
+
     /// It is answered GOOD.
     pub(crate) fn done(&mut self, start: u64, tags: &[u64], fua: bool) {
+        self.atomic.retain(|(_, its)| its != tags);
         for (sector, tag) in self.sectors[start as usize..].iter_mut().zip(tags) {
             sector.visible.clear();
             sector.visible.push(*tag);
@@ -117,6 +128,16 @@ impl Model {
         found: impl Iterator<Item = Option<u64>>,
         power_cut: bool,
     ) -> Result<(), String> {
+        let found: Vec<Option<u64>> = found.collect();
+        for (start, tags) in std::mem::take(&mut self.atomic) {
+            let there =
+                found[start as usize..].iter().zip(&tags).filter(|(found, tag)| **found == Some(**tag));
+            let there = there.count();
+            if there != 0 && there != tags.len() {
+                let len = tags.len();
+                return Err(format!("of the {len} sectors of an atomic write at {start} there are {there}"));
+            }
+        }
         for (index, (sector, found)) in self.sectors.iter_mut().zip(found).enumerate() {
             let Some(tag) = found else { return Err(format!("sector {index} is torn")) };
             let allowed = if power_cut {
@@ -169,6 +190,19 @@ fn an_answered_write_is_the_only_content() {
     assert!(model.clone().restarted([Some(1), Some(2), Some(3)].into_iter(), true).is_err());
     assert!(model.clone().restarted([Some(9), Some(7), Some(3)].into_iter(), true).is_ok());
     assert!(model.restarted([None, Some(7), Some(3)].into_iter(), true).is_err());
+}
+
+#[test]
+fn an_atomic_write_is_there_as_a_whole_or_not_at_all() {
+    let mut model = Model::new([1, 2, 3].into_iter());
+    model.sent_atomic(0, &[7, 8]);
+    model.sent(0, &[7, 8]);
+    let restarted =
+        |model: &Model, found: [u64; 3]| model.clone().restarted(found.into_iter().map(Some), false);
+    assert!(restarted(&model, [1, 2, 3]).is_ok() && restarted(&model, [7, 8, 3]).is_ok());
+    assert!(restarted(&model, [7, 2, 3]).is_err());
+    model.sent(1, &[9]);
+    assert!(restarted(&model, [7, 9, 3]).is_ok() && restarted(&model, [7, 2, 3]).is_ok());
 }
 
 #[test]

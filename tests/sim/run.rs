@@ -2,33 +2,26 @@
 //!
 //! Knows the order of things. Does not know what is checked on the way (`checks`, `model`, `world`).
 
-use core::num::NonZeroU64;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use goldrush::shard::RateLimits;
-
-use crate::board::{Board, ChapPlan, Counts, TargetPlan};
-use crate::disk::{SimFile, Survival};
+use crate::board::{Board, Counts, TargetPlan};
+use crate::disk::Survival;
 use crate::images;
-use crate::initiator::{Initiator, Role};
-use crate::model::Model;
+use crate::initiator::Initiator;
+use crate::journal::Left;
+use crate::model::{SECTOR, tag_of};
+use crate::plan;
 use crate::random::Rng;
+use crate::reload::Reloads;
 use crate::server::Server;
-use crate::world::{Event, Faults, MICRO, SECOND, Sabotage, Shared, World};
+use crate::world::{Event, MICRO, SECOND, Sabotage, Shared, World};
 
 /// More events than any run needs.
 const EVENTS_MAX: u64 = 3_000_000;
 /// Virtual seconds, likewise.
 const SECONDS_MAX: u64 = 20_000;
-
-/// The target that wants CHAP.
-pub(crate) const CHAP_TARGET: usize = 1;
-
-pub(crate) fn target_name(index: usize) -> String {
-    format!("iqn.2026-11.sim:target-{index}")
-}
 
 /// How a server ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +44,9 @@ struct Run {
     busy_until: Vec<u64>,
     rng: Rng,
     golden_disks: Vec<(usize, u64)>,
+    /// Of the server that runs, in some of the runs; and whether more is to change.
+    reloads: Option<Reloads>,
+    reloading: bool,
 }
 
 /// Runs a seed.
@@ -81,107 +77,30 @@ pub(crate) fn run(seed: u64, sabotage: Sabotage) -> Result<Counts, String> {
     if errors.is_empty() { Ok(counts) } else { Err(errors.join("\n")) }
 }
 
-fn faults(rng: &mut Rng, sabotage: Sabotage) -> Faults {
-    let mut some = |often: &[u32]| if rng.chance(500) { rng.pick(often) } else { 0 };
-    let mut faults = Faults {
-        short_send: some(&[20, 300, 900]),
-        short_file_op: some(&[10, 200, 700]),
-        starved_recv: some(&[10, 200]),
-        recv_rearm: some(&[10, 300]),
-        slow_op: some(&[1, 5]),
-        no_punch: false,
-        sabotage,
-        ..Faults::default()
-    };
-    faults.no_punch = rng.chance(200);
-    if rng.chance(200) && sabotage == Sabotage::None {
-        match rng.below(3) {
-            0 => faults.disk_error = rng.pick(&[2, 20]),
-            1 => faults.disk_full = rng.pick(&[5, 50]),
-            _ => faults.sync_error = rng.pick(&[20, 200]),
-        }
-    }
-    faults
-}
-
-/// Some targets are slowed down; what they answer is the same.
-fn limits(rng: &mut Rng) -> RateLimits {
-    let bound = |least: u64| NonZeroU64::new(least);
-    match rng.below(8) {
-        0 => RateLimits { commands: bound(400), bytes: None },
-        1 => RateLimits { commands: None, bytes: bound(20_000_000) },
-        2 => RateLimits { commands: bound(2000), bytes: bound(50_000_000) },
-        _ => RateLimits::default(),
-    }
-}
-
 impl Run {
     fn new(seed: u64, sabotage: Sabotage) -> Self {
         let mut rng = Rng::new(seed);
-        let faults = faults(&mut rng, sabotage);
+        let faults = plan::faults(&mut rng, sabotage);
         let disk_faults = faults.disk_error + faults.disk_full + faults.sync_error > 0;
         let mut world = World::new(rng.fork(), faults);
         let sectors = rng.between(300, 1300) * 8;
         let golden = images::golden(&mut rng, sectors);
-        for file in &golden.files {
-            world.disks.push(SimFile::durable(file.clone(), true));
+        let mut targets = plan::targets(&mut rng, &mut world, &golden, sectors);
+        let golden_disks = world.disks.iter().map(|disk| disk.visible.digest()).enumerate();
+        let golden_disks = golden_disks.take(golden.files.len()).collect();
+        let initiators = plan::initiators(&mut rng, &mut targets, sectors);
+        let board = plan::board(&mut rng, targets, &golden, disk_faults);
+        Self {
+            world: Rc::new(RefCell::new(world)),
+            board,
+            initiators,
+            server: None,
+            busy_until: Vec::new(),
+            rng,
+            golden_disks,
+            reloads: None,
+            reloading: false,
         }
-        let golden_disks = world.disks.iter().map(|disk| disk.visible.digest()).enumerate().collect();
-        let parents: Vec<usize> = (0..golden.files.len()).collect();
-        let mut targets = Vec::new();
-        for index in 0..rng.between(2, 3) as usize {
-            let block_size = rng.pick(&[512 << 10, 512 << 10, 1 << 20, 2 << 20]);
-            let child = images::child(&golden, 100 + index as u128, sectors, block_size);
-            world.disks.push(SimFile::durable(child, false));
-            let mut chain = vec![world.disks.len() - 1];
-            chain.extend(&parents);
-            let mutual = rng.chance(500).then(|| ("the target".to_owned(), "a secret of its own".to_owned()));
-            let chap = (index == CHAP_TARGET).then(|| ChapPlan {
-                user: "machine".to_owned(),
-                secret: "a secret, not short".to_owned(),
-                mutual,
-            });
-            targets.push(TargetPlan {
-                name: target_name(index),
-                owner: index.min(1),
-                chap,
-                allowed: None,
-                block: if index == 2 { 8 } else { 1 },
-                chain,
-                limits: limits(&mut rng),
-            });
-        }
-        let models = targets.iter().map(|_| Model::new(golden.tags.iter().copied())).collect();
-        let mut initiators = workers(&mut rng, &targets, sectors);
-        targets[0].allowed = Some(initiators.iter().map(|initiator| initiator.name.clone()).collect());
-        for (role, target) in [
-            (Role::Discoverer, 0),
-            (Role::Silent, 0),
-            (Role::Lost, 1),
-            (Role::Impostor, CHAP_TARGET),
-            (Role::Stranger, 0),
-            (Role::Hasty, 0),
-            (Role::Babbler, 0),
-        ] {
-            if rng.chance(250) {
-                let fork = rng.fork();
-                initiators.push(Initiator::new(initiators.len(), role, target, (0, 8), fork));
-            }
-        }
-        let count = targets.len();
-        let board = Board {
-            targets,
-            models,
-            reset_until: vec![0; count],
-            cold_until: vec![0; count],
-            stopping: false,
-            disk_faults,
-            management: if rng.chance(500) { rng.pick(&[3, 20]) } else { 0 },
-            misbehaviour: if rng.chance(400) { rng.pick(&[1, 8]) } else { 0 },
-            counts: Counts::default(),
-        };
-        let world = Rc::new(RefCell::new(world));
-        Self { world, board, initiators, server: None, busy_until: Vec::new(), rng, golden_disks }
     }
 
     /// One life of the server.
@@ -198,8 +117,18 @@ impl Run {
             _ => Ending::PowerCut,
         };
         self.board.counts.restarts += 1;
-        self.board.stopping = false;
+        self.board.restarts();
+        let kept = |target: &TargetPlan| {
+            let world = self.world.borrow();
+            world
+                .kept
+                .get(&target.name)
+                .is_some_and(|kept| kept.atomic.is_some() || kept.sanitizing.is_some())
+        };
+        self.board.unready_until =
+            self.board.targets.iter().map(|it| if kept(it) { u64::MAX } else { 0 }).collect();
         self.server = Some(Server::boot(&self.world, &self.board.targets, &mut self.rng)?);
+        self.begin_reloads();
         self.busy_until = vec![0; self.world.borrow().ports.len()];
         for initiator in &mut self.initiators {
             initiator.server_gone();
@@ -209,6 +138,8 @@ impl Run {
         match ending {
             Ending::Quiet => {
                 self.drive(u64::MAX, |run| run.initiators.iter().all(|initiator| initiator.finished))?;
+                self.reloading = false;
+                self.drive(u64::MAX, |run| run.reloads.as_ref().is_none_or(|reloads| !reloads.is_away()))?;
                 self.drive(u64::MAX, Self::is_quiet)?;
                 self.nothing_is_left()?;
                 self.stop()?;
@@ -223,12 +154,43 @@ impl Run {
                 self.drive(events, |run| run.initiators.iter().all(|initiator| initiator.finished))?;
             }
         }
-        self.server = None;
+        if let Some(mut server) = self.server.take() {
+            server.keeper.killed(&mut self.world.borrow_mut());
+        }
         self.world.borrow_mut().forget_servers();
         for initiator in &mut self.initiators {
             initiator.server_gone();
         }
         self.verify(ending)
+    }
+
+    /// In some lives of a server its configuration changes. Not where disks fail: an image that was not closed as a whole
+    /// one does not come back before somebody has looked at it.
+    fn begin_reloads(&mut self) {
+        let Some(server) = &self.server else { return };
+        self.reloading = !self.board.disk_faults && self.rng.chance(350);
+        self.reloads = None;
+        if self.reloading {
+            let mut world = self.world.borrow_mut();
+            world.journals.iter_mut().for_each(Left::may_lose);
+            let (layers, rng) = (server.layers.clone(), self.rng.fork());
+            let mut reloads = Reloads::new(&server.directory, layers, &server.golden, &self.board, rng);
+            reloads.wait(&mut world);
+            self.reloads = Some(reloads);
+        }
+    }
+
+    fn reload(&mut self) -> Result<(), String> {
+        let (Some(server), Some(reloads)) = (&self.server, &mut self.reloads) else { return Ok(()) };
+        if self.board.stopping {
+            return Ok(());
+        }
+        self.board.now = self.world.borrow().now;
+        reloads.step(&self.world, &server.peers, &mut self.board, self.reloading)?;
+        if self.reloading || reloads.is_away() {
+            reloads.wait(&mut self.world.borrow_mut());
+        }
+        Ok(())
     }
 
     fn is_quiet(&self) -> bool {
@@ -302,6 +264,7 @@ impl Run {
                     drop(world);
                     if let Some(server) = &mut self.server {
                         server.shards[shard].turn();
+                        server.keeper.hear(&mut self.world.borrow_mut());
                     }
                 }
                 None => match world.next_event() {
@@ -313,6 +276,15 @@ impl Run {
                         if let Err(error) = initiator.step(&mut world, &mut self.board) {
                             let role = initiator.role;
                             world.violation(format!("initiator {index} ({role:?}): {error}"));
+                        }
+                    }
+                    Some(Event::Reload) => {
+                        drop(world);
+                        self.reload()?;
+                    }
+                    Some(Event::Keep) => {
+                        if let Some(server) = &mut self.server {
+                            server.keeper.write(&mut world, &server.peers);
                         }
                     }
                     Some(event) => world.happen(event),
@@ -376,7 +348,8 @@ impl Run {
                     world.faults
                 ));
             }
-            let found = images::tags(&chain, self.board.models[index].len());
+            let mut found = images::tags(&chain, self.board.models[index].len());
+            complete_atomic(&world, target, &mut found);
             self.board.models[index]
                 .restarted(found.into_iter(), power_cut || failed.contains(&target.chain[0]))
                 .map_err(|error| format!("after {ending:?}, the image of target {index}: {error}"))?;
@@ -406,17 +379,11 @@ impl Run {
     }
 }
 
-/// The workers of every target, each with a part of the disk for itself.
-fn workers(rng: &mut Rng, targets: &[TargetPlan], sectors: u64) -> Vec<Initiator> {
-    let mut initiators: Vec<Initiator> = Vec::new();
-    for target in 0..targets.len() {
-        let count = rng.between(1, 2);
-        let part = sectors / count / 8 * 8;
-        for place in 0..count {
-            let region = (place * part, part);
-            let fork = rng.fork();
-            initiators.push(Initiator::new(initiators.len(), Role::Worker, target, region, fork));
-        }
+/// The next server completes an atomic write that was written down: the image is what it is with it.
+fn complete_atomic(world: &World, target: &TargetPlan, found: &mut [Option<u64>]) {
+    let Some(atomic) = world.kept.get(&target.name).and_then(|kept| kept.atomic.as_ref()) else { return };
+    let (start, data) = (atomic.lba().0 * target.block, atomic.data());
+    for (sector, bytes) in found[start as usize..].iter_mut().zip(data.chunks_exact(SECTOR)) {
+        *sector = tag_of(bytes);
     }
-    initiators
 }

@@ -12,9 +12,9 @@ use goldrush::iscsi::chap::{AuthPolicy, Credentials, Secret};
 use goldrush::limits;
 use goldrush::pending::LeafIndex;
 use goldrush::plan::{FileSlot, LayerId};
-use goldrush::scsi::{Device, DeviceConfig, Lun, UnitConfig, UnitIdentity};
+use goldrush::scsi::{Device, DeviceConfig, KeptUnit, Lun, UnitConfig, UnitIdentity};
 use goldrush::shard::{
-    Admission, Directory, DirectoryEntry, Durability, Mailbox, Message, NamePattern, NoKeeper, Peer, Sent,
+    Admission, Directory, DirectoryEntry, Durability, Keeper, Mailbox, Message, NamePattern, Peer, Sent,
     Shard, ShardConfig, ShardId, ShardLoad, ShardSeed, TargetSeed, UnitSeed,
 };
 use goldrush::units::BlockSize;
@@ -22,6 +22,7 @@ use goldrush::vhd::OpenMode;
 
 use crate::board::{ChapPlan, TargetPlan};
 use crate::images;
+use crate::keeper::SimKeeper;
 use crate::random::Rng;
 use crate::sim_io::SimIo;
 use crate::world::{Port, Shared};
@@ -31,7 +32,12 @@ pub(crate) const SHARDS: usize = 2;
 
 pub(crate) struct Server {
     pub(crate) shards: Vec<Shard<SimIo>>,
-    peers: Vec<Peer<SimIo>>,
+    pub(crate) peers: Vec<Peer<SimIo>>,
+    pub(crate) keeper: SimKeeper,
+    /// What a reload goes on from: the rules, and each shard's disks in the order of their layers.
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) layers: Vec<Vec<usize>>,
+    pub(crate) golden: Arc<Golden>,
     /// What each shard had before it served.
     pub(crate) at_start: Vec<ShardLoad>,
 }
@@ -85,21 +91,42 @@ fn auth(chap: Option<&ChapPlan>) -> AuthPolicy {
     }
 }
 
-fn target(plan: &TargetPlan, world: &Shared, table: &mut Table) -> Result<TargetSeed, String> {
-    let chain = table.chain(world, &plan.chain)?;
-    let block_size = if plan.block == 8 { BlockSize::B4096 } else { BlockSize::B512 };
-    let lun = Lun::new(0).ok_or("LUN 0 exists")?;
-    let unit = UnitConfig {
-        identity: UnitIdentity { target_name: plan.name.clone(), lun, serial: None },
-        block_size,
-        blocks: chain.sectors().0 / plan.block,
+pub(crate) fn entry(plan: &TargetPlan) -> DirectoryEntry {
+    let patterns = |names: &Vec<String>| names.iter().cloned().map(NamePattern::new).collect();
+    DirectoryEntry {
+        owner: ShardId(plan.owner as u16),
+        access: Admission { initiators: plan.allowed.as_ref().map(patterns), ..Admission::default() },
+        auth: auth(plan.chap.as_ref()),
+        redirect: None,
+        limits: plan.limits,
+        portals: None,
+        units: Vec::new(),
+    }
+}
+
+pub(crate) fn block_size(plan: &TargetPlan) -> BlockSize {
+    if plan.block == 8 { BlockSize::B4096 } else { BlockSize::B512 }
+}
+
+pub(crate) fn unit_config(plan: &TargetPlan, sectors: u64, kept: KeptUnit) -> Option<UnitConfig> {
+    Some(UnitConfig {
+        identity: UnitIdentity { target_name: plan.name.clone(), lun: Lun::new(0)?, serial: None },
+        block_size: block_size(plan),
+        blocks: sectors / plan.block,
         physical_exponent: 0,
         read_only: false,
         thin: true,
         removable: false,
         write_same_to_end: false,
-        kept: None,
-    };
+        kept: Some(kept),
+    })
+}
+
+fn target(plan: &TargetPlan, world: &Shared, table: &mut Table) -> Result<TargetSeed, String> {
+    let chain = table.chain(world, &plan.chain)?;
+    let block_size = block_size(plan);
+    let kept = world.borrow().kept.get(&plan.name).cloned().unwrap_or_default();
+    let unit = unit_config(plan, chain.sectors().0, kept).ok_or("LUN 0 exists")?;
     let config = DeviceConfig { target_name: plan.name.clone(), portal_group: 1, units: vec![unit] };
     let device = Device::new(config).map_err(|error| error.to_string())?;
     let leaf = chain.leaf();
@@ -122,26 +149,12 @@ impl Server {
         let mut tables: Vec<Table> = (0..SHARDS).map(|_| Table::default()).collect();
         let mut targets: Vec<Vec<TargetSeed>> = (0..SHARDS).map(|_| Vec::new()).collect();
         for plan in plans {
-            let entry = DirectoryEntry {
-                owner: ShardId(plan.owner as u16),
-                access: Admission {
-                    initiators: plan
-                        .allowed
-                        .as_ref()
-                        .map(|names| names.iter().cloned().map(NamePattern::new).collect()),
-                    ..Admission::default()
-                },
-                auth: auth(plan.chap.as_ref()),
-                redirect: None,
-                limits: plan.limits,
-                portals: None,
-                units: Vec::new(),
-            };
-            directory.targets.insert(plan.name.clone(), entry);
+            directory.targets.insert(plan.name.clone(), entry(plan));
             targets[plan.owner].push(target(plan, world, &mut tables[plan.owner])?);
         }
         let directory = Arc::new(directory);
         let mailboxes: Vec<_> = (0..SHARDS).map(|_| Arc::new(Mailbox::new(rng.pick(&[1, 2, 64])))).collect();
+        let layers = tables.iter().map(|table| table.files.clone()).collect();
         let mut peers = Vec::new();
         for (table, mailbox) in tables.iter().zip(&mailboxes) {
             let port = Port::new(table.files.clone(), rng.pick(&[2, 5, 40, 200]));
@@ -153,6 +166,7 @@ impl Server {
         let golden = Arc::new(golden);
         let numbers: Vec<_> =
             world.borrow().disks.iter().map(|disk| golden.register(disk.visible.len())).collect();
+        let keeper = SimKeeper::default();
         let mut shards = Vec::new();
         for (shard, (table, targets)) in tables.into_iter().zip(targets).enumerate() {
             shards.push(Self::shard(
@@ -164,6 +178,7 @@ impl Server {
                 &mailboxes[shard],
                 &peers,
                 (&golden, &numbers),
+                keeper.end(),
                 rng,
             )?);
         }
@@ -171,7 +186,7 @@ impl Server {
         for shard in &mut shards {
             shard.start();
         }
-        Ok(Self { shards, peers, at_start })
+        Ok(Self { shards, peers, keeper, directory, layers, golden, at_start })
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of a seed, each made once")]
@@ -184,6 +199,7 @@ impl Server {
         mailbox: &Arc<Mailbox<SimIo>>,
         peers: &[Peer<SimIo>],
         (golden, numbers): (&Arc<Golden>, &[Option<GoldenFile>]),
+        keeper: Box<dyn Keeper>,
         rng: &mut Rng,
     ) -> Result<Shard<SimIo>, String> {
         // The fewest with which a shard begins a command, and little more: waiting for buffers is the rule.
@@ -200,7 +216,7 @@ impl Server {
             targets.iter().map(|target| table.files[target.units[0].leaf_file.0 as usize]).collect();
         // Dice of its own: what else a seed means stays as it is.
         let mut dice = Rng::new(world.borrow().now ^ u64::from(chunks) << 40 ^ u64::from(smalls) << 50);
-        let journal = dice.chance(700).then(|| crate::journal::new(&leaves, &mut dice)).flatten();
+        let journal = dice.chance(700).then(|| crate::journal::new(shard, &leaves, &mut dice)).flatten();
         let journal = journal.map(|(area, left)| {
             world.borrow_mut().journals.push(left);
             area
@@ -224,7 +240,7 @@ impl Server {
             listeners: if shard == 0 { vec![ListenerSlot(0)] } else { Vec::new() },
             mailbox: Arc::clone(mailbox),
             peers: peers.to_vec(),
-            keeper: Box::new(NoKeeper),
+            keeper,
             journal,
         }))
     }

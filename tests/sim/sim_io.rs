@@ -148,7 +148,7 @@ impl World {
             Event::Deliver { shard, op } => self.deliver(shard, op),
             Event::Connect { stream } => self.accept(stream),
             Event::Cut { stream } => self.cut(stream),
-            Event::Initiator { .. } | Event::Tick { .. } => {}
+            Event::Initiator { .. } | Event::Tick { .. } | Event::Keep | Event::Reload => {}
         }
     }
 

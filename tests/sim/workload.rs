@@ -1,83 +1,20 @@
-//! Commands, task management and misbehaviour of a logged-in initiator, and the judgement of their answers.
+//! Commands and misbehaviour of a logged-in initiator.
 //!
-//! Knows CDBs and the model. Does not know the wire beyond PDUs, nor how a session began.
+//! Knows CDBs and the model. Does not know the wire beyond PDUs, nor how a session began, nor how answers are judged.
 
 use crate::board::Board;
-use crate::checks::{self, Transfer, before};
-use crate::initiator::{Initiator, Line};
-use crate::model::{self, Allowed, FlushMark, SECTOR, ZERO};
+use crate::checks::before;
+use crate::initiator::Initiator;
+use crate::model::{self, SECTOR, ZERO};
+use crate::task::{Task, Write};
 use crate::wire::{NO_TAG, Pdu, cdb_rw};
 use crate::world::World;
-
-/// Sectors and the tags they get.
-type Write = (u64, Vec<u64>);
-
-/// One command on its way.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Task {
-    pub(crate) sent: u64,
-    /// The connection it was sent on, and its number unless it was immediate.
-    pub(crate) cid: u16,
-    pub(crate) cmd_sn: Option<u32>,
-    pub(crate) name: &'static str,
-    /// The length the CDB asks for; `None`: whatever the target has.
-    wanted: Option<u32>,
-    expected: u32,
-    /// Its data ends within a block: it must fail.
-    partial: bool,
-    transfer: Transfer,
-    data_in: Vec<u8>,
-    data_out: Vec<u8>,
-    /// A read's sectors.
-    read: Option<(u64, Allowed)>,
-    writes: Vec<Write>,
-    fua: bool,
-    flush: Option<FlushMark>,
-    /// MISCOMPARE is the right answer.
-    differs: bool,
-    pub(crate) ping: Vec<u8>,
-    is_text: bool,
-}
-
-impl Task {
-    pub(crate) fn text() -> Self {
-        Self { is_text: true, sent: u64::MAX / 2, name: "text", ..Self::default() }
-    }
-
-    pub(crate) fn overlaps_write(&self, start: u64, count: u64) -> bool {
-        self.writes.iter().any(|(at, tags)| *at < start + count && start < at + tags.len() as u64)
-    }
-}
-
-/// A task management function on its way.
-#[derive(Clone, Debug)]
-pub(crate) struct Management {
-    pub(crate) sent: u64,
-    tag: u32,
-    function: u8,
-    /// Ours, sent before it, that it ends.
-    victims: Vec<u32>,
-    /// The connection that waits for the answer.
-    pub(crate) cid: u16,
-}
-
-impl Management {
-    pub(crate) fn concerns_others(&self) -> bool {
-        self.function >= 4
-    }
-}
-
-const ABORT_TASK: u8 = 1;
-const ABORT_TASK_SET: u8 = 2;
-const CLEAR_TASK_SET: u8 = 4;
-const LOGICAL_UNIT_RESET: u8 = 5;
-const TARGET_WARM_RESET: u8 = 6;
-const TARGET_COLD_RESET: u8 = 7;
 
 impl Initiator {
     /// One step of a worker: true when something was sent.
     pub(crate) fn work(&mut self, world: &mut World, board: &mut Board) -> Result<bool, String> {
-        if self.line.excused && world.now >= self.line.stalled_until && board.stopping {
+        let leaving = board.stopping || self.line.since <= board.gone_until[self.target];
+        if self.line.excused && world.now >= self.line.stalled_until && leaving {
             self.log_out();
             return Ok(true);
         }
@@ -130,17 +67,20 @@ impl Initiator {
         tag
     }
 
-    // ---- commands
-
     fn command(&mut self, world: &World, board: &mut Board) {
+        if self.learnt.waits() && self.rng.chance(500) {
+            return self.offload(world, board);
+        }
         match self.rng.below(100) {
-            0..38 => self.read(world, board),
-            38..72 => self.write(world, board),
+            0..31 => self.read(world, board),
+            31..58 => self.write(world, board),
+            58..72 => self.offload(world, board),
             72..80 => self.synchronize(world, board),
             80..85 => self.unmap(world, board),
             85..89 => self.write_same(world, board),
             89..92 => self.compare_and_write(world, board),
-            92..95 => self.ping(world),
+            92..94 => self.ping(world),
+            94..97 if board.reserving => self.reserve(world, board),
             _ => self.ask(world, board),
         }
     }
@@ -161,22 +101,22 @@ impl Initiator {
     }
 
     /// As `range`, beside every write that is on its way.
-    fn free_range(&mut self, board: &Board, longest: u64) -> Option<(u64, u64)> {
+    pub(crate) fn free_range(&mut self, board: &Board, longest: u64) -> Option<(u64, u64)> {
         (0..5).find_map(|_| {
             let (at, len) = self.range(board, longest);
-            let free = !self.tasks.values().any(|task| task.overlaps_write(at, len))
-                && !self.group.in_doubt(at, len);
+            let used = |task: &Task| task.overlaps_write(at, len) || task.reads(at, len);
+            let free = !self.tasks.values().any(used) && !self.group.in_doubt(at, len);
             free.then_some((at, len))
         })
     }
 
-    fn new_tags(&mut self, count: u64) -> Vec<u64> {
+    pub(crate) fn new_tags(&mut self, count: u64) -> Vec<u64> {
         self.next_write += 1;
         let base = (self.index as u64 + 1) << 48 | self.next_write << 16;
         (0..count).map(|index| base | index & 0xFFFF).collect()
     }
 
-    fn bytes_of(tags: &[u64]) -> Vec<u8> {
+    pub(crate) fn bytes_of(tags: &[u64]) -> Vec<u8> {
         let mut data = vec![0; tags.len() * SECTOR];
         for (tag, sector) in tags.iter().zip(data.chunks_exact_mut(SECTOR)) {
             model::fill(*tag, sector);
@@ -357,7 +297,8 @@ impl Initiator {
         }
         let expected = if cdb[0] == 0 { 0 } else { 255 };
         let flags = if expected > 0 { 0xC0 } else { 0x80 };
-        let task = Task { name: "inquiry or the like", expected, ..Task::default() };
+        let name = if cdb[0] == 0x1A { "MODE SENSE" } else { "inquiry or the like" };
+        let task = Task { name, expected, ..Task::default() };
         self.send_command(world, cdb, flags, task);
     }
 
@@ -382,7 +323,7 @@ impl Initiator {
         self.tasks.insert(tag, task);
     }
 
-    fn send_command(&mut self, world: &World, cdb: [u8; 16], flags: u8, mut task: Task) {
+    pub(crate) fn send_command(&mut self, world: &World, cdb: [u8; 16], flags: u8, mut task: Task) {
         let tag = self.tag();
         (task.sent, task.cid, task.cmd_sn) = (world.now, self.line.cid, Some(self.cmd_sn));
         let pdu = self.command_pdu(tag, cdb, flags | 1, &task);
@@ -404,7 +345,7 @@ impl Initiator {
     }
 
     /// A command with data-out: immediate, unsolicited, or on request.
-    fn send_write(&mut self, world: &World, board: &mut Board, cdb: [u8; 16], mut task: Task) {
+    pub(crate) fn send_write(&mut self, world: &World, board: &mut Board, cdb: [u8; 16], mut task: Task) {
         let tag = self.tag();
         (task.sent, task.cid, task.cmd_sn) = (world.now, self.line.cid, Some(self.cmd_sn));
         for (at, tags) in &task.writes {
@@ -441,7 +382,15 @@ impl Initiator {
         self.tasks.insert(tag, task);
     }
 
-    fn send_data(&mut self, tag: u32, transfer: u32, data: &[u8], start: u32, end: u32, lun: [u8; 8]) {
+    pub(crate) fn send_data(
+        &mut self,
+        tag: u32,
+        transfer: u32,
+        data: &[u8],
+        start: u32,
+        end: u32,
+        lun: [u8; 8],
+    ) {
         let (mut at, mut sn) = (start, 0);
         while at < end {
             let most = (end - at).min(self.line.link.send_segment);
@@ -458,224 +407,6 @@ impl Initiator {
             self.queue(tag, &pdu);
             at += len;
             sn += 1;
-        }
-    }
-
-    // ---- task management
-
-    fn manage(&mut self, world: &World, board: &mut Board) {
-        let function = match self.rng.below(20) {
-            0..10 => ABORT_TASK,
-            10..14 => ABORT_TASK_SET,
-            14..16 => CLEAR_TASK_SET,
-            16..18 => LOGICAL_UNIT_RESET,
-            18 => TARGET_WARM_RESET,
-            _ => TARGET_COLD_RESET,
-        };
-        // Pings are no tasks of a unit: nothing aborts them.
-        let mut victims: Vec<u32> =
-            self.tasks.iter().filter(|(_, task)| task.name != "NOP-Out").map(|(tag, _)| *tag).collect();
-        let (mut referenced, mut ref_cmd_sn) = (NO_TAG, 0);
-        if function == ABORT_TASK {
-            // On the connection of the task (RFC 7143, 11.5.1).
-            victims.retain(|tag| self.tasks[tag].cid == self.line.cid);
-            let Some(tag) = victims.get(self.rng.below(victims.len() as u64) as usize).copied() else {
-                return;
-            };
-            referenced = tag;
-            ref_cmd_sn = self.tasks[&tag].cmd_sn.unwrap_or(self.cmd_sn);
-            victims = vec![tag];
-        }
-        board.counts.management += 1;
-        let tag = self.tag();
-        for victim in &victims {
-            self.unqueue_data(*victim);
-        }
-        let pdu = Pdu::new(0x42, 0x80 | function)
-            .put32(16, tag)
-            .put32(20, referenced)
-            .put32(24, self.cmd_sn)
-            .put32(28, self.line.numbers.exp_stat_sn())
-            .put32(32, ref_cmd_sn);
-        self.queue(NO_TAG, &pdu);
-        let management = Management { sent: world.now, tag, function, victims, cid: self.line.cid };
-        if management.concerns_others() {
-            board.reset_until[self.target] = u64::MAX;
-        }
-        if function == TARGET_COLD_RESET {
-            board.cold_until[self.target] = u64::MAX;
-            self.line.excused = true;
-        }
-        self.management = Some(management);
-    }
-
-    fn management_response(&mut self, pdu: &Pdu, world: &World, board: &mut Board) -> Result<(), String> {
-        let Some(management) = self.management.take_if(|management| management.tag == pdu.tag()) else {
-            return Err("the response to a function that was not asked for".to_owned());
-        };
-        if management.concerns_others() {
-            board.reset_until[self.target] = world.now;
-        }
-        if management.function == TARGET_COLD_RESET {
-            board.cold_until[self.target] = world.now + 1_000_000_000;
-        }
-        match (pdu.bhs[2], management.function) {
-            (0, _) => {
-                // Nothing waits for a connection that this end has closed, nor longer than a while: what was said on
-                // it before may come after.
-                let late = world.now > management.sent + 7_000_000_000;
-                for victim in &management.victims {
-                    let Some(task) = self.tasks.remove(victim) else { continue };
-                    let leaving = |line: &Line| line.cid == task.cid && line.excused;
-                    if late || self.lines().any(leaving) {
-                        self.group.ended.insert(*victim);
-                    }
-                }
-                Ok(())
-            }
-            (1, ABORT_TASK) => match management.victims.iter().find(|tag| self.tasks.contains_key(tag)) {
-                Some(tag) if board.reset_until[self.target] < self.tasks[tag].sent => {
-                    Err(format!("task {tag:#x} does not exist, and was never answered"))
-                }
-                _ => Ok(()),
-            },
-            (code, function) => Err(format!("function {function} was answered with {code}")),
-        }
-    }
-
-    // ---- answers
-
-    pub(crate) fn answer(&mut self, pdu: &Pdu, world: &mut World, board: &mut Board) -> Result<(), String> {
-        if self.group.ended.contains(&pdu.tag()) {
-            return Ok(());
-        }
-        if let Some(task) = self.tasks.get(&pdu.tag())
-            && task.cid != self.line.cid
-        {
-            return Err(format!("an answer on connection {}, its task came on {}", self.line.cid, task.cid));
-        }
-        match pdu.opcode() {
-            0x21 => self.scsi_response(pdu, board),
-            0x22 => self.management_response(pdu, world, board),
-            0x24 => self.text_response(pdu, board),
-            0x25 => self.data_in(pdu, board),
-            0x31 => self.ready_to_transfer(pdu),
-            opcode => Err(format!("an unexpected PDU, {opcode:#x} {:02x?}", pdu.bhs)),
-        }
-    }
-
-    fn text_response(&mut self, pdu: &Pdu, board: &Board) -> Result<(), String> {
-        if !self.tasks.remove(&pdu.tag()).is_some_and(|task| task.is_text) {
-            return Err("a text nobody asked for".to_owned());
-        }
-        let text = String::from_utf8_lossy(&pdu.data).into_owned();
-        for target in &board.targets {
-            let admitted = target.allowed.as_ref().is_none_or(|names| names.contains(&self.name));
-            if text.contains(&target.name) != admitted {
-                return Err(format!("SendTargets says {text:?}; {} is listed: {admitted}", target.name));
-            }
-        }
-        self.quota = 0;
-        self.log_out();
-        Ok(())
-    }
-
-    fn data_in(&mut self, pdu: &Pdu, board: &mut Board) -> Result<(), String> {
-        let limits = self.line.link.limits;
-        let task = self.tasks.get_mut(&pdu.tag()).ok_or("Data-In for no task")?;
-        task.transfer.data_in(pdu, task.expected, limits)?;
-        task.data_in.extend(&pdu.data);
-        if pdu.flags() & 1 != 0 {
-            if pdu.bhs[3] != 0 {
-                return Err("Data-In with a status that is not GOOD".to_owned());
-            }
-            return self.good(pdu, board);
-        }
-        Ok(())
-    }
-
-    fn ready_to_transfer(&mut self, pdu: &Pdu) -> Result<(), String> {
-        let limits = self.line.link.limits;
-        let tag = pdu.tag();
-        let task = self.tasks.get_mut(&tag).ok_or("R2T for no task")?;
-        let start = task.transfer.solicited;
-        task.transfer.r2t(pdu, task.expected, limits)?;
-        let (end, data) = (task.transfer.solicited, task.data_out.clone());
-        let aborting = self.management.as_ref().is_some_and(|management| management.victims.contains(&tag));
-        if !aborting {
-            let mut lun = [0; 8];
-            lun.copy_from_slice(&pdu.bhs[8..16]);
-            self.send_data(tag, pdu.u32_at(20), &data, start, end, lun);
-        }
-        Ok(())
-    }
-
-    fn good(&mut self, pdu: &Pdu, board: &mut Board) -> Result<(), String> {
-        let task = self.tasks.remove(&pdu.tag()).ok_or("an answer for no task")?;
-        let name = task.name;
-        let wrong = |error: String| format!("{name}: {error}");
-        match task.wanted {
-            Some(wanted) => checks::residual(pdu, wanted, task.expected).map_err(wrong)?,
-            // The length is the target's to choose: all that was expected either came or is the residual.
-            None if pdu.flags() & 4 == 0 => {
-                checks::residual(pdu, task.transfer.received, task.expected).map_err(wrong)?;
-            }
-            None => {}
-        }
-        if task.differs {
-            return Err(wrong("GOOD, and the data differs".to_owned()));
-        }
-        if task.partial {
-            return Err(wrong("GOOD, and a block came in part".to_owned()));
-        }
-        if let Some((start, allowed)) = &task.read {
-            let moved = task.wanted.unwrap_or(0).min(task.expected);
-            if task.data_in.len() != moved as usize {
-                return Err(wrong(format!("{} bytes came, expected {moved}", task.data_in.len())));
-            }
-            model::judge(*start, &task.data_in, allowed).map_err(wrong)?;
-        }
-        for (at, tags) in &task.writes {
-            board.models[self.target].done(*at, tags, task.fua);
-        }
-        if let Some(flush) = &task.flush {
-            board.models[self.target].flush_done(flush);
-        }
-        Ok(())
-    }
-
-    fn scsi_response(&mut self, pdu: &Pdu, board: &mut Board) -> Result<(), String> {
-        if pdu.bhs[2] != 0 {
-            return Err(format!("iSCSI response {}", pdu.bhs[2]));
-        }
-        match pdu.bhs[3] {
-            0 => self.good(pdu, board),
-            2 => {
-                let task = self.tasks.remove(&pdu.tag()).ok_or("an answer for no task")?;
-                self.unqueue_data(pdu.tag());
-                board.counts.failed += 1;
-                let sense = pdu.data.get(2..).unwrap_or_default();
-                let (key, code) = match sense.first().map(|byte| byte & 0x7F) {
-                    Some(0x70) if sense.len() >= 14 => (sense[2] & 15, sense[12]),
-                    Some(0x72) if sense.len() >= 4 => (sense[1] & 15, sense[2]),
-                    _ => return Err(format!("CHECK CONDITION with sense data {sense:02x?}")),
-                };
-                match key {
-                    6 => Ok(()),
-                    0xE if task.differs => Ok(()),
-                    5 if task.partial && code == 0x0E => Ok(()),
-                    3 | 4 | 7 | 0xB if board.disk_faults => Ok(()),
-                    _ => Err(format!("{} failed: sense key {key:x}, code {code:02x}: {task:.0?}", task.name)),
-                }
-            }
-            // TASK SET FULL: the pool of a simulated server is small. BUSY: its data came long before its turn.
-            0x28 | 0x08 => {
-                self.tasks.remove(&pdu.tag()).ok_or("an answer for no task")?;
-                self.unqueue_data(pdu.tag());
-                board.counts.refused_commands += 1;
-                Ok(())
-            }
-            status => Err(format!("SCSI status {status:#x}")),
         }
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use goldrush::io::{Completion, Op, OpToken, Outcome, Waker};
 use goldrush::plan::FileSlot;
+use goldrush::scsi::KeptUnit;
 
 use crate::disk::SimFile;
 use crate::random::Rng;
@@ -80,6 +81,10 @@ pub(crate) enum Event {
     Cut {
         stream: usize,
     },
+    /// What a unit is to remember is stable.
+    Keep,
+    /// Somebody looks at what is to be reloaded.
+    Reload,
     /// Something has changed for an initiator.
     Initiator {
         index: usize,
@@ -196,6 +201,8 @@ pub(crate) struct World {
     pub(crate) ports: Vec<Port>,
     pub(crate) streams: Vec<Stream>,
     pub(crate) disks: Vec<SimFile>,
+    /// What units remember, by the names of their targets: stable.
+    pub(crate) kept: BTreeMap<String, KeptUnit>,
     /// Of the server that runs, or has just ended.
     pub(crate) journals: Vec<crate::journal::Left>,
     pub(crate) violations: Vec<String>,
@@ -212,6 +219,7 @@ impl World {
             ports: Vec::new(),
             streams: Vec::new(),
             disks: Vec::new(),
+            kept: BTreeMap::new(),
             journals: Vec::new(),
             violations: Vec::new(),
             events_seen: 0,
