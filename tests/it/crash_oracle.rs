@@ -26,8 +26,9 @@ pub fn seven_zip_agrees(
     if disk.files.len() > 2 || sectors * 512 > BYTES_MAX {
         return Ok(0);
     }
-    // 7-Zip opens no VHDX with an odd number of sectors of 512 bytes, whoever made it.
-    if format == Format::Vhdx && !sectors.is_multiple_of(2) {
+    // 7-Zip opens no VHDX of an odd number of logical sectors, whoever made it.
+    let logical = disk.images.layer(disk.chain.leaf()).map_or(512, |leaf| u64::from(leaf.logical_sector().bytes()));
+    if format == Format::Vhdx && !(sectors * 512 / logical).is_multiple_of(2) {
         return Ok(0);
     }
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;

@@ -40,7 +40,7 @@ fn reads(desk: &Desk, image: &str, content: &[u8]) {
     let info = desk.json(&format!("image info {image} --json"));
     let layers = info["chain"].as_array().unwrap();
     let layer = &layers[0];
-    // 7-Zip 26.02 opens no disk that is an odd number of 4096-byte sectors and has a block, and reads a child no further
+    // 7-Zip 26.02 opens no disk that is an odd number of logical sectors, and reads a child no further
     // than its parent.
     let known = layer["logical_sector_size"] == 512
         && layers.iter().all(|other| other["virtual_size"] == layer["virtual_size"]);

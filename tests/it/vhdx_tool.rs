@@ -10,7 +10,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use uuid::Uuid;
 
-/// Ends inside a block. 7-Zip 26.02 opens no disk that is an odd number of 4096-byte sectors and has a block.
+/// Ends inside a block. 7-Zip 26.02 opens no disk that is an odd number of logical sectors.
 const BYTES: u64 = (70 << 20) + 8192;
 
 fn run(desk: &Desk, arguments: &[&str]) -> Said {
