@@ -27,7 +27,8 @@ pub fn seven_zip_agrees(
         return Ok(0);
     }
     // 7-Zip opens no VHDX of an odd number of logical sectors, whoever made it.
-    let logical = disk.images.layer(disk.chain.leaf()).map_or(512, |leaf| u64::from(leaf.logical_sector().bytes()));
+    let logical =
+        disk.images.layer(disk.chain.leaf()).map_or(512, |leaf| u64::from(leaf.logical_sector().bytes()));
     if format == Format::Vhdx && !(sectors * 512 / logical).is_multiple_of(2) {
         return Ok(0);
     }
