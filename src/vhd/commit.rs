@@ -20,6 +20,7 @@ use super::allocate::{Writer, forget_full};
 use super::bat::{ENTRY_BYTES, UNALLOCATED};
 use super::image::{Body, Sparse, VhdImage};
 use super::layout::Layout;
+use super::space::Extension;
 use crate::commits::Wait;
 use crate::plan::{BatchEnd, CommitSeq, IoFault, MetaBatch, MetaOp};
 use crate::units::{ByteOffset, SECTOR_BYTES};
@@ -187,8 +188,11 @@ impl Sparse {
                 }
             }
             Phase::Sync => {
-                let moves = writer.extension.is_some_and(|extension| extension.footer.is_some());
-                if moves || !writer.filling.is_empty() || !writer.pending.is_empty() {
+                // Zeros may take an older footer: the one that is to count is stable before, though it was found here. A
+                // process that was killed may have written it.
+                let replaces = |extension: Extension| extension.footer.is_some() || extension.has_old();
+                let extends = writer.extension.is_some_and(replaces);
+                if extends || !writer.filling.is_empty() || !writer.pending.is_empty() {
                     batch.ops.push(MetaOp::Sync);
                     self.begin_commit();
                 }
@@ -200,8 +204,7 @@ impl Sparse {
                 }
             }
             Phase::Zero => {
-                if let Some(extension) = writer.extension.filter(|extension| extension.old > extension.start)
-                {
+                if let Some(extension) = writer.extension.filter(Extension::has_old) {
                     let offset = ByteOffset(extension.start);
                     batch.ops.push(MetaOp::Zero { offset, len: extension.old - extension.start });
                 }

@@ -29,6 +29,11 @@ pub(super) struct Extension {
 }
 
 impl Extension {
+    /// Some of it is to be zeroed.
+    pub(super) fn has_old(&self) -> bool {
+        self.old > self.start
+    }
+
     /// The table entries of the group's blocks.
     pub(super) fn entries(&self) -> impl Iterator<Item = u32> {
         let (first, stride) = (self.first_entry, self.stride);

@@ -31,6 +31,7 @@ mod cli_trace;
 mod cli_trace_reload;
 mod conformance;
 mod crash;
+mod crash_footer;
 mod crash_oracle;
 mod crash_recovery;
 mod crash_world;
