@@ -1,15 +1,21 @@
 //! Comparing servers on a noisy machine: all are up, the client visits them in turn, medians decide.
 //!
-//! Knows slices, rotation and medians. Does not know how a load is made or shown.
+//! Knows slices, rotation and medians, and that writes are to meet blocks which are there. Does not know how a load is made or
+//! shown.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fail::Result;
-use crate::load::{Engine, Plan, Stats, Workload};
+use crate::fail::{Result, failure};
+use crate::initiator::{self, Endpoint, Options};
+use crate::load::{Engine, Locality, Plan, Stats, Workload};
 use crate::proc;
 use crate::ring;
+use crate::scsi::SECTOR;
+
+/// A disk that takes longer to be filled once is too slow to be compared.
+const FILL_PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Contestant {
@@ -88,7 +94,11 @@ pub(crate) fn run(
 ) -> Result<Vec<Row>> {
     let mut engines = Vec::new();
     for contestant in contestants {
-        let mut engine = Engine::open(Plan { workload, ..contestant.plan.clone() }, 0, 1)?;
+        let plan = shared_out(Plan { workload, ..contestant.plan.clone() });
+        if !workload.only_reads() {
+            fill(&plan)?;
+        }
+        let mut engine = Engine::open(plan, 0, 1)?;
         engine.run(schedule.slice)?;
         engines.push(engine);
     }
@@ -110,6 +120,49 @@ pub(crate) fn run(
         rows.push(Row { calls, ..row(&contestant.name, &slices, &total) });
     }
     Ok(rows)
+}
+
+/// The disks that a workload visits: its sessions are dealt out over the first ones.
+fn disks_of(plan: &Plan) -> usize {
+    plan.urls.len().min(plan.workload.sessions).max(1)
+}
+
+/// What all disks of a server are written to comes from one span: as many bytes for a server of many disks as for one of one.
+fn shared_out(plan: Plan) -> Plan {
+    if plan.workload.only_reads() {
+        return plan;
+    }
+    let size = u64::from(plan.workload.size);
+    let share = |span: u64| (span / disks_of(&plan) as u64 / size * size).max(size);
+    Plan { span: plan.span.map(share), ..plan }
+}
+
+/// Writes each place once, in order, and has the disks take it: what is measured then meets allocated blocks.
+fn fill(plan: &Plan) -> Result<()> {
+    let workload = Workload { read_percent: 0, locality: Locality::Sequential, sessions: 1, ..plan.workload };
+    for url in &plan.urls[..disks_of(plan)] {
+        let options = Options { chap: url.chap.clone(), ..plan.options.clone() };
+        let endpoint = Endpoint { address: url.address()?, target: url.target.clone(), lun: url.lun };
+        let mut session = initiator::open(&endpoint, &options)?;
+        session.ready()?;
+        let disk = session.capacity()?.sectors * SECTOR;
+        let requests = plan.span.unwrap_or(disk).min(disk) / u64::from(workload.size);
+        let once = Plan { workload, urls: vec![url.clone()], requests: Some(requests), ..plan.clone() };
+        let stats = Engine::open(once, 0, 1)?.run(FILL_PATIENCE)?;
+        if let Some(error) = &stats.first_error {
+            return Err(failure!("{url} cannot be filled before it is written to: {error}"));
+        }
+        if stats.ended < requests {
+            return Err(failure!(
+                "{url} took {} of {requests} writes in {} s: give a smaller --span",
+                stats.ended,
+                FILL_PATIENCE.as_secs()
+            ));
+        }
+        session.flush()?;
+        session.logout()?;
+    }
+    Ok(())
 }
 
 /// One more visit, in which the server's system calls are counted: by a tracepoint, which hardly disturbs it, or
@@ -182,6 +235,34 @@ fn quantile(mut values: Vec<f64>, at: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::url::Url;
+
+    fn plan(workload: &str, disks: usize, span: Option<u64>) -> Plan {
+        let url: Url = "iscsi://127.0.0.1:1/iqn.2026-11.example:disk/0".parse().unwrap();
+        Plan {
+            urls: vec![url; disks],
+            workload: workload.parse().unwrap(),
+            beside: None,
+            rate: None,
+            span,
+            verify: None,
+            options: Options::default(),
+            spin: Duration::ZERO,
+            may_count: true,
+            requests: None,
+        }
+    }
+
+    #[test]
+    fn all_disks_of_a_server_together_are_written_to_as_many_bytes_as_one_of_another() {
+        let span = |workload, disks| shared_out(plan(workload, disks, Some(64 << 20))).span.unwrap();
+        assert_eq!(span("4k-randwrite-32x16", 1), 64 << 20);
+        assert_eq!(span("4k-randwrite-32x16", 256), 4 << 20);
+        assert_eq!(span("4k-randwrite-32x3", 256), (64 << 20) / 3 / 4096 * 4096);
+        assert_eq!(span("4k-rand50-32x4", 4), 16 << 20);
+        assert_eq!(span("4k-randread-32x16", 256), 64 << 20);
+        assert_eq!(shared_out(plan("4k-randwrite-32x16", 16, None)).span, None);
+    }
 
     #[test]
     fn one_wild_slice_does_not_move_the_median() {

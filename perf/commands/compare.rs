@@ -55,7 +55,8 @@ pub(crate) struct CompareArgs {
     /// Core for the client: not that of the servers
     #[arg(long, value_name = "CORE")]
     pin: Option<usize>,
-    /// SIZE-KIND-DEPTHxSESSIONS, KIND being randread, randwrite, seqread, seqwrite, randNN or seqNN [default: five of them]
+    /// SIZE-KIND-DEPTHxSESSIONS, KIND being randread, randwrite, seqread, seqwrite, randNN or seqNN [default: five of them].
+    /// One that writes writes each place once before, in order; the span is shared out over the disks it visits
     #[arg(long, value_name = "WORKLOAD")]
     workload: Vec<Workload>,
     /// Visits to each server for each workload
