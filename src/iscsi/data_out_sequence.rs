@@ -121,6 +121,11 @@ impl DataOutSequence {
         (sequence, fault)
     }
 
+    /// For a write whose command PDU has brought all of it, and which takes it all.
+    pub fn whole(expected: u32) -> Self {
+        Self { expected, unsolicited_end: expected, taken: expected, received: expected, ..Self::none() }
+    }
+
     /// The command takes `wanted` bytes.
     pub fn accept(&mut self, wanted: u32) {
         self.taken = wanted.min(self.expected);

@@ -54,6 +54,16 @@ enum State {
     SegmentTooLong,
 }
 
+/// A PDU that lies in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole<'a> {
+    pub header: &'a [u8; BHS_BYTES],
+    /// Without padding.
+    pub data: &'a [u8],
+    /// What follows it.
+    rest: &'a [u8],
+}
+
 /// The receiving half of a connection's framing. Holds one header; payload passes through.
 pub struct Framer {
     state: State,
@@ -122,18 +132,25 @@ impl Framer {
         self.state == State::Bhs { have: 0 }
     }
 
-    /// The header at the front of `input` where that is all of a PDU: no digest, no additional segments, no data. It is
-    /// not taken.
-    pub fn bare<'a>(&self, input: &'a [u8]) -> Option<&'a [u8; BHS_BYTES]> {
-        let header = input.first_chunk::<BHS_BYTES>()?;
-        let is_all = self.at_boundary() && self.next_digests.0 == DigestKind::None && header[4..8] == [0; 4];
-        is_all.then_some(header)
+    /// The PDU at the front of `input` where all of it is there, without digests and additional segments. It is not taken.
+    pub fn whole<'a>(&self, input: &'a [u8]) -> Option<Whole<'a>> {
+        let (header, rest) = input.split_first_chunk::<BHS_BYTES>()?;
+        if !self.at_boundary() || self.next_digests.0 != DigestKind::None || header[4] != 0 {
+            return None;
+        }
+        let len = u32::from_be_bytes([0, header[5], header[6], header[7]]);
+        if len > 0 && (self.next_digests.1 != DigestKind::None || len > self.max_data_len) {
+            return None;
+        }
+        let rest = rest.get((len + pad_len(len)) as usize..)?;
+        let data = &input[BHS_BYTES..BHS_BYTES + len as usize];
+        Some(Whole { header, data, rest })
     }
 
-    /// Takes what [`Self::bare`] has found: no step tells of it.
-    pub fn pass_bare(&mut self, input: &mut &[u8]) {
-        debug_assert!(self.bare(input).is_some());
-        take(input, BHS_BYTES);
+    /// Takes what [`Self::whole`] has found: no step tells of it.
+    pub fn pass<'a>(&mut self, input: &mut &'a [u8], whole: &Whole<'a>) {
+        debug_assert_eq!(self.whole(input).as_ref(), Some(whole));
+        *input = whole.rest;
     }
 
     /// Takes bytes from the front of `input` up to the next thing worth telling.
@@ -486,21 +503,29 @@ mod tests {
     }
 
     #[test]
-    fn a_header_alone_can_be_passed_and_nothing_else_can() {
+    fn what_lies_in_one_piece_without_digests_and_further_segments_can_be_passed() {
         let wire = |len: usize, ahs: usize| {
             Pdu { ahs: vec![0; ahs], data: vec![1; len] }.wire(DigestKind::None, DigestKind::None)
         };
-        let two = [wire(0, 0), wire(0, 0)].concat();
+        let three = [wire(0, 0), wire(5, 0), wire(0, 0)].concat();
         let mut framer = Framer::new(64);
-        let mut input = &two[..];
-        assert_eq!(framer.bare(&input[..47]), None);
-        assert_eq!(framer.bare(&wire(1, 0)), None);
-        assert_eq!(framer.bare(&wire(0, 4)), None);
-        assert_eq!(framer.bare(input).map(|header| &header[..]), Some(&two[..48]));
-        framer.pass_bare(&mut input);
-        assert_eq!((framer.next(&mut input), framer.bare(&two)), (Step::Header, None), "a PDU has begun");
+        let mut input = &three[..];
+        assert_eq!(framer.whole(&input[..47]), None);
+        assert_eq!(framer.whole(&wire(0, 4)), None);
+        assert_eq!(framer.whole(&wire(65, 0)), None, "longer than was declared");
+        let first = framer.whole(input).unwrap();
+        assert_eq!((&first.header[..], first.data), (&three[..48], &[][..]));
+        framer.pass(&mut input, &first);
+        assert_eq!(framer.whole(&input[..48 + 7]), None, "the padding is to come");
+        let second = framer.whole(input).unwrap();
+        assert_eq!((&second.header[..], second.data), (&three[48..96], &[1; 5][..]));
+        framer.pass(&mut input, &second);
+        assert_eq!((framer.next(&mut input), framer.whole(&three)), (Step::Header, None), "a PDU has begun");
         assert_eq!((framer.next(&mut input), framer.next(&mut input)), (Step::End, Step::NeedMore));
+        framer.set_digests(DigestKind::None, DigestKind::Crc32c);
+        assert!(framer.whole(&three).is_some(), "a digest follows data only");
+        assert_eq!(framer.whole(&three[48..]), None, "a digest follows");
         framer.set_digests(DigestKind::Crc32c, DigestKind::None);
-        assert_eq!(framer.bare(&two), None, "a digest follows");
+        assert_eq!(framer.whole(&three), None, "a digest follows");
     }
 }

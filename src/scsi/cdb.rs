@@ -18,14 +18,18 @@ pub(super) fn padded(bytes: &[u8]) -> [u8; CDB_BYTES_MAX] {
     cdb
 }
 
-/// The blocks of a READ(10) or READ(16) that asks for nothing else: byte 1 and CONTROL are zero.
-pub(super) fn plain_read(cdb: &[u8; CDB_BYTES_MAX]) -> Option<BlockRange> {
+/// The operation codes of a command with CDBs of ten and of sixteen bytes.
+pub(super) const READS: [u8; 2] = [0x28, 0x88];
+pub(super) const WRITES: [u8; 2] = [0x2A, 0x8A];
+
+/// The blocks of a READ or WRITE of ten or sixteen bytes that asks for nothing else: byte 1 and CONTROL are zero.
+pub(super) fn plain_transfer(cdb: &[u8; CDB_BYTES_MAX], codes: [u8; 2]) -> Option<BlockRange> {
     let [code, 0, rest @ ..] = cdb else { return None };
-    let (lba, count) = match (code, rest) {
-        (0x28, [a, b, c, d, _, e, f, 0, ..]) => {
+    let (lba, count) = match (codes.iter().position(|known| known == code)?, rest) {
+        (0, [a, b, c, d, _, e, f, 0, ..]) => {
             (u64::from(u32::from_be_bytes([*a, *b, *c, *d])), u64::from(u16::from_be_bytes([*e, *f])))
         }
-        (0x88, [a, b, c, d, e, f, g, h, i, j, k, l, _, 0]) => (
+        (1, [a, b, c, d, e, f, g, h, i, j, k, l, _, 0]) => (
             u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
             u64::from(u32::from_be_bytes([*i, *j, *k, *l])),
         ),

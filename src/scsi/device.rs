@@ -283,6 +283,22 @@ impl Device {
         Some((unit, range))
     }
 
+    /// The blocks of a WRITE that nothing of its unit stands in the way of: [`Self::plan`] would answer
+    /// [`UnitPlan::Write`] without FUA, and change nothing. `None` says nothing about the command.
+    pub fn plain_write(
+        &self,
+        nexus: Nexus,
+        lun_field: [u8; 8],
+        cdb: &[u8; 16],
+    ) -> Option<(UnitIndex, BlockRange)> {
+        if !self.is_attached(nexus) {
+            return None;
+        }
+        let unit = self.unit_for(nexus, lun_field)?;
+        let range = self.units.get(unit.0 as usize)?.plain_write(nexus, cdb)?;
+        Some((unit, range))
+    }
+
     /// The parameter list of a [`UnitPlan::Parameter`] has come.
     pub fn parameter(&mut self, nexus: Nexus, lun_field: [u8; 8], cdb: &[u8], list: &[u8]) -> UnitPlan {
         if !self.is_attached(nexus) {

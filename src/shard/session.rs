@@ -245,6 +245,23 @@ impl ServedSession {
         }
     }
 
+    /// A WRITE has begun with all its data.
+    pub(super) fn entered(
+        &mut self,
+        core: &mut Core,
+        target: u32,
+        on: ConnectionId,
+        id: TaskId,
+        key: TaskKey,
+    ) {
+        let bytes = core.tasks.get(key).map_or(0, |task| task.out_wanted);
+        core.targets[target as usize].rate.charge(core.now, u64::from(bytes));
+        self.tasks[usize::from(id.index)] = Some((key, on));
+        self.running += 1;
+        self.note_depth(core, target);
+        core.begin_taken(key, id);
+    }
+
     /// Where the payload of the PDU being received goes. A command that neither waits for room nor takes data has been
     /// decided without any.
     fn sink(&self, on: ConnectionId) -> PayloadSink {

@@ -56,6 +56,11 @@ impl Turns {
         self.atomic_waiting == 0 && self.admits(Turn::Reads)
     }
 
+    /// A write that comes now waits for nobody.
+    pub(super) fn lets_writes_pass(&self) -> bool {
+        self.waiting.is_empty() && self.admits(Turn::Shared)
+    }
+
     fn enter(&mut self, turn: Turn) {
         match turn {
             Turn::None => {}

@@ -50,7 +50,7 @@ impl Default for UringConfig {
             sq_entries: 1024,
             cq_entries: 8192,
             rx_buffers: 1024,
-            rx_buffer_bytes: 8 * 1024,
+            rx_buffer_bytes: 16 * 1024,
             sockets_max: limits::CONNECTIONS_MAX as u32,
             files_max: limits::SHARD_FILES_MAX as u32,
             file_ops_max: limits::SHARD_FILE_OPS_MAX as u32,

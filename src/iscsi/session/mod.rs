@@ -44,7 +44,7 @@ use crate::limits;
 
 pub use self::connection::{ConnectionId, ConnectionStart, Dropped};
 pub use self::output::{OutData, OutPdu};
-pub use self::passing::Passing;
+pub use self::passing::{Entering, Passing};
 pub use self::tasks::Aborted;
 pub use super::negotiate::SessionKind;
 pub use super::pdu::task_mgmt::ManagementResponse;

@@ -168,7 +168,16 @@ impl LogicalUnit {
 
     /// As [`super::Device::plain_read`].
     pub(super) fn plain_read(&self, nexus: Nexus, cdb: &[u8; CDB_BYTES_MAX]) -> Option<BlockRange> {
-        let range = cdb::plain_read(cdb)?;
+        self.plain_transfer(nexus, cdb::plain_transfer(cdb, cdb::READS)?)
+    }
+
+    /// As [`super::Device::plain_write`].
+    pub(super) fn plain_write(&self, nexus: Nexus, cdb: &[u8; CDB_BYTES_MAX]) -> Option<BlockRange> {
+        let range = self.plain_transfer(nexus, cdb::plain_transfer(cdb, cdb::WRITES)?)?;
+        (self.modes.write_cache && self.check_writable().is_ok()).then_some(range)
+    }
+
+    fn plain_transfer(&self, nexus: Nexus, range: BlockRange) -> Option<BlockRange> {
         let state = self.nexuses.get(nexus.slot())?;
         let is_free = state.attentions.is_empty()
             && self.legacy.is_none()
