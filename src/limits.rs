@@ -55,6 +55,9 @@ pub const COPY_SEGMENT_BYTES_MAX: u32 = u16::MAX as u32 * 4096;
 pub const COPY_RECORDS_MAX: usize = 64;
 /// What a copy reads before it writes.
 pub const COPY_PORTION_BYTES: u64 = 1024 * 1024;
+/// Portions of all copies of a shard that have to do with units of other shards at a time: so many portions of memory at
+/// most, and so many tasks at any one of those.
+pub const COPY_PORTIONS_ABROAD: usize = 16;
 /// Ranges of one POPULATE TOKEN or WRITE USING TOKEN, the bytes of all of them, and what is best (VPD page 8Fh): a copy
 /// that is waited for ends within seconds.
 pub const ROD_RANGES_MAX: usize = 64;
@@ -234,6 +237,7 @@ const _: () = assert!(COMMIT_BLOCKS_MAX < LAYER_BITMAPS_MAX && JOURNAL_RECORDS >
 const _: () = assert!(EXTEND_BYTES <= EXTEND_BYTES_MAX && EXTEND_BLOCKS_MAX < COMMIT_BLOCKS_MAX as u64);
 const _: () = assert!(TRANSFER_BYTES_MAX.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(READ_AHEAD_BYTES_DEFAULT <= READ_AHEAD_BYTES_MAX && FILL_PARTS_MAX <= 1024);
+const _: () = assert!(COPY_PORTION_BYTES <= TRANSFER_BYTES_MAX as u64 && COPY_PORTIONS_ABROAD > 0);
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= BURST_BYTES_MAX);
 const _: () = assert!(BURST_BYTES_MAX as usize <= TRANSFER_BYTES_MAX);
 const _: () = assert!(TEXT_BYTES_MAX >= LOGIN_SEGMENT_BYTES_MAX as usize);

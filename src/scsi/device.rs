@@ -246,6 +246,11 @@ impl Device {
         self.units.get(unit.0 as usize).map(|unit| unit.geometry().block_size)
     }
 
+    /// How many of these blocks the unit has.
+    pub fn blocks(&self, unit: UnitIndex) -> u64 {
+        self.units.get(unit.0 as usize).map_or(0, |unit| unit.geometry().blocks)
+    }
+
     /// Decides everything about a command that needs no data. A nexus that is not attached gets BUSY.
     pub fn plan(&mut self, nexus: Nexus, lun_field: [u8; 8], cdb: &[u8]) -> UnitPlan {
         if !self.is_attached(nexus) {

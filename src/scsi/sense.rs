@@ -112,6 +112,8 @@ impl Sense {
     pub const COPY_ABORTED: Self = Self::new(SenseKey::CopyAborted, 0x00, 0x00);
     /// COPY TARGET DEVICE NOT REACHABLE: no such unit, or not for this initiator now.
     pub const COPY_UNREACHABLE: Self = Self::new(SenseKey::CopyAborted, 0x0D, 0x02);
+    /// THIRD PARTY DEVICE FAILURE: a unit that is copied from or to has failed.
+    pub const COPY_THIRD_PARTY: Self = Self::new(SenseKey::CopyAborted, 0x0D, 0x01);
     /// The bytes are no whole number of blocks on the other side.
     pub const COPY_INEXACT: Self = Self::new(SenseKey::CopyAborted, 0x26, 0x0A);
 

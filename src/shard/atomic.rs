@@ -73,7 +73,7 @@ impl Core {
             self.fail_io(key, UnitFault::Write);
             return;
         }
-        if task.work == Work::WriteAtomic(AtomicStep::Write) {
+        if matches!(task.work, Work::WriteAtomic(AtomicStep::Write)) {
             task.stage = Stage::Resolve;
             self.ready.push_back(key);
         } else {

@@ -131,9 +131,9 @@ impl Core {
             return;
         }
         match plan {
-            UnitPlan::Copy { copy, .. } => self.begin_copy(key, unit, &copy),
+            UnitPlan::Copy { copy, .. } => self.begin_copy(key, unit, *copy),
             UnitPlan::PopulateToken { populate, .. } => self.begin_populate(key, unit, *populate),
-            UnitPlan::WriteUsingToken { write, .. } => self.begin_token_write(key, unit, &write),
+            UnitPlan::WriteUsingToken { write, .. } => self.begin_token_write(key, unit, write),
             _ => {}
         }
     }
@@ -252,7 +252,7 @@ impl Core {
             return;
         }
         task.out_received = received.min(task.out_wanted);
-        if task.work == Work::Parameter {
+        if matches!(task.work, Work::Parameter) {
             self.parameter(key);
             return;
         }

@@ -8,19 +8,21 @@ use crate::buf::{Pool, PoolConfig};
 use crate::cache::{Golden, GoldenCache};
 use crate::image::{Chain, Images, Layer};
 use crate::io::{Op, OpToken};
+use crate::iscsi::params::{Isid, Tsih};
 use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::plan::{FileSlot, LayerId};
 use crate::scsi::{
     Device, DeviceConfig, InitiatorPort, KeptUnit, Lun, Nexus, UnitConfig, UnitIdentity, UnitIndex,
 };
+use crate::slab::Key;
 use crate::units::{BlockSize, SECTOR_BYTES, SectorCount};
 use crate::vhd::create::{BLOCK_BYTES_MIN, NewDisk, NewKind, create};
 use crate::vhd::{OpenMode, open_with};
 
 use super::ConnKey;
 use super::executor::{Begun, Core, LunState, Request, TaskKey};
-use super::target::Target;
+use super::target::{SessionEntry, Target};
 use super::token::{Kind, Token};
 
 const SECTORS: u64 = 1024;
@@ -39,10 +41,28 @@ impl Bench {
         Self::with_kept(KeptUnit::default())
     }
 
+    /// One of two shards, each with a target of its own, in which the same initiator has a session.
+    pub(super) fn shard(number: u16) -> Self {
+        let layer = Layer::raw(FileSlot(0), SectorCount(SECTORS), true);
+        let disk = vec![0; (SECTORS * SECTOR_BYTES) as usize];
+        let mut bench = Self::on(&format!("{NAME}-{number}"), layer, disk, KeptUnit::default());
+        bench.core.errands.shard = super::ShardId(number);
+        bench.core.errands.shards = 2;
+        bench.core.luns[0].born = 1;
+        bench.core.targets[0].sessions.push(SessionEntry {
+            session: Key::from_parts(0, 0),
+            initiator: "iqn.2026-11.example:a".into(),
+            isid: Isid([0; 6]),
+            tsih: Tsih(1),
+            nexus: Nexus(0),
+        });
+        bench
+    }
+
     /// With what its unit remembers.
     pub(super) fn with_kept(kept: KeptUnit) -> Self {
         let layer = Layer::raw(FileSlot(0), SectorCount(SECTORS), true);
-        Self::on(layer, vec![0; (SECTORS * SECTOR_BYTES) as usize], kept)
+        Self::on(NAME, layer, vec![0; (SECTORS * SECTOR_BYTES) as usize], kept)
     }
 
     /// Its unit is an empty dynamic VHD without a journal: a first write waits for a commit.
@@ -60,10 +80,10 @@ impl Bench {
             Ok::<(), core::convert::Infallible>(())
         };
         let image = open_with(disk.len() as u64, OpenMode::Writable, read).unwrap();
-        Self::on(Layer::vhd(FileSlot(0), image), disk, KeptUnit::default())
+        Self::on(NAME, Layer::vhd(FileSlot(0), image), disk, KeptUnit::default())
     }
 
-    fn on(layer: Layer, disk: Vec<u8>, kept: KeptUnit) -> Self {
+    fn on(name: &str, layer: Layer, disk: Vec<u8>, kept: KeptUnit) -> Self {
         let pool = Pool::new(PoolConfig { chunks: 300, smalls: 64, huge_pages: false }).unwrap();
         let cache = GoldenCache::new(Arc::new(Golden::new(1, false).unwrap()), 0);
         let mut images = Images::new();
@@ -71,11 +91,12 @@ impl Bench {
         let chain = Chain::new(&images, vec![leaf]).unwrap();
         let mut core = Core::new(pool, cache, images);
         core.layers.push(super::commit::LayerWork::new(FileSlot(0)));
-        core.targets.push(Target::new(NAME.into(), device(kept), vec![0]));
+        core.targets.push(Target::new(name.into(), device(name, kept), vec![0]));
         core.luns.push(LunState {
             target: 0,
             unit: UnitIndex(0),
             ends: false,
+            born: 0,
             chain,
             block_size: BlockSize::B512,
             leaf,
@@ -228,8 +249,8 @@ pub(super) struct Ended {
     pub(super) data: Vec<u8>,
 }
 
-fn device(kept: KeptUnit) -> Device {
-    let target_name = NAME.to_owned();
+fn device(name: &str, kept: KeptUnit) -> Device {
+    let target_name = name.to_owned();
     let unit = UnitConfig {
         identity: UnitIdentity { target_name: target_name.clone(), lun: Lun::ZERO, serial: None },
         block_size: BlockSize::B512,

@@ -16,7 +16,6 @@ use crate::units::{BlockSize, SectorCount};
 
 use super::commit::LayerWork;
 use super::end::Listening;
-use super::executor::LunState;
 use super::records::{Durability, ResetAt};
 use super::suspend::ResumedUnit;
 use super::target::Target;
@@ -249,17 +248,7 @@ impl<I: Io> Shard<I> {
             writable: new.writable,
             durability,
         };
-        let state = LunState::new(seed, index, unit);
-        let lun = match self.core.free_luns.pop() {
-            Some(lun) => {
-                self.core.luns[lun as usize] = state;
-                lun
-            }
-            None => {
-                self.core.luns.push(state);
-                self.core.luns.len() as u32 - 1
-            }
-        };
+        let lun = self.core.add_lun(seed, index, unit);
         self.core.targets[index as usize].set_lun(unit, lun);
         self.core.resume_atomic(index, unit);
         self.core.resume_sanitize(index, unit);

@@ -1,8 +1,7 @@
 //! EXTENDED COPY and WRITE USING TOKEN: segments become portions, each read from one unit and written to another (SPC-4, 5.17).
 //!
-//! Knows which units an EXTENDED COPY may reach: those of the target that was asked, and of other targets of this shard in
-//! which the same initiator has a session. Does not know lists and designators (`scsi`), nor what a token stands for
-//! (`rods`), nor how a portion moves.
+//! Knows moves between units, here and on other shards, and how a portion moves. Does not know lists and designators
+//! (`copy_plan`), what a token stands for (`rods`), nor how another shard is asked (`errands`).
 //!
 //! | step    | the task's unit | what it does                                             |
 //! |---------|-----------------|----------------------------------------------------------|
@@ -10,26 +9,31 @@
 //! | write   | the destination | its turn, then a write pass from there; zeros as zeros   |
 //! | stable  | each written    | fdatasync where the unit writes through                  |
 //!
-//! Between two portions other commands run. A copy within one unit that would overwrite its own source runs backwards.
+//! A step at a unit of another shard is an errand: that shard does the same with a task of its own, and the data comes
+//! or goes as a parcel. Between two portions other commands run. A copy within one unit that would overwrite its own
+//! source runs backwards.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::limits;
 use crate::plan::WriteKind;
-use crate::scsi::{Copy, CopyDevice, CopyEnd, CopyLen, CopySegment, Nexus, Sense, UnitIndex};
-use crate::units::{BlockCount, BlockRange, Lba, SECTOR_BYTES, Sector, SectorCount, SectorRange};
+use crate::scsi::{Copy, CopyEnd, Sense, SenseKey, TokenWrite, UnitFault, UnitIndex};
+use crate::units::{SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
+use super::copy_plan::Reached;
+use super::errands::{Answer, By, Errand, Place};
 use super::executor::{Core, TaskKey};
 use super::rods::TokenUse;
-use super::task::{Pass, Stage, Work};
+use super::task::{Pass, Stage, Task, Work};
 use super::turns::Turn;
 
 /// One segment, in sectors of the shard's units.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CopyMove {
-    pub(super) from: u32,
+    pub(super) from: Place,
     pub(super) source: Sector,
-    pub(super) to: u32,
+    pub(super) to: Place,
     pub(super) destination: Sector,
     pub(super) count: SectorCount,
 }
@@ -42,17 +46,53 @@ pub(super) enum CopyEnding {
     Token(TokenUse),
 }
 
-/// A copy on its way.
+/// What other shards are asked before a copy can begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// Who has the units that are not here?
+    Units { copy: Copy, reached: Vec<Option<Reached>> },
+    /// What does the token stand for?
+    Token(Box<TokenWrite>),
+}
+
+/// What a copy was waiting for.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Every shard has said which units it has.
+    AllFound,
+    /// It is its turn to begin a portion with a unit of another shard.
+    MayGo,
+    Answer(Answer),
+}
+
+/// What is done with a portion on another shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    #[default]
+    Read,
+    Write,
+    Flush,
+}
+
+/// A copy on its way.
+#[derive(Debug)]
 pub(super) struct CopyWork {
     unit: UnitIndex,
     ending: CopyEnding,
+    /// It has not begun.
+    pub(super) asks: Option<Asks>,
+    /// Who is asked for by name on other shards.
+    pub(super) initiator: Option<Arc<str>>,
     moves: VecDeque<CopyMove>,
     /// Sectors of the first move that are copied, and those of the portion that is being copied.
     done: SectorCount,
     portion: SectorCount,
+    /// Its portion is one of those that go abroad.
+    pub(super) is_abroad: bool,
+    pub(super) news: Option<News>,
+    step: Step,
     /// Units to make stable at the end.
-    flush: Vec<u32>,
+    flush: Vec<Place>,
     segments: u16,
     bytes: u64,
 }
@@ -62,9 +102,14 @@ impl CopyWork {
         Self {
             unit,
             ending,
+            asks: None,
+            initiator: None,
             moves: VecDeque::new(),
             done: SectorCount(0),
             portion: SectorCount(0),
+            is_abroad: false,
+            news: None,
+            step: Step::Read,
             flush: Vec::new(),
             segments: 0,
             bytes: 0,
@@ -79,9 +124,9 @@ impl CopyWork {
         self.moves.extend(moves);
     }
 
-    pub(super) fn flush_at_the_end(&mut self, lun: u32) {
-        if !self.flush.contains(&lun) {
-            self.flush.push(lun);
+    pub(super) fn flush_at_the_end(&mut self, place: Place) {
+        if !self.flush.contains(&place) {
+            self.flush.push(place);
         }
     }
 
@@ -98,101 +143,36 @@ impl CopyWork {
             token.terminate();
         }
     }
+
+    /// It waits to hear where its units are.
+    pub(super) fn seeks(&self) -> bool {
+        matches!(self.asks, Some(Asks::Units { .. }))
+    }
+
+    /// What another shard has of its units.
+    pub(super) fn found(&mut self, units: Vec<Option<Reached>>) {
+        let Some(Asks::Units { reached, .. }) = &mut self.asks else { return };
+        for (place, found) in reached.iter_mut().zip(units) {
+            *place = place.or(found);
+        }
+    }
+
+    /// By what right units of other shards are used: the source's, and the destination's.
+    fn right(&self, of_source: bool) -> By {
+        match self.token().and_then(TokenUse::serial) {
+            Some(serial) if of_source => By::Token(serial),
+            _ => By::Initiator(self.initiator.clone().unwrap_or_else(|| "".into())),
+        }
+    }
 }
 
-/// A unit a copy may reach.
-#[derive(Clone, Copy, Debug)]
-struct Reached {
-    target: usize,
-    unit: UnitIndex,
-    nexus: Nexus,
+impl CopyMove {
+    fn goes_abroad(&self) -> bool {
+        matches!(self.from, Place::Abroad(_)) || matches!(self.to, Place::Abroad(_))
+    }
 }
 
 impl Core {
-    /// Begins a copy, or ends it at once when a segment cannot be done: then nothing is copied.
-    pub(super) fn begin_copy(&mut self, key: TaskKey, unit: UnitIndex, copy: &Copy) {
-        let Some(task) = self.tasks.get(key) else { return };
-        let (target, nexus) = (task.target as usize, task.nexus);
-        let mut work = CopyWork::new(unit, CopyEnding::List(copy.list));
-        let reached: Vec<_> = copy.devices.iter().map(|device| self.reach(target, nexus, device)).collect();
-        let mut refused = None;
-        for segment in &copy.segments {
-            match self.plan_move(segment, &reached, &mut work) {
-                Ok(planned) => work.add([planned]),
-                Err(sense) => refused = refused.or(Some(sense)),
-            }
-        }
-        let Some(task) = self.tasks.get_mut(key) else { return };
-        task.work = Work::Copy(Box::new(work));
-        if let Some(sense) = refused {
-            self.fail(key, sense);
-        } else {
-            self.execute(key);
-        }
-    }
-
-    /// The unit a designator names, where this initiator may use it.
-    fn reach(&self, target: usize, nexus: Nexus, device: &CopyDevice) -> Option<Reached> {
-        if let Some(unit) = self.targets[target].device.copy_device(nexus, device) {
-            return Some(Reached { target, unit, nexus });
-        }
-        let name = &self.targets[target].sessions.iter().find(|entry| entry.nexus == nexus)?.initiator;
-        // What is being emptied or changed is not there for the moment.
-        let mut others = self.targets.iter().enumerate().filter(|(_, other)| !other.is_held());
-        others.find_map(|(target, other)| {
-            let mut entries = other.sessions.iter().filter(|entry| entry.initiator == *name);
-            entries.find_map(|entry| {
-                let unit = other.device.copy_device(entry.nexus, device)?;
-                Some(Reached { target, unit, nexus: entry.nexus })
-            })
-        })
-    }
-
-    fn plan_move(
-        &self,
-        segment: &CopySegment,
-        reached: &[Option<Reached>],
-        work: &mut CopyWork,
-    ) -> Result<CopyMove, Sense> {
-        let unit = |place: usize| reached.get(place).copied().flatten().ok_or(Sense::COPY_UNREACHABLE);
-        let (from, to) = (unit(segment.from)?, unit(segment.to)?);
-        let lun = |end: Reached| self.targets[end.target].lun(end.unit);
-        let per_block = |end: Reached| self.luns[lun(end) as usize].block_size.sectors();
-        let (sectors, may_split) = match segment.len {
-            CopyLen::SourceBlocks(blocks) => (blocks.0.saturating_mul(per_block(from)), false),
-            CopyLen::DestinationBlocks(blocks) => (blocks.0.saturating_mul(per_block(to)), false),
-            CopyLen::Sectors(sectors) => (sectors.0, true),
-        };
-        // The blocks it touches.
-        let range = |end: Reached, lba: Lba, offset: SectorCount| {
-            let per_block = per_block(end);
-            if !may_split && !sectors.is_multiple_of(per_block) {
-                return Err(Sense::COPY_INEXACT);
-            }
-            let start = Lba(lba.0.saturating_add(offset.0 / per_block));
-            let count = if sectors == 0 { 0 } else { (offset.0 % per_block + sectors).div_ceil(per_block) };
-            Ok(BlockRange { start, count: BlockCount(count) })
-        };
-        let source = range(from, segment.source, segment.source_offset)?;
-        let destination = range(to, segment.destination, segment.destination_offset)?;
-        self.targets[from.target].device.may_copy(from.nexus, from.unit, source, false)?;
-        let device = &self.targets[to.target].device;
-        device.may_copy(to.nexus, to.unit, destination, true)?;
-        if device.writes_through(to.unit) {
-            work.flush_at_the_end(lun(to));
-        }
-        let first = |end: Reached, range: BlockRange, offset: SectorCount| {
-            Sector(range.start.0.saturating_mul(per_block(end)).saturating_add(offset.0 % per_block(end)))
-        };
-        Ok(CopyMove {
-            from: lun(from),
-            source: first(from, source, segment.source_offset),
-            to: lun(to),
-            destination: first(to, destination, segment.destination_offset),
-            count: SectorCount(sectors),
-        })
-    }
-
     /// The next portion, or the end. True when the task can go on at once.
     pub(super) fn copy_next(&mut self, key: TaskKey) -> bool {
         let stopping = self.stopping;
@@ -210,33 +190,63 @@ impl Core {
             copy.segments += 1;
         }
         let Some(first) = copy.moves.front() else {
-            match copy.flush.pop() {
-                Some(lun) => {
-                    task.lun = lun;
-                    self.sync(key);
-                }
-                None => self.finish(key),
-            }
+            self.copy_flush(key);
             return false;
         };
+        if first.goes_abroad() && !self.may_go_abroad(key) {
+            return false;
+        }
+        self.copy_portion(key)
+    }
+
+    /// All is copied: what writes through is made stable, unit by unit.
+    fn copy_flush(&mut self, key: TaskKey) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        let Work::Copy(copy) = &mut task.work else { return };
+        match copy.flush.pop() {
+            Some(Place::Here(lun)) => {
+                task.lun = lun;
+                self.sync(key);
+            }
+            Some(Place::Abroad(unit)) => {
+                copy.step = Step::Flush;
+                self.ask(key, unit.shard, Errand::Flush { unit }, false);
+            }
+            None => self.finish(key),
+        }
+    }
+
+    fn copy_portion(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        task.segments.clear();
+        let Work::Copy(copy) = &mut task.work else { return false };
+        let Some(first) = copy.moves.front() else { return false };
         let left = first.count.0 - copy.done.0;
         let len = left.min(limits::COPY_PORTION_BYTES / SECTOR_BYTES);
         copy.portion = SectorCount(len);
-        task.segments.clear();
         if copy.token().is_some_and(TokenUse::writes_zeros) {
-            let start = Sector(first.destination.0 + copy.done.0);
-            task.lun = first.to;
-            task.start_pass(Pass::Write(WriteKind::Zero), SectorRange::between(start, Sector(start.0 + len)));
-            return self.take_turn(key, Turn::Shared);
+            return self.copy_write(key, WriteKind::Zero);
         }
         let start = Sector(first.source.0 + first.offset(copy.done.0, len));
-        task.lun = first.from;
         let range = SectorRange::between(start, Sector(start.0 + len));
-        task.start_pass(Pass::Read, range);
-        true
+        match first.from {
+            Place::Here(lun) => {
+                task.lun = lun;
+                task.start_pass(Pass::Read, range);
+                true
+            }
+            Place::Abroad(unit) => {
+                copy.step = Step::Read;
+                let by = copy.right(true);
+                task.lun = task.home;
+                let parcel = core::mem::take(&mut task.parcel);
+                self.ask(key, unit.shard, Errand::Read { unit, by, range, parcel }, false);
+                false
+            }
+        }
     }
 
-    /// The portion is read: it takes its turn among the writes of the destination.
+    /// The portion is read here: it is written where it belongs.
     pub(super) fn copy_read(&mut self, key: TaskKey) -> bool {
         let zeros = self.pool.zero_chunk();
         let Some(task) = self.tasks.get_mut(key) else { return false };
@@ -248,18 +258,92 @@ impl Core {
             self.fail(key, sense);
             return false;
         }
+        let Some(Task { work: Work::Copy(copy), .. }) = self.tasks.get(key).map(|task| &**task) else {
+            return false;
+        };
+        if kind == WriteKind::Data && copy.moves.front().is_some_and(|it| matches!(it.to, Place::Abroad(_))) {
+            // Whoever waits for another shard holds no buffers.
+            self.pack(key);
+        }
+        self.copy_write(key, kind)
+    }
+
+    /// The portion takes its turn among the writes of its destination: from its segments, or from its parcel.
+    fn copy_write(&mut self, key: TaskKey, kind: WriteKind) -> bool {
         let Some(task) = self.tasks.get_mut(key) else { return false };
-        let Work::Copy(copy) = &task.work else { return false };
+        let Work::Copy(copy) = &mut task.work else { return false };
         let Some(first) = copy.moves.front() else { return false };
         let len = copy.portion.0;
         let start = Sector(first.destination.0 + first.offset(copy.done.0, len));
-        task.lun = first.to;
-        task.start_pass(Pass::Write(kind), SectorRange::between(start, Sector(start.0 + len)));
-        self.take_turn(key, Turn::Shared)
+        let range = SectorRange::between(start, Sector(start.0 + len));
+        match first.to {
+            Place::Here(lun) => {
+                task.lun = lun;
+                task.start_pass(Pass::Write(kind), range);
+                self.take_turn(key, Turn::Shared)
+            }
+            Place::Abroad(unit) => {
+                copy.step = Step::Write;
+                let (by, zeros) = (copy.right(false), kind == WriteKind::Zero);
+                task.lun = task.home;
+                task.segments.clear();
+                let parcel = core::mem::take(&mut task.parcel);
+                self.ask(key, unit.shard, Errand::Write { unit, by, range, zeros, parcel }, true);
+                false
+            }
+        }
+    }
+
+    /// Woken from `Stage::Errand`. True when the task can go on at once.
+    pub(super) fn copy_heard(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        let Work::Copy(copy) = &mut task.work else { return false };
+        match copy.news.take() {
+            None => false,
+            Some(News::MayGo) => self.copy_next(key),
+            Some(News::AllFound) => {
+                self.units_found(key);
+                false
+            }
+            Some(News::Answer(Answer::Opened { unit, serial, ranges })) => {
+                self.token_opened(key, unit, serial, &ranges);
+                false
+            }
+            Some(News::Answer(Answer::Done { zeros, parcel })) => {
+                task.parcel = parcel;
+                match copy.step {
+                    Step::Read => self.copy_brought(key, zeros),
+                    Step::Write => self.copy_written(key),
+                    Step::Flush => self.copy_next(key),
+                }
+            }
+            Some(News::Answer(Answer::Failed(sense))) => {
+                let sense = copy.sense_of_unit(sense, true);
+                self.fail(key, sense);
+                false
+            }
+            Some(News::Answer(Answer::Found(_))) => false,
+        }
+    }
+
+    /// Another shard has read the portion.
+    fn copy_brought(&mut self, key: TaskKey, zeros: bool) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        let Work::Copy(copy) = &task.work else { return false };
+        if !zeros && task.parcel.len() as u64 != copy.portion.0 * SECTOR_BYTES {
+            self.fail_io(key, UnitFault::Internal);
+            return false;
+        }
+        if zeros {
+            return self.copy_write(key, WriteKind::Zero);
+        }
+        task.parcel_waits = copy.moves.front().is_some_and(|first| matches!(first.to, Place::Here(_)));
+        self.copy_write(key, WriteKind::Data)
     }
 
     pub(super) fn copy_written(&mut self, key: TaskKey) -> bool {
         self.leave_turn(key);
+        self.back_from_abroad(key);
         let Some(task) = self.tasks.get_mut(key) else { return false };
         let Work::Copy(copy) = &mut task.work else { return false };
         copy.done.0 += copy.portion.0;
@@ -271,8 +355,15 @@ impl Core {
     pub(super) fn copy_left(&mut self, key: TaskKey) {
         self.populate_left(key);
         let Some(task) = self.tasks.get_mut(key) else { return };
+        if !matches!(task.work, Work::Copy(_)) {
+            return;
+        }
+        self.recall(key);
+        self.back_from_abroad(key);
+        let Some(task) = self.tasks.get_mut(key) else { return };
         let Work::Copy(copy) = &task.work else { return };
-        let done = copy.moves.is_empty() && task.stage != Stage::Collect && task.sense.is_none();
+        let begun = copy.asks.is_none() && task.stage != Stage::Collect;
+        let done = begun && copy.moves.is_empty() && task.sense.is_none();
         let sense = if done { None } else { Some(task.sense.unwrap_or(Sense::COPY_ABORTED)) };
         let end = CopyEnd { segments: copy.segments, bytes: copy.bytes, sense };
         let (unit, target, nexus) = (copy.unit, task.target as usize, task.nexus);
@@ -289,7 +380,19 @@ impl Core {
 impl CopyWork {
     /// It has still to read, write or flush this unit.
     pub(super) fn touches(&self, lun: u32) -> bool {
-        self.moves.iter().any(|it| it.from == lun || it.to == lun) || self.flush.contains(&lun)
+        let here = Place::Here(lun);
+        self.moves.iter().any(|it| it.from == here || it.to == here) || self.flush.contains(&here)
+    }
+
+    /// What the copy ends with when a unit has failed so: the one that was asked need not be the one that failed. What
+    /// a token's copy writes is always the unit that was asked.
+    pub(super) fn sense_of_unit(&self, sense: Sense, reads: bool) -> Sense {
+        let failed = matches!(sense.key, SenseKey::MediumError | SenseKey::HardwareError);
+        let is_list = matches!(self.ending, CopyEnding::List(_));
+        if failed && (is_list || reads) {
+            return Sense { format: sense.format, ..Sense::COPY_THIRD_PARTY };
+        }
+        sense
     }
 }
 

@@ -194,7 +194,7 @@ impl<I: Io> Shard<I> {
         let place = self.core.lun_of(index, unit);
         self.core.luns[place as usize].ends = true;
         // Tokens that stand for its blocks are unknown from now on.
-        self.core.luns[place as usize].rods = super::rods::Rods::default();
+        self.core.luns[place as usize].rods.forget();
         let deadline = self.core.now.after(self.config.stop_grace);
         let step = UnitStep::Busy;
         let comes_back = false;

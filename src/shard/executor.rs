@@ -23,6 +23,7 @@ use crate::units::{BlockSize, SectorRange};
 use super::atomic::AtomicStep;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
+use super::errands::Errands;
 use super::keep::{Keeping, Unkept};
 use super::metrics::Metrics;
 use super::order::Order;
@@ -45,6 +46,8 @@ pub(super) struct LunState {
     pub(super) unit: UnitIndex,
     /// It is being taken away: background work ends with its portion.
     pub(super) ends: bool,
+    /// No other unit of the shard had or will have this number.
+    pub(super) born: u64,
     pub(super) chain: Chain,
     pub(super) block_size: BlockSize,
     pub(super) leaf: LayerId,
@@ -84,6 +87,7 @@ impl LunState {
             target,
             unit: place,
             ends: false,
+            born: 0,
             chain: unit.chain,
             block_size: unit.block_size,
             leaf: unit.leaf,
@@ -215,6 +219,9 @@ pub(super) struct Core {
     /// Where the secrets of tokens come from: nobody knows the seed, and no number is used twice.
     pub(super) rod_seed: [u8; 32],
     pub(super) rods_made: u64,
+    /// Copies between units of different shards.
+    pub(super) errands: Errands,
+    luns_made: u64,
 }
 
 impl Core {
@@ -265,7 +272,21 @@ impl Core {
             punch_refused: false,
             rod_seed: [0; 32],
             rods_made: 0,
+            errands: Errands::default(),
+            luns_made: 0,
         }
+    }
+
+    /// One more unit; its place among the shard's.
+    pub(super) fn add_lun(&mut self, unit: UnitSeed, target: u32, place: UnitIndex) -> u32 {
+        self.luns_made += 1;
+        let state = LunState { born: self.luns_made, ..LunState::new(unit, target, place) };
+        if let Some(lun) = self.free_luns.pop() {
+            self.luns[lun as usize] = state;
+            return lun;
+        }
+        self.luns.push(state);
+        self.luns.len() as u32 - 1
     }
 
     /// The shard's place of a target.
@@ -323,13 +344,15 @@ impl Core {
                 | Stage::Pace
                 | Stage::Preempt
                 | Stage::Finished => false,
+                Stage::Errand => self.copy_heard(key),
                 Stage::Transfer => {
                     if task.pending > 0 {
                         return;
                     }
                     self.portion_done(key)
                 }
-                Stage::Resolve if task.work == Work::WriteAtomic(AtomicStep::Journal) => {
+                Stage::Resolve if task.parcel_waits => self.unpack(key),
+                Stage::Resolve if matches!(task.work, Work::WriteAtomic(AtomicStep::Journal)) => {
                     self.atomic_journal(key);
                     false
                 }
@@ -441,6 +464,10 @@ impl Core {
         }
         match task.work {
             Work::Copy(_) => self.copy_read(key),
+            Work::Errand(_) => {
+                self.errand_read(key);
+                false
+            }
             Work::Populate(_) => {
                 self.populate(key);
                 false
@@ -536,7 +563,10 @@ impl Core {
 
     /// The fault of a file operation, as sense data.
     pub(super) fn fail_io(&mut self, key: TaskKey, fault: UnitFault) {
-        let sense = self.sense_of(key, fault);
+        let mut sense = self.sense_of(key, fault);
+        if let Some(Work::Copy(copy)) = self.tasks.get(key).map(|task| &task.work) {
+            sense = copy.sense_of_unit(sense, fault == UnitFault::Read);
+        }
         self.fail(key, sense);
     }
 
@@ -558,7 +588,15 @@ impl Core {
     pub(super) fn finish(&mut self, key: TaskKey) {
         self.leave_turn(key);
         self.leave_order(key);
-        if self.tasks.get(key).is_some_and(|task| task.background) {
+        if let Some(task) = self.tasks.get_mut(key)
+            && task.background
+        {
+            if let Work::Errand(errand) = &mut task.work {
+                errand.end();
+            }
+            if task.aborted {
+                self.targets[task.target as usize].aborted_in_flight -= 1;
+            }
             self.atomic_left(key);
             self.background_done(key);
             return;
@@ -592,6 +630,7 @@ impl Core {
         self.leave_turn(key);
         self.leave_order(key);
         self.copy_left(key);
+        self.errand_left(key);
         if let Some(mut task) = self.tasks.remove(key) {
             task.recycle();
             self.spare.push(task);
@@ -622,6 +661,18 @@ impl Core {
             Stage::Collect | Stage::Order | Stage::Keep | Stage::Pace | Stage::Preempt | Stage::Finished => {
                 self.release(key);
                 true
+            }
+            Stage::Errand if task.pending == 0 => {
+                self.release(key);
+                true
+            }
+            Stage::Errand => {
+                // Something of it may be written yet.
+                task.aborted = true;
+                let target = task.target as usize;
+                self.targets[target].aborted_in_flight += 1;
+                self.recall(key);
+                false
             }
             Stage::Resolve | Stage::Transfer | Stage::Commit | Stage::Settle | Stage::Sync => {
                 task.aborted = true;

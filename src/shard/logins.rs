@@ -408,7 +408,7 @@ impl<I: Io> Shard<I> {
                     }
                 }
                 None => {
-                    tracing::error!(shard = to.0, "a connection was to move to a shard that does not exist")
+                    tracing::error!(shard = to.0, "a message was for a shard that does not exist")
                 }
             }
         }
@@ -422,6 +422,7 @@ impl<I: Io> Shard<I> {
                 Message::Handoff(handoff) => self.take_over(*handoff),
                 Message::Golden { frame } => self.core.golden_filled(frame),
                 Message::Ahead(batch) => self.core.cache.read_along(&batch),
+                Message::Errand(mail) => self.core.errand_mail(*mail),
                 Message::Kept { ticket, stable } => self.kept(ticket, stable),
                 Message::Report { asked, reply } => {
                     let _ = reply.try_send(self.report(asked));
@@ -445,6 +446,17 @@ impl<I: Io> Shard<I> {
                     self.outbox.push((ShardId(to), Message::Golden { frame }));
                 }
             }
+        }
+        self.post();
+    }
+
+    /// Hands letters to the shards they are for.
+    pub(super) fn pass_errands(&mut self) {
+        if self.core.errands.out.is_empty() {
+            return;
+        }
+        for (to, mail) in self.core.errands.out.drain(..) {
+            self.outbox.push((to, Message::Errand(Box::new(mail))));
         }
         self.post();
     }

@@ -14,6 +14,7 @@ use crate::iscsi::framer::Framer;
 use crate::iscsi::login::LoginMachine;
 use crate::iscsi::params::{Cid, Isid, Tsih};
 
+use super::errands::ErrandMail;
 use super::report::{ReportAsked, ShardReport};
 use super::reset::ResetAnswer;
 use super::{Change, MacTable};
@@ -63,6 +64,8 @@ pub enum Message<I: Io> {
         asked: ReportAsked,
         reply: Sender<ShardReport>,
     },
+    /// A copy has to do with units of two shards.
+    Errand(Box<ErrandMail>),
     /// Empty the children of this target that are until-reset; `force`: also while somebody is logged in.
     Reset {
         target: String,

@@ -18,6 +18,8 @@
 //! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
 //! | `copy`       | EXTENDED COPY, portion by portion                                   |
+//! | `copy_plan`  | which units a copy reaches, and what its segments are there          |
+//! | `errands`    | copies between units of two shards; `errand_desk` the other side's part |
 //! | `atomic`     | WRITE ATOMIC, by a journal                                          |
 //! | `sanitize`   | SANITIZE, in the background                                         |
 //! | `lba_status` | GET LBA STATUS from the images                                      |
@@ -47,8 +49,11 @@ mod change;
 mod commit;
 mod connection;
 mod copy;
+mod copy_plan;
 mod directory;
 mod end;
+mod errand_desk;
+mod errands;
 mod executor;
 mod express;
 mod fairness;
@@ -101,6 +106,7 @@ pub use admission::{Admission, NamePattern};
 pub use boot::{BootPhase, BootReport, BootTimes};
 pub use change::{Change, ChangeNews, LayerName, NewDurability, NewLayer, NewUnit, News};
 pub use directory::{Directory, DirectoryEntry, Redirect};
+pub use errands::ErrandMail;
 pub use keep::{KeepRequest, Keeper, NoKeeper};
 pub use mac::{Mac, MacError, MacTable};
 pub use mailbox::{Handoff, Mailbox, Message, Named, Peer, Sent};
@@ -270,6 +276,8 @@ impl<I: Io> Shard<I> {
         core.express = seed.config.express;
         core.read_ahead_bytes = seed.config.read_ahead_bytes;
         core.rod_seed = seed.config.seed;
+        core.errands.shard = seed.config.id;
+        core.errands.shards = seed.peers.len() as u16;
         core.layer_names = (0..core.layers.len() as u32).map(|n| (LayerName(n), LayerId(n))).collect();
         for (index, target) in (0..).zip(seed.targets) {
             let first = core.luns.len() as u32;
@@ -280,7 +288,9 @@ impl<I: Io> Shard<I> {
                 core.layers[unit.leaf.0 as usize].records.durability = unit.durability;
             }
             let units = (0..).map(UnitIndex).zip(target.units);
-            core.luns.extend(units.map(|(place, unit)| executor::LunState::new(unit, index, place)));
+            for (place, unit) in units {
+                core.add_lun(unit, index, place);
+            }
         }
         for target in &mut core.targets {
             let entry = seed.directory.find(&target.name);

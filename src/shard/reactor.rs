@@ -412,6 +412,7 @@ impl<I: Io> Shard<I> {
             self.end_preempted();
             self.hand_to_keeper();
             self.pass_golden_news();
+            self.pass_errands();
             let progressed =
                 self.deliver() | self.resume_drained() | self.resume_turns() | self.retry_stalled();
             if !progressed && self.core.ready.is_empty() {
@@ -429,6 +430,7 @@ impl<I: Io> Shard<I> {
         }
         self.end_step();
         self.stop_step();
+        self.pass_errands();
         for (token, op) in self.core.ops.drain(..) {
             self.io.submit(token, op);
         }

@@ -54,7 +54,7 @@ impl Core {
                         task.assembly = task.spare.pop().map(|buf| (buf, 0));
                     }
                     self.luns[task.lun as usize].boot.began(task.range);
-                    begun = (task.work == Work::Read).then_some((task.lun, task.portion));
+                    begun = matches!(task.work, Work::Read).then_some((task.lun, task.portion));
                     let before = self.cache.counts.waits();
                     for extent in &plan.extents {
                         self.read_extent(key, *extent);

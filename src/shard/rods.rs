@@ -5,7 +5,8 @@
 //!
 //! A token never gives other data than was there when it was made. It is made while no write of its unit is under way;
 //! a write revokes it when its turn comes, before any of it is with the ring; and a portion that was read for it is
-//! only written on if it is still good after the read. Tokens are this shard's alone: elsewhere they are unknown.
+//! only written on if it is still good after the read. A token says which shard knows it: others ask that one (`errands`),
+//! which looks at it with every portion.
 //!
 //! | a token is | until                                                  | and then the answer is     |
 //! |------------|--------------------------------------------------------|----------------------------|
@@ -24,7 +25,9 @@ use crate::scsi::{
 };
 use crate::units::{BlockRange, BlockSize, SECTOR_BYTES, Sector, SectorCount, SectorRange};
 
-use super::copy::{CopyEnding, CopyMove, CopyWork};
+use super::ShardId;
+use super::copy::{Asks, CopyEnding, CopyMove, CopyWork};
+use super::errands::{Abroad, Errand, Place};
 use super::executor::{Core, LunState, TaskKey};
 use super::task::{Pass, Task, Work};
 
@@ -37,7 +40,7 @@ enum State {
 
 #[derive(Debug)]
 struct Rod {
-    serial: u32,
+    serial: u16,
     ranges: Vec<SectorRange>,
     token: Box<[u8; ROD_TOKEN_BYTES]>,
     state: State,
@@ -72,7 +75,7 @@ impl Rod {
 #[derive(Debug, Default)]
 pub(super) struct Rods {
     rods: Vec<Rod>,
-    serials: u32,
+    serials: u16,
 }
 
 impl Rods {
@@ -85,7 +88,21 @@ impl Rods {
         }
     }
 
-    fn find(&mut self, serial: u32) -> Option<&mut Rod> {
+    /// All of them are unknown from now on. Their serials are not used again: a copy may still name one.
+    pub(super) fn forget(&mut self) {
+        self.rods.clear();
+    }
+
+    fn next_serial(&mut self) -> u16 {
+        loop {
+            self.serials = self.serials.wrapping_add(1);
+            if self.rods.iter().all(|rod| rod.serial != self.serials) {
+                return self.serials;
+            }
+        }
+    }
+
+    fn find(&mut self, serial: u16) -> Option<&mut Rod> {
         self.rods.iter_mut().find(|rod| rod.serial == serial)
     }
 
@@ -134,11 +151,11 @@ pub(super) struct PopulateWork {
     populate: Populate,
 }
 
-/// The token a copy reads from, by its place.
+/// The token a copy reads from, by its unit and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RodPlace {
-    lun: u32,
-    serial: u32,
+struct RodPlace {
+    unit: Place,
+    serial: u16,
 }
 
 /// What a WRITE USING TOKEN has to tell at its end.
@@ -154,8 +171,18 @@ pub(super) struct TokenUse {
 }
 
 impl TokenUse {
+    fn new(write: &TokenWrite, from: Option<RodPlace>, block_size: BlockSize) -> Self {
+        let (operation, delete) = (write.operation, write.delete);
+        Self { from, operation, delete, residual: false, block_size, terminated: false }
+    }
+
     pub(super) fn writes_zeros(&self) -> bool {
         self.from.is_none()
+    }
+
+    /// The number of the token at its unit.
+    pub(super) fn serial(&self) -> Option<u16> {
+        self.from.map(|place| place.serial)
     }
 
     pub(super) fn terminate(&mut self) {
@@ -210,12 +237,12 @@ impl Core {
         }
         let size = state.block_size;
         let ranges: Vec<_> = populate.ranges.iter().filter_map(|range| range.sectors(size)).collect();
-        state.rods.serials = state.rods.serials.wrapping_add(1);
-        let serial = state.rods.serials;
+        let serial = state.rods.next_serial();
         let bytes = ranges.iter().map(|range| range.bytes().0).sum();
         let mut identifier = [0; 8];
-        identifier[..4].copy_from_slice(&lun.to_be_bytes());
-        identifier[4..].copy_from_slice(&serial.to_be_bytes());
+        identifier[..2].copy_from_slice(&self.errands.shard.0.to_be_bytes());
+        identifier[2..4].copy_from_slice(&serial.to_be_bytes());
+        identifier[4..].copy_from_slice(&lun.to_be_bytes());
         let device = &self.targets[target].device;
         let token = device.token(unit, identifier, bytes, secret).ok_or(Sense::INTERNAL_TARGET_FAILURE)?;
         let timeout = Duration::from_secs(u64::from(populate.inactivity_s));
@@ -241,34 +268,68 @@ impl Core {
     }
 
     /// Begins the copy from a token; with IMMED it goes on in the background.
-    pub(super) fn begin_token_write(&mut self, key: TaskKey, unit: UnitIndex, write: &TokenWrite) {
-        let Some(task) = self.tasks.get(key) else { return };
-        let (lun, target, nexus) = (task.lun, task.target, task.nexus);
-        let work = match self.plan_token_write(lun, unit, write) {
-            Ok(work) => work,
-            Err(sense) => {
-                let end =
-                    RodEnd { blocks: 0, residual: false, terminated: false, sense: Some(sense), token: None };
-                self.targets[target as usize].device.rod_ended(unit, write.operation, end);
-                self.fail(key, sense);
-                return;
-            }
-        };
-        if !write.immediate {
-            self.run_copy(key, work);
+    pub(super) fn begin_token_write(&mut self, key: TaskKey, unit: UnitIndex, write: Box<TokenWrite>) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        let state = &self.luns[task.lun as usize];
+        let (writable, size) = (state.writable, state.block_size);
+        // Until it is known what it copies, it is a copy that has not begun.
+        let mut work = CopyWork::new(unit, CopyEnding::Token(TokenUse::new(&write, None, size)));
+        let skip = write.offset.saturating_mul(size.sectors());
+        let source = write.source.clone();
+        work.asks = Some(Asks::Token(write));
+        task.work = Work::Copy(Box::new(work));
+        if !writable {
+            self.fail(key, Sense::WRITE_PROTECTED);
             return;
         }
-        match self.spawn_copy(target, lun, nexus) {
+        let RodSource::Token(token) = source else {
+            self.token_known(key, None, &[]);
+            return;
+        };
+        let shard = token_shard(&token);
+        if self.errands.is_other(shard) {
+            self.ask(key, shard, Errand::Open { token, skip }, false);
+            return;
+        }
+        let found = self.find_token(&token).and_then(|(lun, serial)| {
+            let ranges = self.ranges_from(lun, serial, skip)?;
+            Ok((RodPlace { unit: Place::Here(lun), serial }, ranges))
+        });
+        match found {
+            Ok((place, ranges)) => self.token_known(key, Some(place), &ranges),
+            Err(sense) => self.fail(key, sense),
+        }
+    }
+
+    /// Another shard knows the token, and keeps it for this copy.
+    pub(super) fn token_opened(&mut self, key: TaskKey, unit: Abroad, serial: u16, ranges: &[SectorRange]) {
+        self.token_known(key, Some(RodPlace { unit: Place::Abroad(unit), serial }), ranges);
+    }
+
+    /// What is copied is known: zeros, or what a token stands for behind its offset.
+    fn token_known(&mut self, key: TaskKey, from: Option<RodPlace>, sources: &[SectorRange]) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        let (lun, target, nexus) = (task.lun, task.target, task.nexus);
+        let Work::Copy(asking) = &mut task.work else { return };
+        let unit = asking.unit();
+        let Some(Asks::Token(write)) = asking.asks.take() else { return };
+        let work = self.plan_token_write(lun, unit, &write, from, sources);
+        if let Some(RodPlace { unit: Place::Here(lun), serial }) = from {
+            self.begin_token_use(lun, serial);
+        }
+        // There may be no task left for the background: then the command does it itself.
+        let worker = if write.immediate { self.spawn(target, lun, nexus) } else { None };
+        match worker {
             Some(worker) => {
                 self.reply(key, UnitReply::good(), 0);
                 self.run_copy(worker, work);
             }
-            // There is no task left for it: the command does it itself.
             None => self.run_copy(key, work),
         }
     }
 
-    fn spawn_copy(&mut self, target: u32, lun: u32, nexus: Nexus) -> Option<TaskKey> {
+    /// A task of the shard's own.
+    pub(super) fn spawn(&mut self, target: u32, lun: u32, nexus: Nexus) -> Option<TaskKey> {
         let mut task = self.spare.pop().unwrap_or_else(|| Box::new(Task::idle()));
         task.target = target;
         task.lun = lun;
@@ -279,71 +340,83 @@ impl Core {
     }
 
     fn run_copy(&mut self, key: TaskKey, work: CopyWork) {
-        if let Some(from) = work.token().and_then(|token| token.from)
-            && let Some(rod) = self.luns[from.lun as usize].rods.find(from.serial)
-        {
-            rod.users += 1;
-            rod.used = self.now;
-        }
         let Some(task) = self.tasks.get_mut(key) else { return };
         task.work = Work::Copy(Box::new(work));
         self.execute(key);
     }
 
-    fn plan_token_write(&mut self, lun: u32, unit: UnitIndex, write: &TokenWrite) -> Result<CopyWork, Sense> {
-        let state = &self.luns[lun as usize];
-        let size = state.block_size;
-        let (writable, wanted) = (state.writable, sectors_of(&write.ranges, size));
-        if !writable {
-            return Err(Sense::WRITE_PROTECTED);
+    /// A copy begins to read from a token.
+    pub(super) fn begin_token_use(&mut self, lun: u32, serial: u16) {
+        if let Some(rod) = self.luns[lun as usize].rods.find(serial) {
+            rod.users += 1;
+            rod.used = self.now;
         }
-        let (from, sources) = match &write.source {
-            RodSource::Zeros => (None, write.ranges.iter().filter_map(|range| range.sectors(size)).collect()),
-            RodSource::Token(token) => {
-                let place = self.find_token(token)?;
-                let sources = self.ranges_from(place, write.offset.saturating_mul(size.sectors()))?;
-                (Some(place), sources)
+    }
+
+    /// It has ended; `delete`: the token was used for the last time.
+    pub(super) fn end_token_use(&mut self, lun: u32, serial: u16, delete: bool) {
+        let now = self.now;
+        if let Some(rod) = self.luns[lun as usize].rods.find(serial) {
+            rod.users = rod.users.saturating_sub(1);
+            rod.used = now;
+            if delete && rod.state == State::Good {
+                rod.state = State::Deleted;
             }
-        };
-        let available: u64 = sources.iter().map(|range: &SectorRange| range.count().0).sum();
-        let moved = wanted.min(available) / size.sectors() * size.sectors();
+        }
+    }
+
+    fn plan_token_write(
+        &self,
+        lun: u32,
+        unit: UnitIndex,
+        write: &TokenWrite,
+        from: Option<RodPlace>,
+        sources: &[SectorRange],
+    ) -> CopyWork {
+        let size = self.luns[lun as usize].block_size;
+        let wanted = sectors_of(&write.ranges, size);
         let targets: Vec<_> = write.ranges.iter().filter_map(|range| range.sectors(size)).collect();
-        let moves = pair(from.map_or(lun, |place| place.lun), &sources, lun, &targets, moved);
-        let token = TokenUse {
-            from,
-            operation: write.operation,
-            delete: write.delete,
-            residual: moved < wanted,
-            block_size: size,
-            terminated: false,
-        };
+        let sources = if from.is_none() { &targets } else { sources };
+        let available: u64 = sources.iter().map(|range| range.count().0).sum();
+        let moved = wanted.min(available) / size.sectors() * size.sectors();
+        let here = Place::Here(lun);
+        let moves = pair(from.map_or(here, |place| place.unit), sources, here, &targets, moved);
+        let token = TokenUse { residual: moved < wanted, ..TokenUse::new(write, from, size) };
         let mut work = CopyWork::new(unit, CopyEnding::Token(token));
         work.add(moves);
         let target = self.target_of(lun);
         if self.targets[target].device.writes_through(unit) {
-            work.flush_at_the_end(lun);
+            work.flush_at_the_end(here);
         }
-        Ok(work)
+        work
     }
 
-    /// The token these bytes are.
-    fn find_token(&mut self, token: &[u8; ROD_TOKEN_BYTES]) -> Result<RodPlace, Sense> {
+    /// The token these bytes are, of this shard: its unit, and its number there.
+    pub(super) fn find_token(&mut self, token: &[u8; ROD_TOKEN_BYTES]) -> Result<(u32, u16), Sense> {
         let now = self.now;
-        let [a, b, c, d, e, f, g, h] = rod_identifier(token);
-        let place =
-            RodPlace { lun: u32::from_be_bytes([a, b, c, d]), serial: u32::from_be_bytes([e, f, g, h]) };
-        let state = self.luns.get_mut(place.lun as usize).ok_or(Sense::TOKEN_UNKNOWN)?;
-        let rod = state.rods.find(place.serial).ok_or(Sense::TOKEN_UNKNOWN)?;
+        let [_, _, c, d, e, f, g, h] = rod_identifier(token);
+        let (lun, serial) = (u32::from_be_bytes([e, f, g, h]), u16::from_be_bytes([c, d]));
+        if token_shard(token) != self.errands.shard {
+            return Err(Sense::TOKEN_UNKNOWN);
+        }
+        let state = self.luns.get_mut(lun as usize).ok_or(Sense::TOKEN_UNKNOWN)?;
+        let rod = state.rods.find(serial).ok_or(Sense::TOKEN_UNKNOWN)?;
         // Every byte is looked at, so that the time it takes says nothing of the secret.
         let differs = rod.token.iter().zip(token).fold(0, |differs, (one, other)| differs | one ^ other);
         if differs != 0 {
             return Err(Sense::TOKEN_CORRUPT);
         }
         rod.check(now)?;
-        let target = self.target_of(place.lun);
-        let unit = self.luns[place.lun as usize].unit;
+        let target = self.target_of(lun);
+        let unit = self.luns[lun as usize].unit;
         self.targets[target].device.may_read_rod(unit)?;
-        Ok(place)
+        Ok((lun, serial))
+    }
+
+    /// Whether a token is still what it was.
+    pub(super) fn check_token(&mut self, lun: u32, serial: u16) -> Result<(), Sense> {
+        let now = self.now;
+        self.luns[lun as usize].rods.find(serial).ok_or(Sense::TOKEN_UNKNOWN)?.check(now)
     }
 
     fn target_of(&self, lun: u32) -> usize {
@@ -351,8 +424,13 @@ impl Core {
     }
 
     /// What a token stands for, without its first sectors.
-    fn ranges_from(&mut self, place: RodPlace, mut skip: u64) -> Result<Vec<SectorRange>, Sense> {
-        let rod = self.luns[place.lun as usize].rods.find(place.serial).ok_or(Sense::TOKEN_UNKNOWN)?;
+    pub(super) fn ranges_from(
+        &mut self,
+        lun: u32,
+        serial: u16,
+        mut skip: u64,
+    ) -> Result<Vec<SectorRange>, Sense> {
+        let rod = self.luns[lun as usize].rods.find(serial).ok_or(Sense::TOKEN_UNKNOWN)?;
         if skip > rod.sectors() {
             return Err(Sense::parameter_field(8, 7));
         }
@@ -367,11 +445,13 @@ impl Core {
         Ok(ranges)
     }
 
-    /// A portion was read for a token: whether that is still what the token stands for.
+    /// A portion was read here for a token: whether that is still what the token stands for.
     pub(super) fn token_still_good(&mut self, token: &TokenUse) -> Result<(), Sense> {
-        let (Some(from), now) = (token.from, self.now) else { return Ok(()) };
-        let rod = self.luns[from.lun as usize].rods.find(from.serial).ok_or(Sense::TOKEN_UNKNOWN)?;
-        rod.check(now)
+        match token.from {
+            Some(RodPlace { unit: Place::Here(lun), serial }) => self.check_token(lun, serial),
+            // Whoever read it has looked.
+            _ => Ok(()),
+        }
     }
 
     /// The copy from a token is over, one way or the other.
@@ -383,15 +463,13 @@ impl Core {
         bytes: u64,
         sense: Option<Sense>,
     ) {
-        let now = self.now;
-        if let Some(from) = token.from
-            && let Some(rod) = self.luns[from.lun as usize].rods.find(from.serial)
-        {
-            rod.users -= 1;
-            rod.used = now;
-            if token.delete && sense.is_none() && rod.state == State::Good {
-                rod.state = State::Deleted;
+        let delete = token.delete && sense.is_none();
+        match token.from {
+            Some(RodPlace { unit: Place::Here(lun), serial }) => self.end_token_use(lun, serial, delete),
+            Some(RodPlace { unit: Place::Abroad(unit), serial }) => {
+                self.errands.close_token(unit, serial, delete);
             }
+            None => {}
         }
         let end = RodEnd {
             blocks: bytes / u64::from(token.block_size.bytes()),
@@ -413,6 +491,7 @@ impl Core {
                 copy.terminate();
             }
         }
+        self.end_errands_at(target, unit);
     }
 
     /// A POPULATE TOKEN is aborted before its turn has come.
@@ -426,12 +505,24 @@ impl Core {
     }
 }
 
+/// The shard a token is of, by what it says itself.
+fn token_shard(token: &[u8; ROD_TOKEN_BYTES]) -> ShardId {
+    let [a, b, ..] = rod_identifier(token);
+    ShardId(u16::from_be_bytes([a, b]))
+}
+
 fn sectors_of(ranges: &[BlockRange], size: BlockSize) -> u64 {
     ranges.iter().map(|range| range.count.0.saturating_mul(size.sectors())).sum()
 }
 
 /// `total` sectors of the sources, in order, to as many of the destinations, in order.
-fn pair(from: u32, sources: &[SectorRange], to: u32, targets: &[SectorRange], total: u64) -> Vec<CopyMove> {
+fn pair(
+    from: Place,
+    sources: &[SectorRange],
+    to: Place,
+    targets: &[SectorRange],
+    total: u64,
+) -> Vec<CopyMove> {
     let mut moves = Vec::with_capacity(sources.len() + targets.len());
     let (mut sources, mut targets) = (sources.iter().copied(), targets.iter().copied());
     let (mut source, mut destination) = (sources.next(), targets.next());

@@ -19,7 +19,7 @@ use crate::scsi::{
 };
 use crate::units::{ByteOffset, Lba};
 
-use super::executor::{Begun, Core, LunState, Request};
+use super::executor::{Begun, Core, Request};
 use super::reactor::TICK;
 use super::target::Target;
 use super::token::Token;
@@ -83,7 +83,9 @@ impl<I: Io> Solo<I> {
             core.layers[unit.leaf.0 as usize].records.durability = unit.durability;
         }
         let units = (0..).map(UnitIndex).zip(seed.units);
-        core.luns.extend(units.map(|(place, unit)| LunState::new(unit, 0, place)));
+        for (place, unit) in units {
+            core.add_lun(unit, 0, place);
+        }
         let now = seed.io.now();
         core.now = now;
         Ok(Self {

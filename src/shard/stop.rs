@@ -74,6 +74,9 @@ impl<I: Io> Shard<I> {
                     }
                 }
                 let ended = self.connections.is_empty() && !self.endings.is_waiting();
+                if late {
+                    self.core.give_up_errands();
+                }
                 // Other shards may wait for what this one reads.
                 if ended && self.core.tasks.is_empty() && self.core.fills == 0 {
                     self.settle_images();
@@ -143,6 +146,7 @@ impl<I: Io> Shard<I> {
 
     fn settle_images(&mut self) {
         self.stop = Stop::Settling;
+        self.core.errands.closed = true;
         for index in 0..self.core.layers.len() {
             let layer = LayerId(index as u32);
             if self.core.images.pending_blocks(layer) > 0 {

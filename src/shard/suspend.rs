@@ -40,7 +40,7 @@ impl<I: Io> Shard<I> {
         self.core.targets[index as usize].holds += 1;
         self.core.end_background_copies(index, Some(unit));
         // What a token stands for is read through the image that goes.
-        self.core.luns[place as usize].rods = super::rods::Rods::default();
+        self.core.luns[place as usize].rods.forget();
         self.end_unit_for_a_while(index, unit, lun, place);
     }
 

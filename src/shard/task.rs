@@ -15,6 +15,7 @@
 //! | `Keep`     | a change of its unit to be stable                | any of the others                         |
 //! | `Pace`     | the time of its next portion                     | `Resolve`                                 |
 //! | `Preempt`  | the end of commands it aborts                    | `Finished`                                |
+//! | `Errand`   | what another shard does for its copy             | `Resolve`, `Turn`, `Sync`, `Finished`     |
 //! | `Finished` | its reply to be queued for sending               | dropped                                   |
 
 use crate::buf::{Buf, BufRef};
@@ -31,6 +32,7 @@ use crate::units::{BlockRange, ByteOffset, Lba, SectorRange};
 use super::ConnKey;
 use super::atomic::AtomicStep;
 use super::copy::CopyWork;
+use super::errand_desk::ErrandWork;
 use super::lba_status::HeldRun;
 use super::rods::PopulateWork;
 use super::sanitize::SanitizeWork;
@@ -49,6 +51,7 @@ pub(super) enum Stage {
     Keep,
     Pace,
     Preempt,
+    Errand,
     Finished,
 }
 
@@ -64,7 +67,7 @@ pub(super) enum Pass {
 }
 
 /// The command, once `scsi` has decided what it means.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Work {
     /// The reply is known; segments hold its data, if any.
     Reply,
@@ -106,6 +109,8 @@ pub(super) enum Work {
     Copy(Box<CopyWork>),
     Populate(Box<PopulateWork>),
     Sanitize(Box<SanitizeWork>),
+    /// A portion of a copy of another shard.
+    Errand(Box<ErrandWork>),
     /// A parameter list, given back to `scsi` when it has arrived.
     Parameter,
 }
@@ -188,6 +193,9 @@ pub(super) struct Task {
     pub(super) spare: Vec<Buf>,
     /// All data-in the command has, also beyond what is fetched (EDTL).
     pub(super) in_total: u32,
+    /// Bytes on their way between two shards (`errands`); `parcel_waits`: they have come, and have no buffers yet.
+    pub(super) parcel: Vec<u8>,
+    pub(super) parcel_waits: bool,
     pub(super) transfers: Vec<Transfer>,
     pub(super) pending: u32,
     pub(super) commit: Option<CommitSeq>,
@@ -231,6 +239,8 @@ impl Task {
             assembly: None,
             spare: Vec::new(),
             in_total: 0,
+            parcel: Vec::new(),
+            parcel_waits: false,
             transfers: Vec::new(),
             pending: 0,
             commit: None,
@@ -257,6 +267,8 @@ impl Task {
         self.assembly = None;
         self.spare.clear();
         self.in_total = 0;
+        self.parcel = Vec::new();
+        self.parcel_waits = false;
         self.transfers.clear();
         self.commit = None;
         self.status = ScsiStatus::Good;
@@ -364,7 +376,7 @@ impl Task {
 
     /// The data-out piece at `position` of at most `len` bytes that lies in one buffer.
     pub(super) fn out_part(&self, position: u64, len: u32) -> Option<Part> {
-        if let Work::Copy(_) = self.work {
+        if let Work::Copy(_) | Work::Errand(_) = self.work {
             return self.in_parts(u32::try_from(position).ok()?, len).next();
         }
         let chunk = limits::CHUNK_BYTES as u64;

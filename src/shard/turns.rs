@@ -92,6 +92,7 @@ impl Work {
             }
             Self::WriteAtomic(_) => Turn::Atomic,
             Self::Read | Self::Verify { .. } => Turn::Reads,
+            Self::Errand(errand) => errand.turn(),
             _ => Turn::None,
         }
     }
@@ -106,6 +107,10 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return };
         match task.work {
             Work::Flush => {
+                self.sync(key);
+                return;
+            }
+            Work::Errand(ref errand) if errand.flushes() => {
                 self.sync(key);
                 return;
             }

@@ -42,6 +42,7 @@ mod hostile;
 mod isns;
 mod kill_loop;
 mod offload;
+mod offload_cores;
 mod oracles;
 mod other_programs;
 mod raw_initiator;
