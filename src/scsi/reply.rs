@@ -136,6 +136,8 @@ pub enum UnitPlan {
         unit: UnitIndex,
         range: BlockRange,
         immediate: bool,
+        /// All of what was asked for; else only its first part.
+        whole: bool,
     },
     /// GET LBA STATUS from `start`: answer with [`lba_status`].
     LbaStatus {

@@ -73,11 +73,11 @@ impl Core {
                 self.execute(key);
                 Begun::Running(key)
             }
-            UnitPlan::PreFetch { unit, range, immediate } => {
+            UnitPlan::PreFetch { unit, range, immediate, whole } => {
                 let Some((task, range, _)) = self.place(key, unit, range) else { return Begun::Busy };
                 // To begin the reads is enough for one; the other reads as VERIFY does, and leaves the data behind.
                 let pass = if immediate { Pass::Prefetch } else { Pass::Read };
-                task.work = Work::PreFetch;
+                task.work = Work::PreFetch { held: false, missed: !whole };
                 task.start_pass(pass, range);
                 self.execute(key);
                 Begun::Running(key)

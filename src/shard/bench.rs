@@ -21,7 +21,8 @@ use crate::vhd::create::{BLOCK_BYTES_MIN, NewDisk, NewKind, create};
 use crate::vhd::{OpenMode, open_with};
 
 use super::ConnKey;
-use super::executor::{Begun, Core, LunState, Request, TaskKey};
+use super::executor::{Begun, Core, Request, TaskKey};
+use super::lun_state::{BootWatch, LunState};
 use super::target::{SessionEntry, Target};
 use super::token::{Kind, Token};
 
@@ -107,7 +108,7 @@ impl Bench {
             turns: super::turns::Turns::default(),
             streams: super::read_ahead::Streams::default(),
             rods: super::rods::Rods::default(),
-            boot: super::executor::BootWatch::default(),
+            boot: BootWatch::default(),
         });
         Self { core, disk, next_id: 0, attribute: TaskAttribute::Simple }
     }

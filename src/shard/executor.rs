@@ -7,101 +7,33 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::buf::{Fill, Pool};
-use crate::cache::{Boot, Claim, GoldenCache, Told};
+use crate::cache::{Claim, GoldenCache, Told};
 use crate::clock::Instant;
-use crate::image::{Chain, Images};
+use crate::image::Images;
 use crate::io::{Op, OpToken, Outcome};
 use crate::iscsi::pdu::scsi_command::TaskAttribute;
 use crate::iscsi::session::TaskId;
 use crate::limits;
 use crate::pending::Area;
-use crate::plan::{FileSlot, LayerId, ReadPlan, WriteKind, WritePlan};
+use crate::plan::{LayerId, ReadPlan, WriteKind, WritePlan};
 use crate::scsi::{Nexus, ScsiStatus, Sense, UnitFault, UnitIndex};
 use crate::slab::{Key, Slab};
-use crate::units::{BlockSize, SectorRange};
 
 use super::atomic::AtomicStep;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::errands::Errands;
 use super::keep::{Keeping, Unkept};
+use super::lun_state::LunState;
 use super::metrics::Metrics;
-use super::order::Order;
-use super::read_ahead::Streams;
 use super::records::Durability;
-use super::rods::Rods;
 use super::sanitize::SanitizeWaiter;
 use super::target::Target;
 use super::task::{Pass, Stage, Task, Work};
 use super::token::{Kind, Token};
-use super::turns::Turns;
 use super::{ConnKey, LayerName, UnitSeed};
 
 pub(super) type TaskKey = Key<Box<Task>>;
-
-/// A unit as the executor sees it.
-#[derive(Debug)]
-pub(super) struct LunState {
-    pub(super) target: u32,
-    pub(super) unit: UnitIndex,
-    /// It is being taken away: background work ends with its portion.
-    pub(super) ends: bool,
-    /// No other unit of the shard had or will have this number.
-    pub(super) born: u64,
-    pub(super) chain: Chain,
-    pub(super) block_size: BlockSize,
-    pub(super) leaf: LayerId,
-    pub(super) leaf_file: FileSlot,
-    pub(super) writable: bool,
-    /// SANITIZE has erased all of it, and nothing was written since.
-    pub(super) erased: bool,
-    pub(super) order: Order,
-    pub(super) turns: Turns,
-    pub(super) streams: Streams,
-    pub(super) rods: Rods,
-    pub(super) boot: BootWatch,
-}
-
-/// Whether what a unit reads goes into a boot trace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum BootWatch {
-    #[default]
-    Idle,
-    /// Its first sector was read: so begins every boot.
-    Began,
-    Recorded(Boot),
-}
-
-impl BootWatch {
-    /// A read begins.
-    pub(super) fn began(&mut self, range: SectorRange) {
-        if range.start().0 == 0 && *self == Self::Idle {
-            *self = Self::Began;
-        }
-    }
-}
-
-impl LunState {
-    pub(super) fn new(unit: UnitSeed, target: u32, place: UnitIndex) -> Self {
-        Self {
-            target,
-            unit: place,
-            ends: false,
-            born: 0,
-            chain: unit.chain,
-            block_size: unit.block_size,
-            leaf: unit.leaf,
-            leaf_file: unit.leaf_file,
-            writable: unit.writable,
-            erased: false,
-            order: Order::default(),
-            turns: Turns::default(),
-            streams: Streams::default(),
-            rods: Rods::default(),
-            boot: BootWatch::default(),
-        }
-    }
-}
 
 /// A task whose reply is ready.
 #[derive(Clone, Copy, Debug)]
@@ -614,6 +546,7 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return };
         debug_assert_eq!(task.pending, 0);
         task.stage = Stage::Finished;
+        task.note_pre_fetched();
         if task.sense.is_some() {
             task.segments.clear();
             task.in_total = 0;

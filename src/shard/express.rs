@@ -20,8 +20,9 @@ use crate::plan::{Source, WriteKind};
 use crate::scsi::Nexus;
 
 use super::connection::{Connection, Phase};
-use super::executor::{BootWatch, Core, TaskKey};
+use super::executor::{Core, TaskKey};
 use super::fairness::Turn;
+use super::lun_state::BootWatch;
 use super::session::{Member, ServedSession, Sessions};
 use super::task::{Pass, Task, Work};
 use super::{ConnKey, turns};

@@ -12,8 +12,10 @@
 //! | `admission`  | who may use a target; `mac` which address has which MAC             |
 //! | `management` | task management functions and closing                               |
 //! | `begin`      | what `scsi` decides becomes work; buffers for data-out              |
+//! | `lun_state`  | a unit as the executor sees it                                      |
 //! | `executor`   | drives a task to its reply; `read_path`, `write_path` its halves    |
 //! | `express`    | a READ whose data is at hand, answered where its header is read      |
+//! | `pre_fetch`  | PRE-FETCH, into the golden cache                                    |
 //! | `fill_path`  | reads of golden files into the cache; `read_ahead` before they are asked for |
 //! | `order`      | task attributes                                                     |
 //! | `turns`      | which writes wait for which                                         |
@@ -63,11 +65,13 @@ mod keep;
 mod lba_status;
 mod life;
 mod logins;
+mod lun_state;
 mod mac;
 mod mailbox;
 mod management;
 mod metrics;
 mod order;
+mod pre_fetch;
 mod rate;
 mod reactor;
 mod read_ahead;

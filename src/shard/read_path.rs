@@ -13,7 +13,8 @@ use crate::plan::{FileSlot, ReadExtent, ReadPlan, ReadStep, Source};
 use crate::scsi::UnitFault;
 use crate::units::ByteOffset;
 
-use super::executor::{BootWatch, Core, TaskKey};
+use super::executor::{Core, TaskKey};
+use super::lun_state::BootWatch;
 use super::task::{Stage, Task, Transfer, Work};
 use super::token::{Kind, Token};
 
@@ -97,6 +98,9 @@ impl Core {
                         len
                     } else {
                         let len = left.min(CHUNK_BYTES as u32);
+                        if let Some(task) = self.tasks.get_mut(key) {
+                            task.work.note_cached(false);
+                        }
                         self.read_file(key, file, offset, len);
                         len
                     };
@@ -125,7 +129,9 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let waiter =
             Waiter { task: Token::of(Kind::Task, key, 0).encode().0, segment: task.segments.len() as u32 };
-        match self.cache.lookup(file, offset, len, waiter) {
+        let found = self.cache.lookup(file, offset, len, waiter);
+        task.work.note_cached(!matches!(found, Lookup::NoFrame));
+        match found {
             Lookup::Hit(buf) => {
                 task.push_segment(0, len, Some(buf));
             }
@@ -135,30 +141,6 @@ impl Core {
             }
             Lookup::NoFrame => self.read_file(key, file, offset, len),
         }
-    }
-
-    /// PRE-FETCH: begins to read what lies in golden files. True when the task can go on at once.
-    pub(super) fn prefetch_portion(&mut self, key: TaskKey) -> bool {
-        let Some(task) = self.tasks.get_mut(key) else { return false };
-        let mut plan = core::mem::take(&mut self.read_plan);
-        let chain = &self.luns[task.lun as usize].chain;
-        let more = match self.images.resolve_read(chain, task.left, &mut plan) {
-            ReadStep::NeedBitmap(read) => {
-                self.load_bitmap(read, key);
-                false
-            }
-            ReadStep::Ready { covered } => {
-                task.left = task.left.skip(covered);
-                for extent in &plan.extents {
-                    if let Source::File { file, offset, immutable: true } = extent.source {
-                        self.cache.prefetch(file, offset, extent.len);
-                    }
-                }
-                true
-            }
-        };
-        self.read_plan = plan;
-        more
     }
 
     fn read_file(&mut self, key: TaskKey, file: FileSlot, offset: ByteOffset, len: u32) {

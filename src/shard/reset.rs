@@ -21,7 +21,8 @@ use crate::scsi::UnitIndex;
 
 use super::Shard;
 use super::commit::LayerWork;
-use super::executor::{BootWatch, Core};
+use super::executor::Core;
+use super::lun_state::BootWatch;
 use super::read_ahead::Streams;
 use super::records::{Durability, ResetAt};
 use super::rods::Rods;

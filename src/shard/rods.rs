@@ -28,7 +28,8 @@ use crate::units::{BlockRange, BlockSize, SECTOR_BYTES, Sector, SectorCount, Sec
 use super::ShardId;
 use super::copy::{Asks, CopyEnding, CopyMove, CopyWork};
 use super::errands::{Abroad, Errand, Place};
-use super::executor::{Core, LunState, TaskKey};
+use super::executor::{Core, TaskKey};
+use super::lun_state::LunState;
 use super::task::{Pass, Task, Work};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

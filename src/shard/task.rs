@@ -103,8 +103,12 @@ pub(super) enum Work {
         ranges: Vec<BlockRange>,
     },
     Flush,
-    /// The blocks will be read soon (SBC-3, 5.10). GOOD says that the cache keeps no place for them.
-    PreFetch,
+    /// The blocks will be read soon (SBC-3, 5.10). CONDITION MET says that the golden cache has all of them, or is reading
+    /// them; GOOD that some are not its affair, or find no place in it.
+    PreFetch {
+        held: bool,
+        missed: bool,
+    },
     WriteAtomic(AtomicStep),
     Copy(Box<CopyWork>),
     Populate(Box<PopulateWork>),

@@ -210,11 +210,13 @@ impl LogicalUnit {
             range.count = BlockCount(self.geometry.blocks - range.start.0);
         }
         // A hint, so a longer one is not an error: the first part of it is fetched.
-        range.count.0 = range.count.0.min(u64::from(self.geometry.blocks_in(limits::TRANSFER_BYTES_MAX)));
+        let most = u64::from(self.geometry.blocks_in(limits::TRANSFER_BYTES_MAX));
+        let whole = range.count.0 <= most;
+        range.count.0 = range.count.0.min(most);
         if range.count.0 == 0 {
             return Ok(GOOD);
         }
-        Ok(UnitPlan::PreFetch { unit: self.index, range, immediate })
+        Ok(UnitPlan::PreFetch { unit: self.index, range, immediate, whole })
     }
 
     fn inquiry(&self, page: Option<u8>, around: Surroundings<'_>) -> Result<Vec<u8>, Sense> {
