@@ -3,6 +3,7 @@
 //! Knows everything below it; may block, and owns all opening of files. Nothing names it but `main`.
 
 pub mod admin;
+mod atomic_journal;
 mod bench_cases;
 mod bench_round;
 mod bench_scratch;

@@ -8,6 +8,8 @@
 //! | `Write`   | the write, its commit, the flush                    | the journal: the next start writes it  |
 //! | `Forget`  | the memory without them                             | the new blocks, perhaps written twice  |
 //!
+//! The memory without them is first written, and stable a moment later; a flush of the unit waits for that (`keep`).
+//!
 //! Meanwhile no other command reads or writes the unit, and what has begun is not aborted any more: whoever aborts it
 //! waits. Where a step fails the image takes no more writes, because a later one could be undone by the journal.
 

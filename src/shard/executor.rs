@@ -23,7 +23,7 @@ use super::atomic::AtomicStep;
 use super::bitmaps::BitmapLoad;
 use super::commit::LayerWork;
 use super::errands::Errands;
-use super::keep::{Keeping, Unkept};
+use super::keep::{Keeping, Unkept, Unsettled};
 use super::lun_state::LunState;
 use super::metrics::Metrics;
 use super::records::Durability;
@@ -120,6 +120,9 @@ pub(super) struct Core {
     /// Commands whose change of a unit must be stable first: not yet handed over, and handed over.
     pub(super) unkept: Vec<Unkept>,
     pub(super) keeping: Vec<Keeping>,
+    /// Atomic writes that a power failure may bring back, and commands that flush when it cannot.
+    pub(super) unsettled: Vec<Unsettled>,
+    pub(super) settlers: Vec<TaskKey>,
     /// Commands that wait for a sanitize operation; and its portions whose time has not come.
     pub(super) sanitizing: Vec<SanitizeWaiter>,
     pub(super) paced: Vec<(Instant, TaskKey)>,
@@ -185,6 +188,8 @@ impl Core {
             preempting: Vec::new(),
             unkept: Vec::new(),
             keeping: Vec::new(),
+            unsettled: Vec::new(),
+            settlers: Vec::new(),
             sanitizing: Vec::new(),
             paced: Vec::new(),
             stopping: false,
@@ -463,6 +468,10 @@ impl Core {
             self.finish(key);
             return;
         }
+        if self.await_settled(key) {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(key) else { return };
         if self.images.is_failed(leaf) {
             // The kernel would call a second flush a success: the pages it lost count as clean.
             self.fail_io(key, UnitFault::Write);

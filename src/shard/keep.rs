@@ -46,6 +46,15 @@ pub(super) struct Keeping {
     then: UnitPlan,
 }
 
+/// An atomic write of a unit is over, but a power failure may bring it back. Nothing newer of the unit is called stable
+/// before that cannot be.
+#[derive(Debug)]
+pub(super) struct Unsettled {
+    ticket: u64,
+    target: u32,
+    lun: u32,
+}
+
 /// A request not yet handed to the keeper.
 #[derive(Debug)]
 pub(super) struct Unkept {
@@ -76,12 +85,48 @@ impl Core {
 
     /// Something a unit of this target must remember is not stable yet.
     pub(super) fn is_keeping_for(&self, target: u32) -> bool {
-        self.keeping.iter().any(|it| it.target == target) || self.unkept.iter().any(|it| it.target == target)
+        let keeps = self.keeping.iter().any(|it| it.target == target);
+        let unsettled = self.unsettled.iter().any(|it| it.target == target);
+        keeps || unsettled || self.unkept.iter().any(|it| it.target == target)
     }
 
-    fn kept(&mut self, ticket: u64, stable: bool) {
+    /// True: the command waits, and flushes when the unit's atomic writes are over for good.
+    pub(super) fn await_settled(&mut self, key: TaskKey) -> bool {
+        let Some(task) = self.tasks.get_mut(key) else { return false };
+        let waits = self.unsettled.iter().any(|it| it.lun == task.lun);
+        if waits {
+            task.stage = Stage::Keep;
+            self.settlers.push(key);
+        }
+        waits
+    }
+
+    /// What was cleared is stable, or nobody knows.
+    fn journal_settled(&mut self, Unsettled { lun, .. }: Unsettled, stable: bool) {
+        if !stable {
+            tracing::error!(
+                "the journal of an atomic write could not be cleared; its image takes no more writes until the server is started again"
+            );
+            self.images.fail(self.luns[lun as usize].leaf);
+        }
+        for key in core::mem::take(&mut self.settlers) {
+            if self.tasks.get(key).is_some_and(|task| task.stage == Stage::Keep) {
+                self.sync(key);
+            }
+        }
+    }
+
+    fn kept(&mut self, ticket: u64, stable: bool, settled: bool) {
+        if let Some(at) = self.unsettled.iter().position(|it| it.ticket == ticket) {
+            let unsettled = self.unsettled.swap_remove(at);
+            self.journal_settled(unsettled, stable);
+            return;
+        }
         let Some(at) = self.keeping.iter().position(|keeping| keeping.ticket == ticket) else { return };
         let Keeping { task, target, then, .. } = self.keeping.swap_remove(at);
+        if let Some(lun) = self.tasks.get(task).map(|task| task.home).filter(|_| !settled) {
+            self.unsettled.push(Unsettled { ticket, target, lun });
+        }
         self.after_keep(task, target, then, stable);
     }
 
@@ -128,8 +173,8 @@ impl<I: Io> Shard<I> {
     }
 
     /// The keeper's answer.
-    pub(super) fn kept(&mut self, ticket: u64, stable: bool) {
-        self.core.kept(ticket, stable);
+    pub(super) fn kept(&mut self, ticket: u64, stable: bool, settled: bool) {
+        self.core.kept(ticket, stable, settled);
     }
 }
 
@@ -172,7 +217,7 @@ mod tests {
         assert!(kept.len() == 1 && kept[0].reservations.is_some());
         bench.settle();
         assert_eq!(status(&bench, task), None);
-        bench.core.kept(0, true);
+        bench.core.kept(0, true, true);
         assert_eq!(status(&bench, task), Some(GOOD));
         let mut forgetful = list();
         forgetful[20] = 0;
@@ -185,8 +230,35 @@ mod tests {
         let mut bench = Bench::new();
         let task = bench.begin(&REGISTER, &list(), 0);
         hand_over(&mut bench);
-        bench.core.kept(0, false);
+        bench.core.kept(0, false, true);
         assert_eq!(status(&bench, task), Some(CHECK_CONDITION));
+    }
+
+    #[test]
+    fn a_flush_waits_until_an_atomic_write_cannot_come_back() {
+        const WRITE_ATOMIC: [u8; 16] = [0x9C, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0];
+        const SYNCHRONIZE: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for stable in [true, false] {
+            let mut bench = Bench::new();
+            let write = bench.begin(&WRITE_ATOMIC, &[7; 512], 0);
+            hand_over(&mut bench);
+            bench.core.kept(0, true, true);
+            bench.settle();
+            hand_over(&mut bench);
+            bench.core.kept(0, true, false);
+            assert_eq!(status(&bench, write), Some(GOOD));
+            assert!(bench.core.is_keeping_for(0), "its target does not go before");
+            let read = bench.begin(&[0x28, 0, 0, 0, 0, 5, 0, 0, 1, 0], &[], 512);
+            bench.settle();
+            assert_eq!(bench.reply(read).unwrap().data, [7; 512]);
+            let (flush, aborted) = (bench.begin(&SYNCHRONIZE, &[], 0), bench.begin(&SYNCHRONIZE, &[], 0));
+            assert!(bench.core.abort(aborted));
+            assert!(bench.ops().is_empty() && status(&bench, flush).is_none());
+            bench.core.kept(0, stable, true);
+            bench.settle();
+            assert_eq!(status(&bench, flush), Some(if stable { GOOD } else { CHECK_CONDITION }));
+            assert!(!bench.core.is_keeping_for(0));
+        }
     }
 
     #[test]
@@ -195,8 +267,8 @@ mod tests {
         let task = bench.begin(&REGISTER, &list(), 0);
         hand_over(&mut bench);
         assert!(bench.core.abort(task));
-        bench.core.kept(0, true);
-        bench.core.kept(1, true);
+        bench.core.kept(0, true, true);
+        bench.core.kept(1, true, true);
         assert!(bench.core.keeping.is_empty() && bench.reply(task).is_none());
     }
 }

@@ -423,7 +423,7 @@ impl<I: Io> Shard<I> {
                 Message::Golden { frame } => self.core.golden_filled(frame),
                 Message::Ahead(batch) => self.core.cache.read_along(&batch),
                 Message::Errand(mail) => self.core.errand_mail(*mail),
-                Message::Kept { ticket, stable } => self.kept(ticket, stable),
+                Message::Kept { ticket, stable, settled } => self.kept(ticket, stable, settled),
                 Message::Report { asked, reply } => {
                     let _ = reply.try_send(self.report(asked));
                 }

@@ -54,10 +54,12 @@ pub enum Message<I: Io> {
     },
     /// Golden data that booting nodes will want, for one of the shards to read.
     Ahead(Arc<AheadBatch>),
-    /// A [`super::KeepRequest`] has ended; `stable`: it is safe.
+    /// A [`super::KeepRequest`] has ended; `stable`: it is safe. Not `settled`: it ended an atomic write, which a power failure
+    /// may bring back, and the same follows once more when it cannot.
     Kept {
         ticket: u64,
         stable: bool,
+        settled: bool,
     },
     /// Tell what you are doing. A reply that finds no room is dropped: nobody waits for it any more.
     Report {

@@ -78,7 +78,11 @@ impl<I: Io> Shard<I> {
                     self.core.give_up_errands();
                 }
                 // Other shards may wait for what this one reads.
-                if ended && self.core.tasks.is_empty() && self.core.fills == 0 {
+                if ended
+                    && self.core.tasks.is_empty()
+                    && self.core.fills == 0
+                    && self.core.unsettled.is_empty()
+                {
                     self.settle_images();
                 }
             }

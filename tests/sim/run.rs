@@ -155,7 +155,7 @@ impl Run {
             }
         }
         if let Some(mut server) = self.server.take() {
-            server.keeper.killed(&mut self.world.borrow_mut());
+            server.keeper.killed(&mut self.world.borrow_mut(), matches!(ending, Ending::PowerCut));
         }
         self.world.borrow_mut().forget_servers();
         for initiator in &mut self.initiators {
